@@ -1,0 +1,45 @@
+"""zepad makes any pre-trained image encoder safe to build on.
+
+```python
+from zepad import ZePAD
+
+defense = ZePAD.from_encoders(victim, auxiliary)
+defense.harden(train_loader).fit_benign(train_loader)
+labels, flagged = defense.predict(images), defense.detect(images)
+```
+"""
+
+from ._version import __version__
+from .config import BenignConfig, FusionConfig, HardenConfig, HeadConfig
+from .encoders import Encoder, EncoderSpec, Preprocessing
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    HubError,
+    InputError,
+    StageError,
+    TrainingError,
+    ZePADError,
+)
+from .inspection import BranchReport
+from .model import ZePAD
+
+__all__ = [
+    "BenignConfig",
+    "BranchReport",
+    "CheckpointError",
+    "ConfigError",
+    "Encoder",
+    "EncoderSpec",
+    "FusionConfig",
+    "HardenConfig",
+    "HeadConfig",
+    "HubError",
+    "InputError",
+    "Preprocessing",
+    "StageError",
+    "TrainingError",
+    "ZePAD",
+    "ZePADError",
+    "__version__",
+]

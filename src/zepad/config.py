@@ -1,0 +1,223 @@
+"""Settings as frozen values with a JSON round trip.
+
+Budgets are in [0, 1] pixel units, written `8 / 255`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["cosine", "exponential"]
+
+_Config = TypeVar("_Config", bound="_JSONConfig")
+
+
+def require(condition: bool, name: str, got: object, expected: str) -> None:
+    """Raise a `ConfigError` that says what was got and what was expected, unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name} must be {expected}; got {got!r}.")
+
+
+def check_budget(eps: float, norm: str = "linf") -> None:
+    """Refuse a budget that is not a positive number in [0, 1] pixel units.
+
+    Args:
+        eps: Radius of the norm ball. For `"linf"` more than 1 can only be a budget in 0..255 units.
+        norm: Name of the norm.
+
+    Raises:
+        ConfigError: Naming the value and, for 0..255 units, the remedy.
+    """
+    if not (math.isfinite(eps) and eps > 0):
+        raise ConfigError(f"eps must be a positive number in [0, 1] pixel units; got {eps!r}.")
+    if norm == "linf" and eps > 1:
+        raise ConfigError(
+            f"eps must lie in (0, 1] for images in [0, 1]; got {eps!r}, which looks like 0..255 units. "
+            f"Write {eps:g} / 255."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _JSONConfig:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[_Config], values: dict[str, Any]) -> _Config:
+        """Rebuild the settings, refusing unknown names.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - names)
+        if unknown:
+            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(names))}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainingConfig(_JSONConfig):
+    epochs: int | None = None
+    lr: float = 1e-3
+    head_lr: float = 2e-3
+    weight_decay: float = 8e-4
+    schedule: Schedule = "cosine"
+    val_fraction: float = 0.1
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        epochs = self.epochs
+        require(epochs is None or (isinstance(epochs, int) and epochs >= 1), "epochs", epochs, "at least 1, or None")
+        for name in ("lr", "head_lr"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, name, value, "a positive number")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
+        require(self.schedule in ("cosine", "exponential"), "schedule", self.schedule, '"cosine" or "exponential"')
+        require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "in [0, 1)")
+        require(self.precision in ("auto", "fp32", "bf16"), "precision", self.precision, '"auto", "fp32" or "bf16"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardenConfig(_TrainingConfig):
+    """Adversarial fine-tuning of the victim and the auxiliary encoder (the MPAE branch).
+
+    The defaults are the recipe that measured best on small and on larger data (docs/recipe.md); `HardenConfig.paper()`
+    holds the paper's values.
+
+    Attributes:
+        epochs: Passes over the loader. None takes as many as it needs for about 150 updates, at least 10.
+        lr: Peak learning rate of the encoder (Adam).
+        head_lr: Peak learning rate of the head that is trained along.
+        weight_decay: L2 penalty inside Adam, as in the paper.
+        schedule: `"cosine"` falls to zero over the whole run; `"exponential"` multiplies by 0.96 per epoch.
+        val_fraction: Share of the loader's data set held out for choosing the epoch when no `val_loader` is given.
+        seed: Fixes order, attacks, heads and dropout.
+        precision: `"auto"` is bfloat16 where the hardware computes in it, else float32.
+        eps: L-infinity budget of the training attack, in [0, 1] pixel units.
+        step_size: Step of the training attack; None takes `2 * eps / steps`.
+        steps: Steps of the training attack.
+        structure_weight: Weight of the structure loss `L_f`, taken per row so that it means the same at any batch size.
+    """
+
+    eps: float = 8 / 255
+    step_size: float | None = None
+    steps: int = 5
+    structure_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        super().__post_init__()
+        check_budget(self.eps)
+        if self.step_size is not None:
+            require(0 < self.step_size <= 1, "step_size", self.step_size, "in (0, 1], written 2 / 255")
+        require(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.structure_weight >= 0, "structure_weight", self.structure_weight, "zero or more")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> HardenConfig:
+        """Return the paper's recipe: it assumes 20 epochs of about 200 updates with batches of 256.
+
+        Encoder rate 1e-4, head rate 5e-3, weight decay 8e-4, rates times 0.96 per epoch, PGD of 10 steps with
+        eps 0.03 and step 0.007, lambda 20. The paper sums `L_f` over a batch of 256 where this library takes the mean
+        per row, hence the weight 20 * 256.
+
+        Args:
+            **changes: Fields that differ from the paper's.
+        """
+        values: dict[str, Any] = {
+            "epochs": 20,
+            "lr": 1e-4,
+            "head_lr": 5e-3,
+            "weight_decay": 8e-4,
+            "schedule": "exponential",
+            "eps": 0.03,
+            "step_size": 0.007,
+            "steps": 10,
+            "structure_weight": 20.0 * 256,
+        }
+        return cls(**{**values, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenignConfig(_TrainingConfig):
+    """Training of the benign encoder on clean data (the BMP branch). Fields as in `HardenConfig`.
+
+    Attributes:
+        freeze_encoder: Keep the benign encoder as it is and train its head alone, as in the paper's example.
+    """
+
+    freeze_encoder: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig(_JSONConfig):
+    """Fitting of heads on frozen features. The library owns these batches, so their size is a setting.
+
+    Attributes:
+        epochs: Passes over the cached features. None takes as many as it needs for about 200 updates, at least 20.
+        head_lr: Peak learning rate (Adam, cosine decay); 5e-3 as in the paper.
+        weight_decay: L2 penalty inside Adam.
+        batch_size: Features per update.
+        cache_bytes: Features beyond this size are kept in a memory-mapped temporary file.
+        seed: Fixes order, initial heads and dropout.
+        precision: Of the encoders while features are computed, as in `HardenConfig`.
+    """
+
+    epochs: int | None = None
+    head_lr: float = 5e-3
+    weight_decay: float = 8e-4
+    batch_size: int = 128
+    cache_bytes: int = 2**31
+    seed: int = 0
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        epochs = self.epochs
+        require(epochs is None or (isinstance(epochs, int) and epochs >= 1), "epochs", epochs, "at least 1, or None")
+        require(math.isfinite(self.head_lr) and self.head_lr > 0, "head_lr", self.head_lr, "a positive number")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "zero or more")
+        require(self.precision in ("auto", "fp32", "bf16"), "precision", self.precision, '"auto", "fp32" or "bf16"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig(_JSONConfig):
+    """How the branches are fused.
+
+    Attributes:
+        rule: `"rfdm"` (the paper's), `"mean"` or `"entropy"`; see `zepad.functional.fusion_weights`.
+        sharpness: The exponent `k` of the RFDM confidence; the paper uses 3.
+    """
+
+    rule: Literal["rfdm", "mean", "entropy"] = "rfdm"
+    sharpness: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        require(self.rule in ("rfdm", "mean", "entropy"), "rule", self.rule, '"rfdm", "mean" or "entropy"')
+        require(
+            math.isfinite(self.sharpness) and self.sharpness >= 0, "sharpness", self.sharpness, "a number of zero or more"
+        )

@@ -1,0 +1,9 @@
+"""Encoders: the wrapper that owns preprocessing, and the sources encoders come from."""
+
+from .encoder import Encoder, Pooling, probe
+from .preprocessing import Preprocessing
+from .small_resnet import SmallResNet
+from .sources import build_encoder, wrap_module
+from .spec import EncoderSpec
+
+__all__ = ["Encoder", "EncoderSpec", "Pooling", "Preprocessing", "SmallResNet", "build_encoder", "probe", "wrap_module"]

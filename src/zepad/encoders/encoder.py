@@ -1,0 +1,147 @@
+"""The wrapper that makes any backbone a map from raw images in [0, 1] to feature vectors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import ConfigError, InputError
+from .preprocessing import Preprocessing
+from .spec import EncoderSpec
+
+Pooling = Literal["class_token", "mean"]
+
+_PROBE_SIZES = (32, 64, 224)  # tried in turn on a backbone that states no input size
+
+
+class Encoder(nn.Module):
+    """A backbone together with its preprocessing: images `(N, C, H, W)` in [0, 1] to features `(N, D)`.
+
+    Resize and normalisation live inside, so that everything outside, attacks included, sees raw pixels.
+    Output maps `(N, D, 1, 1)` and `(N, D, H, W)` are averaged over space. Token sequences `(N, T, D)` need an
+    explicit `pooling`, because nothing in them tells which token stands for the image.
+
+    Args:
+        backbone: Any module that maps images to a feature tensor. It is taken as it is, not copied.
+        preprocessing: What the backbone expects; the default passes images through untouched.
+        pooling: `"class_token"` (the first) or `"mean"`, for token sequences alone.
+        spec: Where the backbone comes from, so that it can be rebuilt without the caller.
+
+    Example:
+        >>> import torch
+        >>> encoder = Encoder(torch.nn.Conv2d(3, 8, 3), preprocessing=Preprocessing.imagenet())
+        >>> encoder(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 8])
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        preprocessing: Preprocessing | None = None,
+        pooling: Pooling | None = None,
+        spec: EncoderSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if pooling not in (None, "class_token", "mean"):
+            raise ConfigError(f'pooling must be "class_token", "mean" or None; got {pooling!r}.')
+        self.backbone = backbone
+        self.preprocessing = preprocessing or Preprocessing()
+        self.pooling = pooling
+        self.spec = spec or EncoderSpec(source="custom")
+        for name in ("mean", "std"):
+            values = getattr(self.preprocessing, name)
+            # Not persistent: the config is the one place that stores preprocessing.
+            buffer = None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features `(N, D)` of images `(N, C, H, W)` in [0, 1].
+
+        Raises:
+            InputError: If the backbone's output is not a feature tensor.
+        """
+        return self._pool(self.backbone(self._prepare(images)), len(images))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        size, mode = self.preprocessing.size, self.preprocessing.interpolation
+        if size is not None and images.shape[-2:] != size:
+            if mode == "nearest":
+                images = F.interpolate(images, size, mode=mode)
+            else:
+                images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
+                images = images.clamp(0, 1)  # bicubic overshoots
+        if self.mean is not None and self.std is not None:
+            images = (images - self.mean) / self.std
+        return images
+
+    def _pool(self, output: object, count: int) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"an encoder must return one feature tensor; {type(self.backbone).__name__} returned "
+                f"{type(output).__name__}. Wrap it in a module that picks the tensor out."
+            )
+        if not output.is_floating_point() or output.ndim not in (2, 3, 4) or len(output) != count:
+            raise InputError(
+                f"an encoder must map {count} images to floating-point features of shape ({count}, D), ({count}, D, H, W) "
+                f"or ({count}, T, D); {type(self.backbone).__name__} returned {output.dtype} of shape {tuple(output.shape)}."
+            )
+        if output.ndim == 4:
+            return output.mean(dim=(2, 3))
+        if output.ndim == 3:
+            if self.pooling is None:
+                raise InputError(
+                    f"{type(self.backbone).__name__} returns tokens of shape {tuple(output.shape)}; say which stand for the "
+                    'image: Encoder(backbone, pooling="class_token") for the first, pooling="mean" for their average.'
+                )
+            return output[:, 0] if self.pooling == "class_token" else output.mean(dim=1)
+        return output
+
+    def extra_repr(self) -> str:
+        """Show source, preprocessing and pooling."""
+        return f"spec={str(self.spec)!r}, pooling={self.pooling!r}, {self.preprocessing}"
+
+
+def probe(encoder: Encoder) -> tuple[int, int]:
+    """Find the number of input channels and features with one dummy image.
+
+    Args:
+        encoder: Left as found: weights, buffers, training flags.
+
+    Returns:
+        `(channels, features)`.
+
+    Raises:
+        InputError: If no dummy image gets through, or the output is no feature tensor.
+    """
+    sizes = [encoder.preprocessing.size] if encoder.preprocessing.size else [(side, side) for side in _PROBE_SIZES]
+    mean = encoder.preprocessing.mean
+    channel_counts = (3, 1) if mean is None else (len(mean),)
+    reference = next(encoder.parameters(), torch.zeros(()))
+    scout = copy.deepcopy(encoder).eval()  # a forward may touch buffers; the scout's are thrown away
+    failure: Exception | None = None
+    for channels in channel_counts:
+        for size in sizes:
+            image = torch.full((2, channels, *size), 0.5, dtype=reference.dtype, device=reference.device)
+            try:
+                with torch.no_grad():
+                    features = scout(image)
+            except InputError:
+                raise
+            except Exception as error:
+                failure = failure or error
+            else:
+                return channels, features.shape[1]
+    tried = ", ".join(f"{h}x{w}" for h, w in sizes)
+    raise InputError(
+        f"{type(encoder.backbone).__name__} took no image of {tried} with {' or '.join(map(str, channel_counts))} "
+        f"channels: {type(failure).__name__}: {failure}. State its input size: "
+        "preprocess=Preprocessing(size=(height, width))."
+    ) from failure

@@ -1,0 +1,62 @@
+"""What a backbone expects of its input, as a value that travels with the weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..config import _JSONConfig, require
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(_JSONConfig):
+    """Resize and normalisation that turn images in [0, 1] into what a backbone was trained on.
+
+    Attributes:
+        mean: Per channel, in [0, 1] pixel units; None leaves the pixels as they are.
+        std: Per channel, positive; given together with `mean`.
+        size: `(height, width)` that images are resized to, or None to take them as they come.
+        interpolation: Of the resize; antialiased except for `"nearest"`.
+
+    Example:
+        >>> Preprocessing.imagenet(size=(224, 224)).mean
+        (0.485, 0.456, 0.406)
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Check every field; lists, as JSON has them, become tuples.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        for name in ("mean", "std", "size"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        mean, std, size = self.mean, self.std, self.size
+        together = (mean is None) == (std is None) and (mean is None or std is None or len(mean) == len(std))
+        require(together, "mean and std", (mean, std), "both None or both of one length")
+        require(mean is None or all(math.isfinite(m) for m in mean), "mean", mean, "finite")
+        require(std is None or all(math.isfinite(s) and s > 0 for s in std), "std", std, "positive")
+        fits = size is None or (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size))
+        require(fits, "size", size, "a pair of positive integers (height, width), or None")
+        modes = ("nearest", "bilinear", "bicubic")
+        require(self.interpolation in modes, "interpolation", self.interpolation, f"one of {modes}")
+
+    @classmethod
+    def imagenet(cls, *, size: tuple[int, int] | None = None, **changes: Any) -> Preprocessing:
+        """Return the ImageNet mean and std, the default of most public encoders.
+
+        Args:
+            size: As the attribute.
+            **changes: Other fields.
+        """
+        return cls(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=size, **changes)

@@ -1,0 +1,44 @@
+"""Every error zepad raises on purpose.
+
+```
+ZePADError
+├── ConfigError(ValueError)        a setting out of range
+├── InputError(ValueError)         images, labels, loaders or encoders that do not fit
+├── StageError(RuntimeError)       a call out of order; the message names the call to make
+├── TrainingError(RuntimeError)    training that cannot go on, such as a loss that is not finite
+├── CheckpointError(RuntimeError)  files that are missing, damaged, foreign or newer than this version
+└── HubError(RuntimeError)         the Hugging Face Hub or a model source could not deliver
+```
+
+A message says what was got, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ZePADError(Exception):
+    """Base of every error raised by zepad."""
+
+
+class ConfigError(ZePADError, ValueError):
+    """A setting is out of range or contradicts another one."""
+
+
+class InputError(ZePADError, ValueError):
+    """Images, labels, a loader or an encoder that zepad cannot work with."""
+
+
+class StageError(ZePADError, RuntimeError):
+    """A call out of order. The message names the call to make first."""
+
+
+class TrainingError(ZePADError, RuntimeError):
+    """Training cannot go on, for instance because the loss is not finite."""
+
+
+class CheckpointError(ZePADError, RuntimeError):
+    """Saved files are missing, damaged, foreign, or written by a newer version."""
+
+
+class HubError(ZePADError, RuntimeError):
+    """The Hugging Face Hub or a model source could not deliver."""

@@ -1,0 +1,66 @@
+"""Score any callable on any loader, with counts that add up exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..functional import Count, correct_count
+from ..inputs import check_images, check_labels, split_batch
+from ..modules import evaluating
+from ..types import ImageModel, Loader
+
+
+def accuracy(
+    model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Count:
+    """Count the images a classifier gets right, as they are or after an attack.
+
+    Args:
+        model: Images to logits `(N, K)`: an undefended classifier, a `ZePAD`, or any other; scored in evaluation mode.
+        loader: Yields `(images, labels)`.
+        attack: Maps `(images, labels)` to attacked images; None leaves them as they are (benign accuracy).
+
+    Returns:
+        Hits and total; `.rate` is the accuracy in [0, 1].
+
+    Raises:
+        InputError: If a batch does not fit or there is none.
+    """
+    count = Count(0, 0)
+    with evaluating(model):
+        for batch in loader:
+            images, labels = split_batch(batch)
+            images = check_images(images)
+            labels = check_labels(labels, count=len(images))
+            if attack is not None:
+                images = attack(images, labels)
+            with torch.no_grad():
+                count += correct_count(model(images).argmax(dim=1), labels)
+    if not count.total:
+        raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
+    return count
+
+
+def auroc(*, benign: Tensor, attacked: Tensor) -> float:
+    """Return the area under the ROC curve of a detection score, where larger means more suspicious.
+
+    Args:
+        benign: Scores of benign images `(N,)`.
+        attacked: Scores of attacked images `(M,)`.
+
+    Returns:
+        The probability that an attacked image scores above a benign one, ties counted half.
+
+    Example:
+        >>> import torch
+        >>> auroc(benign=torch.tensor([0.0, 0.2]), attacked=torch.tensor([0.1, 0.3]))
+        0.75
+    """
+    from sklearn.metrics import roc_auc_score
+
+    truth = torch.cat([torch.zeros(len(benign)), torch.ones(len(attacked))])
+    return float(roc_auc_score(truth.numpy(), torch.cat([benign, attacked]).float().cpu().numpy()))

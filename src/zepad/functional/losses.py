@@ -1,0 +1,117 @@
+"""Structure losses: keep the geometry of a batch the same under attack as it is on clean images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MARGIN = 1e-7
+
+
+def _accurate(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _check_pair(adversarial: Tensor, benign: Tensor) -> None:
+    if adversarial.shape != benign.shape or adversarial.ndim != 2:
+        raise ValueError(
+            "adversarial and benign must be (N, D) tensors of the same shape; "
+            f"got {tuple(adversarial.shape)} and {tuple(benign.shape)}."
+        )
+
+
+def _relative_distances(rows: Tensor) -> Tensor:
+    """Cosine distances less the distance to the nearest other row, zero on the diagonal, clamped."""
+    unit = F.normalize(rows, dim=1)
+    distances = 1 - unit @ unit.T
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    nearest = distances.masked_fill(itself, torch.inf).amin(dim=1, keepdim=True)
+    return (distances - nearest).masked_fill(itself, 0).clamp(_MARGIN, 2 - _MARGIN)
+
+
+def _neighbourhoods(distances: Tensor) -> Tensor:
+    similarities = 1 - distances / 2
+    return similarities / similarities.sum(dim=1, keepdim=True)
+
+
+def _binary_divergence(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+
+
+def structure_loss(*, adversarial: Tensor, benign: Tensor) -> Tensor:
+    """Return the paper's feature-structure loss `L_f`, which pulls the adversarial structure to the benign one.
+
+    Rows are L2-normalised. `D_ij = (1 - cos_ij) - min_{k != i} (1 - cos_ik)` for i != j, `D_ii = 0`, clamped
+    to [1e-7, 2 - 1e-7]; `S = 1 - D / 2`, each row divided by its sum, gives `P` (benign) and `Q` (adversarial);
+    `L_f = sum_ij [P log(P / Q) + (1 - P) log((1 - P) / (1 - Q))]`.
+
+    It is a sum over the batch, so it grows with the batch size: divide by N to keep a weight meaningful.
+
+    Args:
+        adversarial: Features of the attacked images, `(N, D)`.
+        benign: Features of the same images unattacked, `(N, D)`. Detach them to make them a fixed target.
+
+    Returns:
+        A non-negative scalar; zero for equal inputs and for a single row. Half precision is computed in float32.
+
+    Raises:
+        ValueError: If the two are not `(N, D)` tensors of the same shape.
+
+    Example:
+        >>> import torch
+        >>> features = torch.eye(3)
+        >>> structure_loss(adversarial=features, benign=features)
+        tensor(0.)
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), equation of `L_f`.
+    """
+    _check_pair(adversarial, benign)
+    if len(benign) < 2:  # one row has no neighbours, hence no structure
+        return (adversarial.sum() + benign.sum()) * 0
+    p = _neighbourhoods(_relative_distances(_accurate(benign)))
+    q = _neighbourhoods(_relative_distances(_accurate(adversarial)))
+    return _binary_divergence(p, q)
+
+
+def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tensor) -> Tensor:
+    """Return the form of `L_f` in the paper's reference code, which is Gen-AF's genetic regularisation.
+
+    It works on logits and bends the target structure by label and difficulty: with `s_i = CE(benign_i, y_i)`,
+    `W_ij = tanh((s_i + s_j) / 32)` and `M_ij = +1` where the labels differ, else -1, the target distances become
+    `clamp((1 - W) D + 2 M W)`. The rest is as in `structure_loss`.
+
+    Args:
+        adversarial: Logits of the attacked images, `(N, K)`.
+        benign: Logits of the same images unattacked, `(N, K)`.
+        labels: Class of each image, integer `(N,)`.
+
+    Returns:
+        A non-negative scalar summed over the batch; zero for a single row. Half precision is computed in float32.
+
+    Raises:
+        ValueError: If the logits are not `(N, K)` tensors of the same shape, or the labels are not `(N,)`.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.eye(3)
+        >>> genetic_regularization(adversarial=logits, benign=logits, labels=torch.arange(3)) > 0
+        tensor(True)
+
+    References:
+        Gen-AF (IEEE S&P 2024, arXiv 2404.10740); ZePAD's public code.
+    """
+    _check_pair(adversarial, benign)
+    if labels.shape != benign.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(benign)},); got {tuple(labels.shape)}.")
+    if len(benign) < 2:
+        return (adversarial.sum() + benign.sum()) * 0
+    benign, adversarial = _accurate(benign), _accurate(adversarial)
+    difficulty = F.cross_entropy(benign, labels, reduction="none")
+    weight = torch.tanh((difficulty[:, None] + difficulty[None, :]) / 32)
+    sign = (labels[:, None] != labels[None, :]).to(weight.dtype) * 2 - 1
+    target = (1 - weight) * _relative_distances(benign) + 2 * sign * weight
+    p = _neighbourhoods(target.clamp(_MARGIN, 2 - _MARGIN))
+    q = _neighbourhoods(_relative_distances(adversarial))
+    return _binary_divergence(p, q)

@@ -1,0 +1,138 @@
+"""Checks at the border: every image and label that enters the library passes here once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .types import Loader
+
+_TOLERANCE = 1e-6  # rounding may leave a pixel this far outside [0, 1]
+
+
+def check_images(images: object, *, channels: int | None = None) -> Tensor:
+    """Return the images if they are float, `(N, C, H, W)`, finite and in [0, 1].
+
+    Args:
+        images: What the caller passed.
+        channels: The number of channels the encoders take, where known.
+
+    Raises:
+        InputError: Saying what was got, what was expected and what to do.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images must be a torch.Tensor of shape (N, C, H, W) in [0, 1]; got {type(images).__name__}. "
+            "Use torchvision.transforms.functional.to_tensor on a PIL image or an array."
+        )
+    if not images.is_floating_point():
+        raise InputError(
+            f"images must be floating point in [0, 1]; got dtype {images.dtype}. Convert with images.float() / 255."
+        )
+    if images.ndim != 4:
+        hint = " Add the batch dimension with images[None]." if images.ndim == 3 else ""
+        raise InputError(f"images must have shape (N, C, H, W); got {tuple(images.shape)}.{hint}")
+    if channels is not None and images.shape[1] != channels:
+        if images.shape[3] == channels:
+            raise InputError(
+                f"images must have shape (N, {channels}, H, W); got {tuple(images.shape)}, which looks like "
+                "(N, H, W, C). Use images.permute(0, 3, 1, 2)."
+            )
+        raise InputError(
+            f"images must have {channels} channels, shape (N, {channels}, H, W); got {images.shape[1]} in "
+            f"{tuple(images.shape)}."
+            + (" Repeat the grey channel with images.expand(-1, 3, -1, -1)." if images.shape[1] == 1 else "")
+        )
+    if images.numel() == 0:
+        raise InputError(f"images must not be empty; got shape {tuple(images.shape)}.")
+    low, high = (value.item() for value in images.detach().aminmax())
+    if low != low or high != high or not torch.isfinite(images).all():
+        raise InputError("images must be finite; got NaN or infinity. Check the data pipeline.")
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        if low < 0:
+            hint = " (looks normalised). Pass raw pixels: ZePAD normalises inside each encoder."
+        else:
+            hint = " (looks like 0..255). Divide by 255."
+        raise InputError(f"images must lie in [0, 1]; got min {low:.2f}, max {high:.2f}{hint}")
+    return images
+
+
+def check_labels(labels: object, *, count: int, num_classes: int | None = None) -> Tensor:
+    """Return the labels as int64 if they are integers of shape `(N,)` in [0, num_classes).
+
+    Args:
+        labels: What the loader yielded.
+        count: The number of images they belong to.
+        num_classes: Their upper bound, where known.
+
+    Raises:
+        InputError: Saying what was got, what was expected and what to do.
+    """
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels must be a torch.Tensor of integers; got {type(labels).__name__}.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels must be integer class indices; got dtype {labels.dtype}. Use labels.long() for indices, "
+            "labels.argmax(1) for one-hot rows."
+        )
+    if labels.shape != (count,):
+        raise InputError(f"labels must have shape ({count},), one per image; got {tuple(labels.shape)}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        bound = "num_classes" if num_classes is None else str(num_classes)
+        raise InputError(
+            f"labels must lie in [0, {bound}); got min {low}, max {high}. Set num_classes, or map the labels to 0, 1, ..."
+        )
+    return labels.long()
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Take `(images, labels)` out of what a loader yielded.
+
+    Raises:
+        InputError: If the batch carries no labels.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+        return batch[0], batch[1]
+    got = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise InputError(f"the loader must yield (images, labels); got {got}. Training needs the label of every image.")
+
+
+def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> Iterator[Tensor]:
+    """Iterate over checked image batches, given a tensor or a loader with or without labels.
+
+    Raises:
+        InputError: If an image does not fit, or there is none.
+    """
+    if isinstance(images, Tensor):
+        yield check_images(images, channels=channels)
+        return
+    empty = True
+    for batch in images:
+        first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+        yield check_images(first, channels=channels)
+        empty = False
+    if empty:
+        raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
+
+
+def check_reiterable(loader: Loader) -> None:
+    """Refuse a one-shot iterator: training passes over the data many times.
+
+    Raises:
+        InputError: If the loader is not iterable or is its own iterator.
+    """
+    if isinstance(loader, Tensor) or not hasattr(loader, "__iter__"):
+        raise InputError(
+            f"a loader must be an iterable of (images, labels) batches; got {type(loader).__name__}. "
+            "Wrap tensors in torch.utils.data.DataLoader(TensorDataset(images, labels), batch_size=...)."
+        )
+    if hasattr(loader, "__next__"):
+        raise InputError(
+            f"a loader must be iterable more than once; got {type(loader).__name__}, a one-shot iterator. "
+            "Pass a DataLoader, a list of batches, or an object whose __iter__ starts afresh."
+        )

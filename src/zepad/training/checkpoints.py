@@ -1,0 +1,97 @@
+"""Training state on disk: one file per epoch, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError, InputError
+
+_KEEP = 2
+
+
+def prepare_folder(folder: Path, *, resume: bool) -> None:
+    """Create the folder and prove it writable before training starts.
+
+    Raises:
+        InputError: If it cannot be written.
+        CheckpointError: If it holds an earlier run and `resume` was not asked for.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".writable"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"checkpoint_dir {folder} cannot be written: {error.strerror}. Choose a writable folder."
+        ) from error
+    if not resume and any(folder.rglob("epoch-*.pt")):
+        raise CheckpointError(
+            f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on from them, or choose "
+            "another folder."
+        )
+
+
+def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
+    """Write the state after an epoch atomically and drop all but the newest two.
+
+    A process killed at any moment leaves either the complete new file or none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"epoch-{epoch:04d}.pt"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    for old in _epochs(folder)[:-_KEEP]:
+        old.unlink()
+    return path
+
+
+def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the newest complete epoch, or None if there is none. Nothing is unpickled but tensors and plain values.
+
+    Args:
+        folder: Where `save_epoch` wrote.
+        fingerprint: What the run must agree on: settings, data size, classes.
+
+    Raises:
+        CheckpointError: If the file is damaged or belongs to a run with other settings.
+    """
+    paths = _epochs(folder)
+    if not paths:
+        return None
+    path = paths[-1]
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Delete it to go on from the epoch before."
+        ) from error
+    theirs = state["fingerprint"]
+    differing = sorted(
+        key for key in fingerprint.keys() | theirs.keys() if fingerprint.get(key) != theirs.get(key)
+    )
+    if differing:
+        details = "; ".join(f"{key} was {theirs.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
+        raise CheckpointError(
+            f"{path} belongs to another run: {details}. Resume with the same settings and data, or choose another folder."
+        )
+    return state
+
+
+def newest(folder: Path | None) -> Path | None:
+    """Return the path of the newest complete epoch, if any."""
+    paths = _epochs(folder) if folder else []
+    return paths[-1] if paths else None
+
+
+def _epochs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*.pt"))

@@ -1,0 +1,91 @@
+"""Features of frozen encoders, computed once: in memory, or memory-mapped on disk past a limit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+
+class FeatureCache:
+    """Rows appended batch by batch, then read at random; spilled to a temporary file once they exceed a limit.
+
+    Use it as a context manager: the file goes when the block ends.
+
+    Args:
+        limit: Bytes kept in memory.
+
+    Example:
+        >>> import torch
+        >>> with FeatureCache(limit=0) as cache:
+        ...     cache.append(torch.eye(2))
+        ...     cache.append(torch.zeros(1, 2))
+        ...     cache.rows()[torch.tensor([2, 0])]
+        tensor([[0., 0.],
+                [1., 0.]])
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chunks: list[Tensor] = []
+        self._bytes = 0
+        self._count = 0
+        self._width = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._chunks.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def append(self, rows: Tensor) -> None:
+        """Add float32 rows `(N, D)`."""
+        rows = rows.detach().float().cpu().contiguous()
+        self._chunks.append(rows)
+        self._bytes += rows.nbytes
+        self._count += len(rows)
+        self._width = rows.shape[1]
+        if self._bytes > self._limit:
+            self._spill()
+
+    def rows(self) -> Tensor:
+        """Return all rows `(N, D)`; memory-mapped if they were spilled."""
+        if self._folder is None:
+            return torch.cat(self._chunks)
+        size = self._count * self._width
+        return torch.from_file(str(self._path), shared=False, size=size).view(self._count, self._width)
+
+    @property
+    def _path(self) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / "features.f32"
+
+    def _spill(self) -> None:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="zepad-features-", ignore_cleanup_errors=True)
+        with self._path.open("ab") as file:
+            for chunk in self._chunks:
+                file.write(memoryview(chunk.numpy()).cast("B"))
+        self._chunks.clear()
+        self._bytes = 0
+
+
+def shuffled_batches(rows: Tensor, targets: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Iterate once over rows and targets in random order, drawn from torch's generator."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in torch.randperm(len(rows)).split(size):
+            # Sorted reads stay sequential on a memory-mapped file; order within a batch does not matter.
+            index = index.sort().values
+            yield rows[index], targets[index]
+
+    return batches()

@@ -1,0 +1,126 @@
+"""Heads on frozen encoders: features once, then as many passes over them as it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..config import HeadConfig
+from ..encoders import Encoder
+from ..errors import InputError, TrainingError
+from ..inputs import check_reiterable
+from ..modules import MLPHead, evaluating
+from ..types import Loader
+from .features import FeatureCache, shuffled_batches
+from .loaders import batches_in, derive_seed, seeded
+from .loop import autocast, labelled_batches, make_accelerator, prepare_loader
+
+_MIN_EPOCHS, _MIN_UPDATES = 20, 200
+
+
+def fit_heads(
+    encoders: Mapping[str, Encoder],
+    loader: Loader,
+    config: HeadConfig,
+    *,
+    channels: int,
+    num_classes: int,
+    progress: bool = True,
+) -> dict[str, MLPHead]:
+    """Fit a fresh head to each frozen encoder on clean images, with one pass of the images through the encoders.
+
+    Every process fits the same heads on the features gathered from all of them, so the heads need no synchronisation.
+
+    Args:
+        encoders: By name; left as found.
+        loader: Yields `(images, labels)`; read once.
+        config: Rates, length and cache limit.
+        channels: Of the images.
+        num_classes: Of the labels.
+        progress: Show bars.
+
+    Returns:
+        A head for each name, in evaluation mode.
+
+    Raises:
+        InputError: If a batch does not fit or there is none.
+        TrainingError: If a loss is not finite.
+    """
+    check_reiterable(loader)
+    accelerator = make_accelerator(config.seed)
+    with ExitStack() as stack:
+        caches = {name: stack.enter_context(FeatureCache(config.cache_bytes)) for name in encoders}
+        labels = _extract(encoders, caches, loader, config, accelerator, channels, num_classes, progress)
+        heads = {}
+        for index, (name, cache) in enumerate(caches.items()):
+            with seeded(derive_seed(config.seed, index)):
+                heads[name] = _fit_head(cache.rows(), labels, num_classes, config, accelerator.device)
+    return heads
+
+
+def _extract(
+    encoders: Mapping[str, Encoder],
+    caches: Mapping[str, FeatureCache],
+    loader: Loader,
+    config: HeadConfig,
+    accelerator: Accelerator,
+    channels: int,
+    num_classes: int,
+    progress: bool,
+) -> Tensor:
+    device = accelerator.device
+    prepared = prepare_loader(accelerator, loader)
+    batches = labelled_batches(prepared, device, channels=channels, num_classes=num_classes)
+    bar = tqdm(
+        batches,
+        total=batches_in(prepared),
+        desc="features",
+        unit="batch",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    labels: list[Tensor] = []
+    with ExitStack() as stack:
+        for encoder in encoders.values():
+            encoder.to(device)
+            stack.enter_context(evaluating(encoder))
+        stack.enter_context(seeded(derive_seed(config.seed)))
+        stack.enter_context(torch.no_grad())
+        for images, targets in bar:
+            for name, encoder in encoders.items():
+                with autocast(device, config.precision):
+                    features = encoder(images)
+                caches[name].append(accelerator.gather_for_metrics(features.float()))
+            labels.append(accelerator.gather_for_metrics(targets).cpu())
+    if not labels:
+        raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
+    return torch.cat(labels)
+
+
+def _fit_head(
+    features: Tensor, labels: Tensor, num_classes: int, config: HeadConfig, device: torch.device
+) -> MLPHead:
+    head = MLPHead(features.shape[1], num_classes).to(device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.head_lr, weight_decay=config.weight_decay)
+    batches = math.ceil(len(labels) / config.batch_size)
+    epochs = config.epochs or max(_MIN_EPOCHS, math.ceil(_MIN_UPDATES / batches))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    for epoch in range(epochs):
+        for rows, targets in shuffled_batches(features, labels, config.batch_size):
+            loss = F.cross_entropy(head(rows.to(device)), targets.to(device))
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"fitting a head: the loss is {loss.item()} at epoch {epoch + 1}. Lower head_lr (now {config.head_lr:g}) "
+                    "or check that the encoder's features are finite."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return head.eval()
