@@ -66,7 +66,7 @@ class _JSONConfig:
 @dataclass(frozen=True, kw_only=True)
 class _TrainingConfig(_JSONConfig):
     epochs: int | None = None
-    lr: float = 1e-3
+    lr: float = 2e-3
     head_lr: float = 2e-3
     weight_decay: float = 8e-4
     schedule: Schedule = "cosine"
@@ -94,7 +94,7 @@ class HardenConfig(_TrainingConfig):
     holds the paper's values.
 
     Attributes:
-        epochs: Passes over the loader. None takes as many as it needs for about 150 updates, at least 10.
+        epochs: Passes over the loader. None takes as many as it needs for 100 updates, at least 10.
         lr: Peak learning rate of the encoder (Adam).
         head_lr: Peak learning rate of the head that is trained along.
         weight_decay: L2 penalty inside Adam, as in the paper.

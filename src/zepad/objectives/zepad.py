@@ -25,11 +25,12 @@ def zepad_objective(*, structure_weight: float) -> Objective:
     """
 
     def objective(branch: Branch, batch: Batch) -> Outcome:
+        # Adversarial first: autocast caches the cast weights, and a cache filled without gradients would have none.
+        features = branch.encoder(batch.adversarial)
+        logits = branch.head(features)
         with evaluating(branch), torch.no_grad():
             benign_features = branch.encoder(batch.images)
             benign_logits = branch.head(benign_features)
-        features = branch.encoder(batch.adversarial)
-        logits = branch.head(features)
         loss = F.cross_entropy(logits.float(), batch.labels)
         if structure_weight:
             structure = structure_loss(adversarial=features.float(), benign=benign_features.float())

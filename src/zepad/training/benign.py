@@ -20,6 +20,6 @@ def benign_recipe(config: BenignConfig) -> Recipe:
         objective=benign_objective,
         attack=None,
         train_encoder=not config.freeze_encoder,
-        min_updates=150,
+        min_updates=100,
         min_epochs=10,
     )

@@ -1,0 +1,69 @@
+"""Data and attacks that the benchmarks share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zepad import Encoder, EncoderSpec, Preprocessing
+from zepad.attacks import PGD, cross_entropy, margin
+from zepad.data import LabelledImages, digits
+from zepad.encoders import build_encoder
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_images(name: str, shared: Path, limit: int | None, size: int = 32) -> LabelledImages:
+    """Return `"digits-train"`, `"digits-test"` or one of the files in `shared/data`, as floats in [0, 1]."""
+    if name.startswith("digits-"):
+        data = digits(name.removeprefix("digits-"))
+        return LabelledImages(data.images[:limit], data.labels[:limit], data.classes)
+    array, labels, classes = _module(shared / "data" / "load.py").load(name, limit)
+    images = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
+    if images.shape[-1] != size:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    return LabelledImages(images, torch.from_numpy(labels), classes)
+
+
+def load_encoders(name: str, shared: Path) -> tuple[nn.Module, nn.Module]:
+    """Return victim and auxiliary: the packaged digits encoders, or the supervised CIFAR ResNets of depth 20 and 32."""
+    if name == "digits":
+        return tuple(
+            build_encoder(EncoderSpec.parse(f"zepad:digits-{m}"), pretrained=True) for m in ("barlow-twins", "simclr")
+        )
+    load = _module(shared / "encoders" / "cifar_resnet.py").load
+    return tuple(Encoder(load(depth), preprocessing=Preprocessing(size=(32, 32))) for depth in (20, 32))
+
+
+def white_box(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps: int = 20) -> float:
+    """Return the accuracy left by PGD on cross-entropy and on the margin, the worse of the two for each image."""
+    survives = torch.ones(len(labels), dtype=torch.bool)
+    for objective in (cross_entropy, margin):
+        attack = PGD(eps=eps, steps=steps, step_size=eps / 8, objective=objective)
+        generator = torch.Generator().manual_seed(0)
+        for chunk in torch.arange(len(labels)).split(250):
+            attacked = attack(model, images[chunk], labels[chunk], generator=generator)
+            with torch.no_grad():
+                survives[chunk] &= model(attacked).argmax(1) == labels[chunk]
+    return float(survives.float().mean())
+
+
+def benign(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the accuracy on images as they are."""
+    with torch.no_grad():
+        hits = [(model(images[c]).argmax(1) == labels[c]).sum() for c in torch.arange(len(labels)).split(500)]
+    return float(sum(hits)) / len(labels)

@@ -1,0 +1,53 @@
+"""Fixtures small enough that the whole suite runs on two cores in minutes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tiny import TinyEncoder, toy_data
+from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    """A convolutional encoder with BatchNorm, 3x16x16 images to 8 features."""
+    return TinyEncoder()
+
+
+@pytest.fixture
+def toy() -> tuple[Tensor, Tensor]:
+    """96 separable images of three classes, `(N, 3, 16, 16)` in [0, 1]."""
+    return toy_data()
+
+
+@pytest.fixture
+def loader(toy: tuple[Tensor, Tensor]) -> DataLoader:
+    return DataLoader(torch.utils.data.TensorDataset(*toy), batch_size=16, shuffle=True)
+
+
+@pytest.fixture(scope="session")
+def _fitted() -> ZePAD:
+    torch.manual_seed(1)
+    data = DataLoader(torch.utils.data.TensorDataset(*toy_data()), batch_size=16, shuffle=True)
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    defense.harden(data, HardenConfig(epochs=2, steps=2), progress=False)
+    return defense.fit_benign(
+        data, BenignConfig(epochs=2), head_config=HeadConfig(epochs=5, batch_size=32), progress=False
+    )
+
+
+@pytest.fixture
+def fitted(_fitted: ZePAD) -> ZePAD:
+    """A fitted defense on the toy data; a copy for each test."""
+    import copy
+
+    return copy.deepcopy(_fitted)
