@@ -16,8 +16,9 @@ tags:
 
 # An encoder hardened with zepad
 
-Two public image encoders, adversarially fine-tuned (the multi-pattern adversarial enhancement branch, MPAE), one encoder
-trained on clean data (the benign memory preservation branch, BMP), and a confidence-weighted fusion of the three
+Two public image encoders, adversarially fine-tuned (the multi-pattern adversarial enhancement branch, MPAE), one
+encoder trained on clean data (the benign memory preservation branch, BMP), and a confidence-weighted fusion of the
+three
 (robust federated decision mechanism, RFDM), against downstream-agnostic adversarial examples (DAEs).
 
 | part | architecture |

@@ -76,14 +76,24 @@ class _TrainingConfig(_JSONConfig):
 
     def __post_init__(self) -> None:
         epochs = self.epochs
-        require(epochs is None or (isinstance(epochs, int) and epochs >= 1), "epochs", epochs, "at least 1, or None")
+        require(
+            epochs is None or (isinstance(epochs, int) and epochs >= 1),
+            "epochs",
+            epochs,
+            "at least 1, or None",
+        )
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, name, value, "a positive number")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
         require(self.schedule in ("cosine", "exponential"), "schedule", self.schedule, '"cosine" or "exponential"')
         require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "in [0, 1)")
-        require(self.precision in ("auto", "fp32", "bf16"), "precision", self.precision, '"auto", "fp32" or "bf16"')
+        require(
+            self.precision in ("auto", "fp32", "bf16"),
+            "precision",
+            self.precision,
+            '"auto", "fp32" or "bf16"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +201,22 @@ class HeadConfig(_JSONConfig):
             ConfigError: Naming the field, the value and what was expected.
         """
         epochs = self.epochs
-        require(epochs is None or (isinstance(epochs, int) and epochs >= 1), "epochs", epochs, "at least 1, or None")
+        require(
+            epochs is None or (isinstance(epochs, int) and epochs >= 1),
+            "epochs",
+            epochs,
+            "at least 1, or None",
+        )
         require(math.isfinite(self.head_lr) and self.head_lr > 0, "head_lr", self.head_lr, "a positive number")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "zero or more")
-        require(self.precision in ("auto", "fp32", "bf16"), "precision", self.precision, '"auto", "fp32" or "bf16"')
+        require(
+            self.precision in ("auto", "fp32", "bf16"),
+            "precision",
+            self.precision,
+            '"auto", "fp32" or "bf16"',
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,5 +239,8 @@ class FusionConfig(_JSONConfig):
         """
         require(self.rule in ("rfdm", "mean", "entropy"), "rule", self.rule, '"rfdm", "mean" or "entropy"')
         require(
-            math.isfinite(self.sharpness) and self.sharpness >= 0, "sharpness", self.sharpness, "a number of zero or more"
+            math.isfinite(self.sharpness) and self.sharpness >= 0,
+            "sharpness",
+            self.sharpness,
+            "a number of zero or more",
         )

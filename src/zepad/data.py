@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from .config import require
+from .errors import InputError
 
 
 class LabelledImages(TensorDataset):
@@ -50,3 +52,26 @@ def digits(split: Literal["train", "test"], *, size: int = 32) -> LabelledImages
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     chosen = order[:1300] if split == "train" else order[1300:]
     return LabelledImages(images[chosen], labels[chosen], [str(digit) for digit in range(10)])
+
+
+def read_image(path: Path, *, channels: int = 3) -> torch.Tensor:
+    """Read an image file as float `(channels, H, W)` in [0, 1].
+
+    Args:
+        path: Any format Pillow reads.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        InputError: If the file is no image, or no image has that many channels.
+    """
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if channels not in (1, 3):
+        raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is no image that can be read: {error}.") from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)

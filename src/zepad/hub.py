@@ -69,5 +69,7 @@ def locate(model_id: str, repo: HubRepo) -> tuple[Path, HubRepo | None]:
     if folder.is_dir():
         return folder / "config.json", None
     if folder.exists() or folder.is_absolute() or model_id.startswith(".") or model_id.count("/") != 1:
-        raise CheckpointError(f"{model_id} is no folder. Pass the folder of a saved model or a Hub id such as user/name.")
+        raise CheckpointError(
+            f"{model_id} is no folder. Pass the folder of a saved model or a Hub id such as user/name."
+        )
     return repo.fetch("config.json"), repo

@@ -85,7 +85,8 @@ def check_labels(labels: object, *, count: int, num_classes: int | None = None) 
     if low < 0 or (num_classes is not None and high >= num_classes):
         bound = "num_classes" if num_classes is None else str(num_classes)
         raise InputError(
-            f"labels must lie in [0, {bound}); got min {low}, max {high}. Set num_classes, or map the labels to 0, 1, ..."
+            f"labels must lie in [0, {bound}); got min {low}, max {high}. Set num_classes, or map the "
+            f"labels to 0, 1, ..."
         )
     return labels.long()
 

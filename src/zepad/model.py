@@ -93,7 +93,7 @@ class ZePAD(
 
     def __init__(
         self,
-        encoders: Mapping[Role, Encoder],
+        encoders: Mapping[str, Encoder],
         *,
         channels: int,
         features: Mapping[str, int],
@@ -102,7 +102,7 @@ class ZePAD(
         shared_architecture: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(dict(encoders))
+        self.encoders = nn.ModuleDict({role: encoders[role] for role in ROLES if role in encoders})
         self.heads = nn.ModuleDict()
         self.fusion = Fusion(fusion)
         self.stage: Stage = "built"
@@ -151,7 +151,7 @@ class ZePAD(
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
         given: dict[Role, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
-        encoders: dict[Role, Encoder] = {}
+        encoders: dict[str, Encoder] = {}
         shared: dict[str, str] = {}
         for role, source in given.items():
             if source is not None:
@@ -160,18 +160,13 @@ class ZePAD(
             encoders["benign"] = copy.deepcopy(encoders["auxiliary"])
             if encoders["auxiliary"].spec.source == "custom":
                 shared["benign"] = "auxiliary"
-        shapes = {}
-        for role, encoder in encoders.items():
-            try:
-                shapes[role] = probe(encoder)
-            except InputError as error:
-                raise InputError(f"{role}: {error}") from error
+        shapes = {role: _probe(role, encoder) for role, encoder in encoders.items()}
         channels = {c for c, _ in shapes.values()}
         if len(channels) != 1:
             each = ", ".join(f"{role} {c}" for role, (c, _) in shapes.items())
             raise InputError(f"all encoders must take images of the same channels; got {each}. Adapt one of them.")
         return cls(
-            encoders,
+            dict(encoders),
             channels=channels.pop(),
             features={role: width for role, (_, width) in shapes.items()},
             num_classes=num_classes,
@@ -218,7 +213,8 @@ class ZePAD(
         folder = self._checkpoint_folder(checkpoint_dir, resume=resume)
         num_classes = self._count_classes(loader)
         recipe = harden_recipe(config, objective)
-        branches, history = {}, {}
+        branches: dict[str, Branch] = {}
+        history: dict[str, Any] = {}
         for index, role in enumerate(HARDENED_ROLES):
             run = self._run(f"harden {role}", index, role, recipe, config, num_classes, folder, resume, progress)
             branches[role], history[role] = train_branch(self._copy(role), run, loader, val_loader)
@@ -237,7 +233,7 @@ class ZePAD(
         resume: bool = False,
         progress: bool = True,
     ) -> ZePAD:
-        """Train the benign encoder on clean data (benign memory preservation, BMP), then the heads of the hardened ones.
+        """Train the benign encoder on clean data (benign memory preservation, BMP), then the hardened ones' heads.
 
         Args:
             loader: As in `harden`; the task may be another one.
@@ -264,10 +260,18 @@ class ZePAD(
         num_classes = self._count_classes(loader)
         index = ROLES.index("benign")
         run = self._run(
-            "fit benign", index, "benign", benign_recipe(config), config, num_classes, folder, resume, progress
+            "fit benign",
+            index,
+            "benign",
+            benign_recipe(config),
+            config,
+            num_classes,
+            folder,
+            resume,
+            progress,
         )
         benign, history = train_branch(self._copy("benign"), run, loader, val_loader)
-        hardened = {role: self.encoder(role) for role in HARDENED_ROLES}
+        hardened: dict[str, Encoder] = {role: self.encoder(role) for role in HARDENED_ROLES}
         heads = fit_heads(
             hardened, loader, head_config, channels=self.channels, num_classes=num_classes, progress=progress
         )
@@ -308,7 +312,7 @@ class ZePAD(
         self._require_fitted("fit_heads")
         check_reiterable(loader)
         classes = num_classes or count_classes(loader)
-        encoders = {role: self.encoder(role) for role in ROLES}
+        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
         heads = fit_heads(encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress)
         self._install({r: Branch(encoders[r], heads[r]) for r in ROLES}, classes, loader, stage="fitted")
         self.provenance["heads"] = {"config": config.to_dict(), "images": images_in(loader)}
@@ -462,7 +466,7 @@ class ZePAD(
         if distributed:
             torch.distributed.barrier()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
         """Write config.json, one safetensors file per encoder, one for the heads, and a model card.
 
         Under several processes the main one writes and the others wait.
@@ -551,8 +555,9 @@ class ZePAD(
             return read_weights(path, config.files[name])
 
         roles = [role for role in ROLES if branches is None or role in branches]
-        encoders = {
-            role: rebuild_encoder(role, config, modules, weights(encoder_file(role)), encoder_file(role)) for role in roles
+        encoders: dict[str, Encoder] = {
+            role: rebuild_encoder(role, config, modules, weights(encoder_file(role)), encoder_file(role))
+            for role in roles
         }
         model = cls(
             encoders,
@@ -579,7 +584,8 @@ class ZePAD(
     def _require_whole(self, call: str) -> None:
         if len(self.encoders) < len(ROLES):
             raise StageError(
-                f"{call} needs all three encoders, and this model was loaded with {', '.join(self.encoders)} alone. Load it "
+                f"{call} needs all three encoders, and this model was loaded with "
+                f"{', '.join(self.encoders)} alone. Load it "
                 "without branches=..."
             )
 
@@ -632,7 +638,7 @@ class ZePAD(
         """Take over trained branches at once; until here nothing of the model has changed."""
         self.encoders.update({role: branch.encoder for role, branch in branches.items()})
         self.heads = nn.ModuleDict({role: branch.head for role, branch in branches.items()})
-        self.to(next(branch for branch in branches.values()).head[0].weight.device)  # type: ignore[index]
+        self.to(next(self.heads.parameters()).device)
         self.stage, self.num_classes, self.threshold = stage, num_classes, PAPER_THRESHOLD
         names = class_names(loader)
         self.class_names = names if names and len(names) == num_classes else None
@@ -645,12 +651,20 @@ class ZePAD(
 
     def _score(self, images: Tensor | Loader, score: Any) -> Tensor:
         self._require_fitted("predict")
-        scores = []
         with self._deciding():
-            for batch in image_batches(images, channels=self.channels):
-                for chunk in batch.split(_CHUNK):
-                    scores.append(score(self.branch_logits(chunk.to(self.device))).to(batch.device))
+            scores = [
+                score(self.branch_logits(chunk.to(self.device))).to(batch.device)
+                for batch in image_batches(images, channels=self.channels)
+                for chunk in batch.split(_CHUNK)
+            ]
         return torch.cat(scores)
+
+
+def _probe(role: str, encoder: Encoder) -> tuple[int, int]:
+    try:
+        return probe(encoder)
+    except InputError as error:
+        raise InputError(f"{role}: {error}") from error
 
 
 def _as_encoder(role: str, source: EncoderLike, preprocess: Preprocessing | None) -> Encoder:
@@ -666,6 +680,7 @@ def _as_encoder(role: str, source: EncoderLike, preprocess: Preprocessing | None
     if isinstance(source, nn.Module):
         return wrap_module(source, preprocess)
     raise InputError(
-        f"{role} must be a torch.nn.Module, an EncoderSpec or a spec string; got {type(source).__name__}. A function can be "
+        f"{role} must be a torch.nn.Module, an EncoderSpec or a spec string; got "
+        f"{type(source).__name__}. A function can be "
         "wrapped in a module."
     )

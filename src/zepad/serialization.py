@@ -172,7 +172,8 @@ def _tensors(owner: str, module: nn.Module) -> dict[str, Tensor]:
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise CheckpointError(
-            f"{owner} has state that is no tensor ({', '.join(foreign)}), which a weight file cannot hold. Drop it from the "
+            f"{owner} has state that is no tensor ({', '.join(foreign)}), which a weight file cannot "
+            f"hold. Drop it from the "
             "module's state_dict."
         )
     # Cloned one by one: safetensors refuses tensors that share memory.
@@ -214,7 +215,8 @@ def parse_config(values: object, origin: str) -> SavedConfig:
         raise CheckpointError(f"{origin}: format must be a positive integer; got {version!r}.")
     if version > FORMAT:
         raise CheckpointError(
-            f"{origin} has format {version}, written by zepad {values.get('library_version')}; this is zepad {__version__}, "
+            f"{origin} has format {version}, written by zepad {values.get('library_version')}; this is "
+            f"zepad {__version__}, "
             f"which reads formats up to {FORMAT}. Upgrade with: pip install -U zepad."
         )
     try:
@@ -255,7 +257,11 @@ def _check_config(config: SavedConfig) -> None:
     check(config.num_classes is None or whole(config.num_classes, 1), "num_classes", config.num_classes)
     check(config.stage == "built" or config.num_classes is not None, "num_classes", config.num_classes)
     names = config.class_names
-    check(names is None or (len(names) == config.num_classes and all(isinstance(n, str) for n in names)), "class_names", names)
+    check(
+        names is None or (len(names) == config.num_classes and all(isinstance(n, str) for n in names)),
+        "class_names",
+        names,
+    )
     check(set(config.encoders) == set(ROLES), "encoders", sorted(config.encoders))
     check(isinstance(config.threshold, float) and math.isfinite(config.threshold), "threshold", config.threshold)
     check(isinstance(config.provenance, dict), "provenance", config.provenance)
@@ -312,7 +318,11 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     if missing or unexpected or shapes:
         problems = [
             f"{label}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-            for label, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("shapes", shapes))
+            for label, keys in (
+                ("missing keys", missing),
+                ("unexpected keys", unexpected),
+                ("shapes", shapes),
+            )
             if keys
         ]
         raise CheckpointError(
@@ -323,7 +333,11 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
 
 
 def rebuild_encoder(
-    role: Role, config: SavedConfig, modules: Mapping[str, nn.Module], weights: Mapping[str, Tensor], origin: str
+    role: Role,
+    config: SavedConfig,
+    modules: Mapping[str, nn.Module],
+    weights: Mapping[str, Tensor],
+    origin: str,
 ) -> Encoder:
     """Build the encoder of a role from its spec or from the caller's module, and load its weights.
 
@@ -340,7 +354,7 @@ def rebuild_encoder(
     """
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
-    if owner in modules:
+    if owner is not None and owner in modules:
         module = modules[owner]
         backbone = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone
     elif record.spec.source != "custom":
@@ -348,7 +362,8 @@ def rebuild_encoder(
     else:
         wanted = record.architecture_of or role
         raise CheckpointError(
-            f"the {role} encoder is a module of the caller's, which no spec can rebuild. Pass its architecture (weights do "
+            f"the {role} encoder is a module of the caller's, which no spec can rebuild. Pass its "
+            f"architecture (weights do "
             f"not matter): from_pretrained(..., {wanted}=module)."
         )
     load_strictly(backbone, weights, origin)
@@ -366,7 +381,7 @@ def rebuild_heads(config: SavedConfig, weights: Mapping[str, Tensor], origin: st
     stray = [key for key in weights if key.partition(".")[0] not in HEADS_AT[config.stage]]
     if stray:
         raise CheckpointError(f"{origin} holds tensors of no branch: {', '.join(sorted(stray)[:5])}.")
-    heads = {}
+    heads: dict[str, MLPHead] = {}
     for role in HEADS_AT[config.stage]:
         record = config.encoders[role]
         own = {key.removeprefix(f"{role}."): t for key, t in weights.items() if key.startswith(f"{role}.")}

@@ -109,9 +109,7 @@ class PGD:
         return (images + delta).detach().clamp(0, 1)
 
 
-def attack_features(
-    attack: PGD, encoder: ImageModel, images: Tensor, *, generator: Generator | None = None
-) -> Tensor:
+def attack_features(attack: PGD, encoder: ImageModel, images: Tensor, *, generator: Generator | None = None) -> Tensor:
     """Craft per-image downstream-agnostic adversarial examples: push features away from where they were.
 
     No label and no head is needed, so the result harms whatever is built on the encoder.

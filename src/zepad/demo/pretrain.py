@@ -108,7 +108,11 @@ def main(folder: Path) -> None:
     for name in METHODS:
         encoder = pretrain(name, digits("train").images)
         stored = {k: v.half() if v.is_floating_point() else v for k, v in encoder.state_dict().items()}
-        save_file(stored, folder / f"{name}.safetensors", metadata={"method": name, "data": "digits train, unlabelled"})
+        save_file(
+            stored,
+            folder / f"{name}.safetensors",
+            metadata={"method": name, "data": "digits train, unlabelled"},
+        )
         encoder.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in stored.items()})
         sys.stdout.write(f"{name}: linear probe {linear_probe(encoder):.1%}\n")
 

@@ -6,4 +6,13 @@ from .small_resnet import SmallResNet
 from .sources import build_encoder, wrap_module
 from .spec import EncoderSpec
 
-__all__ = ["Encoder", "EncoderSpec", "Pooling", "Preprocessing", "SmallResNet", "build_encoder", "probe", "wrap_module"]
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "Pooling",
+    "Preprocessing",
+    "SmallResNet",
+    "build_encoder",
+    "probe",
+    "wrap_module",
+]

@@ -90,15 +90,18 @@ class Encoder(nn.Module):
             )
         if not output.is_floating_point() or output.ndim not in (2, 3, 4) or len(output) != count:
             raise InputError(
-                f"an encoder must map {count} images to floating-point features of shape ({count}, D), ({count}, D, H, W) "
-                f"or ({count}, T, D); {type(self.backbone).__name__} returned {output.dtype} of shape {tuple(output.shape)}."
+                f"an encoder must map {count} images to floating-point features of shape ({count}, D), "
+                f"({count}, D, H, W) "
+                f"or ({count}, T, D); {type(self.backbone).__name__} returned {output.dtype} of shape "
+                f"{tuple(output.shape)}."
             )
         if output.ndim == 4:
             return output.mean(dim=(2, 3))
         if output.ndim == 3:
             if self.pooling is None:
                 raise InputError(
-                    f"{type(self.backbone).__name__} returns tokens of shape {tuple(output.shape)}; say which stand for the "
+                    f"{type(self.backbone).__name__} returns tokens of shape {tuple(output.shape)}; say "
+                    f"which stand for the "
                     'image: Encoder(backbone, pooling="class_token") for the first, pooling="mean" for their average.'
                 )
             return output[:, 0] if self.pooling == "class_token" else output.mean(dim=1)

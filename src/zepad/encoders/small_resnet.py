@@ -35,10 +35,8 @@ class SmallResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        stages = [_Block(width, width, 1)]
-        for stage in range(3):
-            stages.append(_Block(width * 2**stage, width * 2 ** (stage + 1), 2))
-        self.stages = nn.Sequential(*stages)
+        wider = [_Block(width * 2**stage, width * 2 ** (stage + 1), 2) for stage in range(3)]
+        self.stages = nn.Sequential(_Block(width, width, 1), *wider)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features averaged over space."""

@@ -96,12 +96,15 @@ def _import_timm() -> Any:
 
 
 def _timm_preprocessing(model: nn.Module) -> Preprocessing:
-    from timm.data import resolve_model_data_config
+    from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
 
     config = resolve_model_data_config(model)
-    mode = config["interpolation"] if config["interpolation"] in ("nearest", "bilinear", "bicubic") else "bilinear"
+    mode: Any = config["interpolation"] if config["interpolation"] in ("nearest", "bilinear", "bicubic") else "bilinear"
     return Preprocessing(
-        mean=tuple(config["mean"]), std=tuple(config["std"]), size=tuple(config["input_size"][1:]), interpolation=mode
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        size=tuple(config["input_size"][1:]),
+        interpolation=mode,
     )
 
 
@@ -118,7 +121,7 @@ def _build_timm(spec: EncoderSpec, pretrained: bool) -> Encoder:
 
 def _recognise_timm(backbone: nn.Module) -> tuple[EncoderSpec, Preprocessing]:
     if hasattr(backbone, "reset_classifier"):
-        backbone.reset_classifier(0)
+        backbone.reset_classifier(0)  # type: ignore[operator]
     preprocessing = _timm_preprocessing(backbone)
     architecture = getattr(backbone, "pretrained_cfg", {}).get("architecture", "")
     if architecture:

@@ -66,4 +66,4 @@ class EncoderSpec(_JSONConfig):
         if not colon or source not in known:
             forms = ", ".join(f'"{s}:<name>"' for s in known)
             raise ConfigError(f"an encoder spec must read {forms}; got {text!r}.")
-        return cls(source=source, name=name)  # type: ignore[arg-type]
+        return cls(source=source, name=name)

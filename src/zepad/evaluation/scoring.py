@@ -14,9 +14,7 @@ from ..modules import evaluating
 from ..types import ImageModel, Loader
 
 
-def accuracy(
-    model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Tensor], Tensor] | None = None
-) -> Count:
+def accuracy(model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Tensor], Tensor] | None = None) -> Count:
     """Count the images a classifier gets right, as they are or after an attack.
 
     Args:

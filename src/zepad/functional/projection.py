@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 
 
 def _l2_norm(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.ndim - 1))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    return norm
 
 
 def project_linf(delta: Tensor, eps: float) -> Tensor:
@@ -58,7 +59,7 @@ def steepest_linf(gradient: Tensor) -> Tensor:
 
 
 def steepest_l2(gradient: Tensor) -> Tensor:
-    """Return the unit step of steepest ascent in L2: the gradient of each image over its norm, zero where it is zero."""
+    """Return the unit step of steepest ascent in L2: the gradient of each image over its norm, or zero."""
     return gradient / _l2_norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 

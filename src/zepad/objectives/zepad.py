@@ -14,7 +14,8 @@ def zepad_objective(*, structure_weight: float) -> Objective:
     """Return `L = CE(F(E(x + delta)), y) + structure_weight * L_f / N`.
 
     Adversarial and clean images pass BatchNorm separately: the adversarial ones train the statistics, the clean
-    ones only read them, and their features are a fixed target. Concatenating the two in one batch leaves statistics that
+    ones only read them, and their features are a fixed target. Concatenating the two in one batch leaves statistics
+    that
     fit neither. `L_f` is divided by the batch size so that its weight means the same for every batch.
 
     Args:

@@ -32,7 +32,8 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
         ) from error
     if not resume and any(folder.rglob("epoch-*.pt")):
         raise CheckpointError(
-            f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on from them, or choose "
+            f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on "
+            f"from them, or choose "
             "another folder."
         )
 
@@ -72,17 +73,14 @@ def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | N
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}. Delete it to go on from the epoch before."
-        ) from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Delete it to go on from the epoch before.") from error
     theirs = state["fingerprint"]
-    differing = sorted(
-        key for key in fingerprint.keys() | theirs.keys() if fingerprint.get(key) != theirs.get(key)
-    )
+    differing = sorted(key for key in fingerprint.keys() | theirs.keys() if fingerprint.get(key) != theirs.get(key))
     if differing:
         details = "; ".join(f"{key} was {theirs.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
         raise CheckpointError(
-            f"{path} belongs to another run: {details}. Resume with the same settings and data, or choose another folder."
+            f"{path} belongs to another run: {details}. Resume with the same settings and data, or "
+            f"choose another folder."
         )
     return state
 

@@ -74,7 +74,7 @@ class FeatureCache:
             self._folder = tempfile.TemporaryDirectory(prefix="zepad-features-", ignore_cleanup_errors=True)
         with self._path.open("ab") as file:
             for chunk in self._chunks:
-                file.write(memoryview(chunk.numpy()).cast("B"))
+                file.write(chunk.numpy().tobytes())
         self._chunks.clear()
         self._bytes = 0
 

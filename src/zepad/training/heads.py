@@ -103,9 +103,7 @@ def _extract(
     return torch.cat(labels)
 
 
-def _fit_head(
-    features: Tensor, labels: Tensor, num_classes: int, config: HeadConfig, device: torch.device
-) -> MLPHead:
+def _fit_head(features: Tensor, labels: Tensor, num_classes: int, config: HeadConfig, device: torch.device) -> MLPHead:
     head = MLPHead(features.shape[1], num_classes).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.head_lr, weight_decay=config.weight_decay)
     batches = math.ceil(len(labels) / config.batch_size)
@@ -116,7 +114,8 @@ def _fit_head(
             loss = F.cross_entropy(head(rows.to(device)), targets.to(device))
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"fitting a head: the loss is {loss.item()} at epoch {epoch + 1}. Lower head_lr (now {config.head_lr:g}) "
+                    f"fitting a head: the loss is {loss.item()} at epoch {epoch + 1}. Lower head_lr "
+                    f"(now {config.head_lr:g}) "
                     "or check that the encoder's features are finite."
                 )
             optimizer.zero_grad(set_to_none=True)

@@ -78,7 +78,7 @@ def hold_out(loader: Loader, fraction: float, seed: int) -> tuple[Loader, Loader
         or loader.batch_size is None
     ):
         return loader, None
-    count = len(loader.dataset)
+    count = len(loader.dataset)  # type: ignore[arg-type]
     held = round(count * fraction)
     if held < 1 or held >= count:
         return loader, None

@@ -120,7 +120,7 @@ def autocast(device: torch.device, precision: Precision) -> Any:
 def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since torch 2.10
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
@@ -138,7 +138,8 @@ def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:
         return prepared
     if accelerator.num_processes > 1:
         raise InputError(
-            f"training on {accelerator.num_processes} processes needs a torch DataLoader, which can be split between them; "
+            f"training on {accelerator.num_processes} processes needs a torch DataLoader, which can be "
+            f"split between them; "
             f"got {type(loader).__name__}."
         )
     return loader
@@ -273,7 +274,10 @@ class _Training:
             benign += correct_count(outcome.benign_logits.argmax(1), labels)
             accuracies = {"adversarial": f"{adversarial.rate:.1%}"} if self.recipe.attack else {}
             bar.set_postfix(
-                epoch=f"{epoch + 1}/{self.epochs}", loss=f"{total_loss / seen:.3f}", **accuracies, clean=f"{benign.rate:.1%}"
+                epoch=f"{epoch + 1}/{self.epochs}",
+                loss=f"{total_loss / seen:.3f}",
+                **accuracies,
+                clean=f"{benign.rate:.1%}",
             )
             bar.update()
         if not seen:
@@ -311,7 +315,9 @@ class _Training:
             with autocast(self.device, spec.config.precision):
                 benign += self._count(images, labels)
                 if self.recipe.attack is not None:
-                    adversarial += self._count(self.recipe.attack(self.branch, images, labels, generator=generator), labels)
+                    adversarial += self._count(
+                        self.recipe.attack(self.branch, images, labels, generator=generator), labels
+                    )
         if not benign.total:
             raise InputError("val_loader is empty: it yielded no batch. Pass at least one labelled image, or None.")
         rates = {"val_benign_accuracy": benign.rate}
@@ -364,7 +370,9 @@ class _Training:
             self.branch.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"the checkpoint in {self.spec.checkpoint_dir} is of another architecture: {error}") from error
+            raise InputError(
+                f"the checkpoint in {self.spec.checkpoint_dir} is of another architecture: {error}"
+            ) from error
         self.history, self.best, self.batches = state["history"], state["best"], state["batches"]
         return int(state["epoch"]) + 1
 

@@ -1,0 +1,144 @@
+"""The command line: `zepad demo`, `zepad info`, `zepad predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._version import __version__
+from .errors import ZePADError
+
+app = typer.Typer(
+    help="Make pre-trained image encoders safe to build on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JSON_OPTION = typer.Option("--json", help="Print one JSON object and nothing else.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zepad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture, the numbers and the saved model.")] = Path(
+        "zepad-demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of heads, attacks and training.")] = 0,
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Attack two public encoders, harden them, and compare: real images, no network, about a minute on two cores."""
+    from .demo import format_table, run_demo
+
+    quiet = as_json
+    result = run_demo(
+        out,
+        seed=seed,
+        progress=not quiet,
+        say=(lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)),
+    )
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    typer.echo(f"\n{format_table(result)}\n")
+    typer.echo(f"picture   {out / 'picture.png'}")
+    typer.echo(f"model     {out / 'model'}   (reloaded: predictions equal)")
+    typer.echo(f"numbers   {out / 'result.json'}")
+    typer.echo(f"time      {result.seconds:.0f} s\n")
+    typer.echo(f"Next: zepad info {out / 'model'}")
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Say what a saved model is, from its config alone."""
+    from .serialization import CONFIG_FILE, read_config
+
+    config = read_config(path / CONFIG_FILE)
+    if as_json:
+        typer.echo(json.dumps(config.to_dict()))
+        return
+    names = f" ({', '.join(config.class_names)})" if config.class_names and len(config.class_names) <= 20 else ""
+    typer.echo(f"stage       {config.stage}")
+    typer.echo(f"classes     {config.num_classes or 'none yet'}{names}")
+    typer.echo(f"fusion      {config.fusion.rule}, sharpness {config.fusion.sharpness:g}")
+    typer.echo(f"threshold   {config.threshold:.4g}")
+    for role, record in config.encoders.items():
+        size = "x".join(map(str, record.preprocessing.size)) if record.preprocessing.size else "any size"
+        typer.echo(f"{role:<11} {record.spec}, {record.features} features, images {size}")
+    hardening = config.provenance.get("harden")
+    if hardening:
+        recipe = hardening["config"]
+        typer.echo(
+            f"hardened    eps {recipe['eps'] * 255:.3g}/255, {recipe['steps']} steps, {hardening['images']} images"
+        )
+    typer.echo(
+        f"files       {sum(file.bytes for file in config.files.values()) / 1e6:.1f} MB in {len(config.files)} files"
+    )
+    typer.echo(f"written by  zepad {config.library_version}, format {config.format}")
+
+
+@app.command()
+def predict(
+    path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Classify image files and say which look attacked."""
+    from .data import read_image
+    from .model import ZePAD
+
+    defense = ZePAD.from_pretrained(path)
+    rows = []
+    for image in images:
+        report = defense.inspect(read_image(image, channels=defense.channels)[None])
+        rows.append(
+            {
+                "image": str(image),
+                "label": report.name(int(report.labels[0])),
+                "probability": round(float(report.probabilities[0]), 6),
+                "attacked": bool(report.flagged[0]),
+                "score": round(float(report.scores[0]), 6),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"threshold": defense.threshold, "predictions": rows}))
+        return
+    width = max(len(str(row["image"])) for row in rows)
+    for row in rows:
+        verdict = "looks attacked" if row["attacked"] else "ok"
+        said = f"{row['label']:<12} {row['probability']:>7.1%}"
+        typer.echo(f"{row['image']:<{width}}  {said}  {verdict} (score {row['score']:+.3f})")
+
+
+def main() -> None:
+    """Run the command line: 0 when all is well, 1 for an error of zepad's, 2 for wrong usage."""
+    try:
+        app()
+    except ZePADError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""What projected gradient descent promises: the ball, the model left as found, and damage done."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from strategies import images, laws, radii, seeds
+from tiny import TinyEncoder
+from zepad.attacks import PGD, UniversalFeatureAttack, attack_features, cosine_distance, cross_entropy, margin
+from zepad.errors import ConfigError
+
+NORMS = ("linf", "l2")
+EPS = 8 / 255
+
+# Every attack of the package with one signature: what holds for one model holds for all of them.
+ATTACKS = {
+    "linf": lambda model, x, y: PGD(eps=EPS, steps=2)(model, x, y),
+    "l2": lambda model, x, y: PGD(eps=EPS, steps=2, norm="l2", objective=margin)(model, x, y),
+    "features": lambda model, x, y: attack_features(PGD(eps=EPS, steps=2), model, x),
+    "universal": lambda model, x, y: UniversalFeatureAttack(eps=EPS, epochs=2).fit(model, x).delta,
+}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+def classifier(classes=3):
+    return nn.Sequential(TinyEncoder(), nn.Linear(8, classes))
+
+
+def linear(classes, pixels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes)).double()
+
+
+def lengths(delta, norm):
+    rows = delta.flatten(1)
+    return rows.abs().amax(dim=1) if norm == "linf" else rows.norm(dim=1)
+
+
+@pytest.fixture
+def toy_classifier(toy):
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(toy[0]), toy[1]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+@laws
+@given(images(), radii, st.sampled_from(NORMS), st.integers(0, 3), st.booleans(), seeds)
+def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, steps, random_start, seed):
+    attack = PGD(eps=eps, steps=steps, step_size=eps, norm=norm, random_start=random_start)
+    labels = torch.arange(len(clean)) % 3
+    attacked = attack(classifier(), clean, labels, generator=torch.Generator().manual_seed(seed))
+    assert attacked.shape == clean.shape
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert (lengths(attacked - clean, norm) <= eps + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_steps_and_random_start_nothing_moves(toy, norm):
+    assert torch.equal(PGD(eps=EPS, steps=0, norm=norm, random_start=False)(classifier(), *toy), toy[0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_steps_a_random_start_is_noise(toy, norm):
+    assert not torch.equal(PGD(eps=EPS, steps=0, norm=norm)(classifier(), *toy), toy[0])
+
+
+def noticeable(model):
+    """Everything about a module that its owner could find changed."""
+    return (
+        [part.training for part in model.modules()],
+        {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+        [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in model.parameters()],
+    )
+
+
+def used_classifier():
+    """Half-way through somebody's training: mixed training flags, gradients pending, a part frozen."""
+    model = classifier().train()
+    model[0].norm.eval()
+    model[0].conv2.requires_grad_(False)
+    for parameter in model[1].parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return model
+
+
+@every_attack
+def test_the_model_is_left_as_found(toy, attack):
+    model = used_classifier()
+    before = noticeable(model)
+    attacked = attack(model, *toy)
+    assert noticeable(model) == before
+    assert not attacked.requires_grad
+
+
+@every_attack
+def test_the_model_is_left_as_found_when_it_raises(toy, attack):
+    model = used_classifier()
+    before = noticeable(model)
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    hook = model[1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attack(model, *toy)
+    hook.remove()
+    assert noticeable(model) == before
+
+
+@every_attack
+def test_the_model_is_attacked_in_evaluation_mode(toy, attack):
+    model = used_classifier()
+    modes = set()
+    model[1].register_forward_hook(lambda *_: modes.update(part.training for part in model.modules()))
+    attack(model, *toy)
+    assert modes == {False}
+
+
+@every_attack
+def test_images_and_their_graph_are_left_as_found(toy, attack):
+    images = toy[0].clone().requires_grad_()
+    attacked = attack(classifier(), images, toy[1])
+    assert torch.equal(images, toy[0])
+    assert images.grad is None
+    assert not attacked.requires_grad
+
+
+@every_attack
+def test_attacks_work_where_gradients_are_off(toy, attack):
+    model = classifier()
+    torch.manual_seed(3)
+    expected = attack(model, *toy)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        assert torch.equal(attack(model, *toy), expected)
+
+
+@every_attack
+def test_any_callable_can_be_attacked(toy, attack):
+    model = classifier().eval()
+    torch.manual_seed(3)
+    expected = attack(model, *toy)
+    torch.manual_seed(3)
+    assert torch.equal(attack(lambda x: model(x), *toy), expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_generator_decides_the_result(toy, norm):
+    model, attack = classifier(), PGD(eps=EPS, steps=2, norm=norm)
+    first, again, other = (attack(model, *toy, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_agrees_with_a_loop_written_out(toy):
+    model, (clean, labels), eps, step = classifier().double().eval(), toy, 0.1, 0.03
+    clean = clean.double().round()  # black and white pixels, so that the pixel range matters
+    x = clean.clone()
+    for _ in range(6):
+        x = x.detach().requires_grad_()
+        F.cross_entropy(model(x), labels, reduction="sum").backward()
+        x = (x + step * x.grad.sign()).clamp(clean - eps, clean + eps).clamp(0, 1)
+    attacked = PGD(eps=eps, steps=6, step_size=step, random_start=False)(model, clean, labels)
+    torch.testing.assert_close(attacked, x.detach(), rtol=0, atol=1e-6)
+
+
+def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
+    model = classifier()
+    given = PGD(eps=EPS, steps=5, step_size=EPS / 2, random_start=False)
+    assert torch.equal(PGD(eps=EPS, steps=5, random_start=False)(model, *toy), given(model, *toy))
+
+
+@laws
+@given(st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin)), seeds)
+def test_each_step_raises_a_convex_loss(norm, objective, seed):
+    """A projected gradient step never lowers a convex function, however long it is."""
+    generator = torch.Generator().manual_seed(seed)
+    model = linear(4, 12)
+    clean = 0.4 + 0.2 * torch.rand(5, 3, 2, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (5,), generator=generator)
+    attack = {"eps": 0.2, "step_size": 0.07, "norm": norm, "random_start": False, "objective": objective}
+    attacked = [PGD(steps=steps, **attack)(model, clean, labels) for steps in range(6)]
+    losses = torch.stack([objective(model(x), labels) for x in attacked])
+    assert (losses.diff(dim=0) >= -1e-9).all()
+    assert (losses[-1] > losses[0]).all()
+
+
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_the_optimum_of_a_linear_model_is_hit_exactly(objective):
+    model, eps = linear(2, 12), 0.3
+    clean = torch.rand(8, 3, 2, 2, dtype=torch.float64)
+    labels = torch.arange(8) % 2
+    weight = model[1].weight.detach().view(2, 3, 2, 2)
+    best = (clean + eps * (weight[1 - labels] - weight[labels]).sign()).clamp(0, 1)
+    attacked = PGD(eps=eps, steps=10, objective=objective)(model, clean, labels)
+    torch.testing.assert_close(attacked, best, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 64 / 255), ("l2", 8.0)])
+@pytest.mark.parametrize("objective", [cross_entropy, margin])
+def test_a_trained_classifier_loses_its_accuracy(toy_classifier, toy, norm, eps, objective):
+    def accuracy(x):
+        return (toy_classifier(x).argmax(dim=1) == toy[1]).float().mean().item()
+
+    attack = PGD(eps=eps, steps=10, norm=norm, objective=objective)
+    assert accuracy(toy[0]) == 1
+    assert accuracy(PGD(eps=eps, steps=0, norm=norm)(toy_classifier, *toy)) > 0.9  # noise of that size is harmless
+    assert accuracy(attack(toy_classifier, *toy)) < 0.2
+
+
+def test_objectives_agree_with_their_definitions():
+    outputs = torch.randn(20, 5, dtype=torch.float64)
+    labels, targets = torch.randint(5, (20,)), torch.randn(20, 5, dtype=torch.float64)
+    naive_margin = [
+        max(z for k, z in enumerate(row) if k != y) - row[y] for row, y in zip(outputs, labels, strict=True)
+    ]
+    naive_cosine = [1 - (a @ b) / (a @ a).sqrt() / (b @ b).sqrt() for a, b in zip(outputs, targets, strict=True)]
+    naive_entropy = [-(z.exp() / z.exp().sum())[y].log() for z, y in zip(outputs, labels, strict=True)]
+    torch.testing.assert_close(margin(outputs, labels), torch.stack(naive_margin))
+    torch.testing.assert_close(cosine_distance(outputs, targets), torch.stack(naive_cosine))
+    torch.testing.assert_close(cross_entropy(outputs, labels), torch.stack(naive_entropy))
+
+
+def test_margin_is_positive_where_the_attack_has_won():
+    outputs = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    assert margin(outputs, torch.arange(3)).tolist() == [-1, 1, 2]
+
+
+def test_a_feature_attack_moves_features_more_than_noise_and_needs_no_label(toy):
+    """Nor a head: the objective of the given attack is never called."""
+
+    def forbidden(outputs, targets):
+        raise AssertionError("a feature attack has one objective, the cosine distance")
+
+    encoder, clean = TinyEncoder().eval(), toy[0]
+    attacked = attack_features(PGD(eps=EPS, random_start=False, objective=forbidden), encoder, clean)
+    noisy = (clean + EPS * torch.randn_like(clean).sign()).clamp(0, 1)  # at the corners, the largest noise there is
+
+    def moved(x):
+        return cosine_distance(encoder(x), encoder(clean))
+
+    assert (lengths(attacked - clean, "linf") <= EPS + 1e-6).all()
+    assert moved(attacked).mean() > 3 * moved(noisy).mean()
+    assert (moved(attacked) > moved(noisy)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("attack", [PGD, UniversalFeatureAttack])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": 8}, r"looks like 0\.\.255 units\. Write 8 / 255\."),
+        ({"eps": 0}, r"eps must be a positive number in \[0, 1\] pixel units; got 0\."),
+        ({"eps": -0.1}, "got -0.1"),
+        ({"eps": float("nan")}, "got nan"),
+        ({"eps": float("inf")}, "got inf"),
+        ({"eps": EPS, "step_size": 0}, "step_size must be positive, or None; got 0"),
+    ],
+)
+def test_budgets_out_of_range_are_refused(attack, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        attack(**settings)
+
+
+def test_an_l2_budget_may_exceed_one():
+    assert PGD(eps=3.0, norm="l2").eps == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": "l1"}, r"norm must be one of \['l2', 'linf'\]; got 'l1'"),
+        ({"steps": -1}, "steps must be zero or more; got -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PGD(eps=EPS, **settings)

@@ -1,0 +1,50 @@
+"""What property tests draw: logits, features and images, ties and extremes included."""
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+laws = settings(max_examples=60, deadline=None)
+
+MODERATE = (0.0, 1e-3, 1.0, 10.0)  # beyond this a softmax saturates and strict inequalities become equalities
+SCALES = (*MODERATE, 1e3)
+RULES = ("rfdm", "mean", "entropy")
+
+
+@st.composite
+def logits(draw, branches=st.integers(1, 4), scales=SCALES):
+    """Stacked logits `(B, N, K)` in float64."""
+    shape = draw(st.tuples(branches, st.integers(1, 5), st.integers(2, 8)))
+    return torch.from_numpy(draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) * draw(st.sampled_from(scales)))
+
+
+@st.composite
+def feature_pairs(draw, rows=st.integers(1, 6), columns=st.integers(1, 6)):
+    """Adversarial and benign features, both `(N, D)` in float64; zero and duplicate rows are common."""
+    shape = draw(st.tuples(rows, columns))
+    pair = (draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) for _ in range(2))
+    return tuple(torch.from_numpy(array * draw(st.sampled_from((1e-3, 1.0, 1e3)))) for array in pair)
+
+
+@st.composite
+def deltas(draw, dtype=torch.float64):
+    """Perturbations `(N, C, H, W)` around and beyond the pixel range."""
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
+    array = draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) * draw(st.sampled_from((0.01, 1.0, 100.0)))
+    return torch.from_numpy(array).to(dtype)
+
+
+def images(size=4):
+    """Three-channel float32 images in [0, 1], pure black and white pixels included."""
+    shapes = st.integers(1, 3).map(lambda count: (count, 3, size, size))
+    return shapes.flatmap(
+        lambda shape: arrays(np.float32, shape, elements=st.floats(0, 1, width=32)).map(
+            lambda x: torch.from_numpy(x.copy())
+        )
+    )
+
+
+radii = st.floats(1 / 255, 1)
+seeds = st.integers(0, 2**32 - 1)
