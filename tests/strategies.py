@@ -10,18 +10,19 @@ laws = settings(max_examples=60, deadline=None)
 
 MODERATE = (0.0, 1e-3, 1.0, 10.0)  # beyond this a softmax saturates and strict inequalities become equalities
 SCALES = (*MODERATE, 1e3)
+one_to_four, one_to_six = st.integers(1, 4), st.integers(1, 6)
 RULES = ("rfdm", "mean", "entropy")
 
 
 @st.composite
-def logits(draw, branches=st.integers(1, 4), scales=SCALES):
+def logits(draw, branches=one_to_four, scales=SCALES):
     """Stacked logits `(B, N, K)` in float64."""
     shape = draw(st.tuples(branches, st.integers(1, 5), st.integers(2, 8)))
     return torch.from_numpy(draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) * draw(st.sampled_from(scales)))
 
 
 @st.composite
-def feature_pairs(draw, rows=st.integers(1, 6), columns=st.integers(1, 6)):
+def feature_pairs(draw, rows=one_to_six, columns=one_to_six):
     """Adversarial and benign features, both `(N, D)` in float64; zero and duplicate rows are common."""
     shape = draw(st.tuples(rows, columns))
     pair = (draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) for _ in range(2))
@@ -29,11 +30,11 @@ def feature_pairs(draw, rows=st.integers(1, 6), columns=st.integers(1, 6)):
 
 
 @st.composite
-def deltas(draw, dtype=torch.float64):
-    """Perturbations `(N, C, H, W)` around and beyond the pixel range."""
-    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)))
-    array = draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) * draw(st.sampled_from((0.01, 1.0, 100.0)))
-    return torch.from_numpy(array).to(dtype)
+def deltas(draw):
+    """Perturbations or gradients `(N, C, H, W)` in float64, from well inside a ball of pixels to far outside."""
+    shape = draw(st.tuples(*[st.integers(1, 3)] * 4))
+    array = draw(arrays(np.int64, shape, elements=st.integers(-100, 100)))
+    return torch.from_numpy(array).double() * draw(st.sampled_from((1e-4, 0.01, 1.0)))
 
 
 def images(size=4):

@@ -6,11 +6,17 @@ from hypothesis import given
 from torch.utils.data import DataLoader, TensorDataset
 
 from strategies import images, laws, radii, seeds
-from tiny import TinyEncoder
+from tiny import TinyEncoder, toy_data
 from zepad.attacks import UniversalFeatureAttack, UniversalPerturbation, cosine_distance
 from zepad.errors import ConfigError, InputError
 
 EPS = 10 / 255
+
+
+@pytest.fixture
+def toy():
+    """Fewer and smaller images than elsewhere."""
+    return toy_data(24, size=8)
 
 
 @laws
@@ -49,7 +55,7 @@ def test_the_seed_decides_the_result(tiny, toy):
 def test_tensors_and_loaders_with_or_without_labels_give_the_same(tiny, toy):
     attack = UniversalFeatureAttack(eps=EPS)
     expected = attack.fit(tiny, toy[0])
-    for data in (DataLoader(TensorDataset(*toy), batch_size=96), DataLoader(TensorDataset(toy[0]), 96), [toy[0]]):
+    for data in (DataLoader(TensorDataset(*toy), batch_size=24), DataLoader(TensorDataset(toy[0]), 24), [toy[0]]):
         made = attack.fit(tiny, data)
         assert torch.equal(made.delta, expected.delta)
         assert made.provenance == expected.provenance
@@ -64,13 +70,13 @@ def test_the_provenance_tells_how_it_was_made(tiny, loader):
         "step_size": None,
         "epochs": 2,
         "seed": 7,
-        "images": 96,
+        "images": 24,
     }
 
 
 def test_features_move_more_than_under_noise_of_the_same_budget(tiny, toy):
     """Also on images the attacker has not seen."""
-    seen, fresh = toy[0][:48], toy[0][48:]
+    seen, fresh = toy[0][:12], toy[0][12:]
     encoder = tiny.eval()
 
     def moved(perturbation, clean):

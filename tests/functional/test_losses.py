@@ -81,13 +81,11 @@ def test_the_order_of_the_batch_does_not_matter(example, data):
 
 
 def test_the_benign_structure_is_the_target():
-    """The two arguments are not interchangeable; the pinned value is the equation's with P benign and Q adversarial."""
-    adversarial = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-    benign = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
-    forward = structure_loss(adversarial=adversarial, benign=benign).item()
-    backward = structure_loss(adversarial=benign, benign=adversarial).item()
-    assert forward == pytest.approx(reference.structure_loss(adversarial.numpy(), benign.numpy()), **TOLERANCE)
-    assert abs(forward - backward) > 0.01
+    """P is benign and Q adversarial: the two arguments are not interchangeable."""
+    collapsed = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    spread = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [2.0, 1.0]], dtype=torch.float64)
+    assert structure_loss(adversarial=collapsed, benign=spread).item() == pytest.approx(13.5196, abs=1e-4)
+    assert structure_loss(adversarial=spread, benign=collapsed).item() == pytest.approx(1.6575, abs=1e-4)
 
 
 def test_genetic_regularization_uses_the_labels():

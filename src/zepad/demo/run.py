@@ -74,13 +74,19 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, seed: int = 0, progress: bool = True, say: Callable[[str], None] = lambda _: None
+    out: Path,
+    *,
+    seed: int = 0,
+    hardening: HardenConfig = HardenConfig(eps=EPS),
+    progress: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> DemoResult:
     """Run the whole story and leave `picture.png`, `result.json` and `model/` in a folder.
 
     Args:
         out: Created if need be; proved writable before anything is computed.
         seed: Of heads, attacks and training.
+        hardening: The recipe; its seed is replaced.
         progress: Show training bars.
         say: Called with one line per step.
 
@@ -111,7 +117,7 @@ def run_demo(
         }
 
         say(f"3/5  hardening both encoders on {len(train)} images, then the benign branch and the heads")
-        defense.harden(loader, HardenConfig(eps=EPS, seed=seed), progress=progress)
+        defense.harden(loader, replace(hardening, seed=seed), progress=progress)
         defense.fit_benign(
             loader, BenignConfig(seed=seed, epochs=5), head_config=HeadConfig(seed=seed), progress=progress
         )

@@ -51,9 +51,10 @@ def count_classes(loader: Loader) -> int:
     if names:
         return len(names)
     largest = -1
-    for batch in loader:
-        images, labels = split_batch(batch)
-        largest = max(largest, int(check_labels(labels, count=len(images)).max()))
+    with seeded(0):  # iterating draws from the caller's generator
+        for batch in loader:
+            images, labels = split_batch(batch)
+            largest = max(largest, int(check_labels(labels, count=len(images)).max()))
     if largest < 0:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
     return largest + 1

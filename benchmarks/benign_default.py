@@ -1,0 +1,87 @@
+"""Where the benign (BMP) encoder should start: a copy of the clean auxiliary, fine-tuned, or from scratch. JSON lines.
+
+Each attack is a per-image or universal feature attack crafted on public encoders; the benign branch alone is scored.
+
+python benchmarks/benign_default.py --data digits --eps 25 --seeds 3
+python benchmarks/benign_default.py --data imagenette64 --shared ../shared --images 3000 --eps 10 --seeds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from common import benign, load_encoders, load_images
+from torch import nn
+from torch.utils.data import DataLoader
+
+from zepad import BenignConfig, ZePAD
+from zepad.attacks import PGD, UniversalFeatureAttack, attack_features
+from zepad.encoders import Encoder
+from zepad.training import Run, benign_recipe, train_branch
+
+
+def from_scratch(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture with fresh weights."""
+    torch.manual_seed(seed)
+    fresh = copy.deepcopy(encoder)
+    for part in fresh.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    return fresh
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "imagenette64"), required=True)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--test-images", type=int, default=1000)
+    parser.add_argument("--eps", type=float, required=True, help="in 0..255 units")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    eps = options.eps / 255
+    separator = "-" if options.data == "digits" else "_"
+    train = load_images(f"{options.data}{separator}train", options.shared, options.images)
+    test = load_images(f"{options.data}{separator}test", options.shared, options.test_images)
+    loader = DataLoader(train, batch_size=128, shuffle=True)
+    model = ZePAD.from_encoders(*load_encoders("digits" if options.data == "digits" else "cifar10", options.shared))
+    attacked = {}
+    for role in ("victim", "auxiliary"):
+        public = model.encoder(role)
+        generator = torch.Generator().manual_seed(0)
+        pgd = PGD(eps=eps, steps=20, step_size=eps / 8)
+        chunks = [attack_features(pgd, public, chunk, generator=generator) for chunk in test.images.split(250)]
+        attacked[f"per-image on {role}"] = torch.cat(chunks)
+        attacked[f"universal on {role}"] = UniversalFeatureAttack(eps=eps, epochs=3).fit(public, loader).apply(test.images)
+    starts = {"fine-tuned auxiliary": (1, False), "scratch": (1, True), "scratch, 3x epochs": (3, True)}
+    for name, (factor, fresh) in starts.items():
+        results: dict[str, list[float]] = {}
+        for seed in range(options.seeds):
+            encoder = copy.deepcopy(model.encoder("auxiliary"))
+            if fresh:
+                encoder = from_scratch(encoder, seed)
+            config = BenignConfig(seed=seed, epochs=10 * factor)
+            run = Run(
+                name="benign", index=2, recipe=benign_recipe(config), config=config, num_classes=10, channels=3,
+                features=encoder(train.images[:2]).shape[1], progress=False,
+            )  # fmt: skip
+            branch: nn.Module = train_branch(encoder, run, loader, None)[0]
+            for column, images in {"benign": test.images, **attacked}.items():
+                results.setdefault(column, []).append(benign(branch, images, test.labels))
+        record = {
+            column: [round(statistics.mean(values), 3), round(statistics.stdev(values), 3) if len(values) > 1 else None]
+            for column, values in results.items()
+        }
+        head = {"data": options.data, "images": len(train), "eps": f"{options.eps:g}/255", "seeds": options.seeds}
+        print(json.dumps({**head, "start": name, "mean and deviation": record}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

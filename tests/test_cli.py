@@ -1,0 +1,139 @@
+"""The command line, in processes of its own as a user runs it, and the demo at small size."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zepad import HardenConfig, InputError, ZePAD, __version__
+from zepad.data import digits
+from zepad.demo import format_table, run_demo
+
+
+def zepad(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "zepad", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory):
+    """The demo with a recipe far too short to defend anything, but with every step and file of the real one."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("demo")
+    lines: list[str] = []
+    result = run_demo(folder, hardening=HardenConfig(eps=25 / 255, epochs=1, steps=1), progress=False, say=lines.append)
+    return folder, result, lines
+
+
+def test_the_demo_leaves_a_picture_the_numbers_and_a_model_that_predicts_the_same(demo) -> None:
+    folder, result, lines = demo
+    assert len(lines) == 5
+    assert result.reload_equal
+    with Image.open(folder / "picture.png") as picture:
+        assert picture.size[0] > 1000
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 50  # not an empty canvas
+    assert json.loads((folder / "result.json").read_text()) == json.loads(result.to_json())
+    images, labels = digits("test").images, digits("test").labels
+    reloaded = ZePAD.from_pretrained(folder / "model")
+    assert float((reloaded.predict(images) == labels).float().mean()) == pytest.approx(result.zepad.benign_accuracy)
+
+
+def test_the_demo_attacks_break_the_undefended_classifier(demo) -> None:
+    _, result, _ = demo
+    assert result.undefended.benign_accuracy > 0.95
+    assert result.undefended.robust_accuracy["universal"] < 0.3
+    assert result.undefended.robust_accuracy["per_image"] < 0.3
+    assert result.undefended.robust_accuracy["white_box"] < 0.05
+
+
+def test_the_demos_json_has_the_promised_shape_and_accuracies_lie_in_0_1(demo) -> None:
+    record = json.loads(demo[1].to_json())
+    for model in ("undefended", "zepad"):
+        assert set(record[model]) == {"benign_accuracy", "robust_accuracy"}
+        assert set(record[model]["robust_accuracy"]) == {"universal", "per_image", "white_box"}
+        assert all(0 <= value <= 1 for value in record[model]["robust_accuracy"].values())
+    assert set(record["detection_auroc"]) == {"universal", "per_image"}
+    assert record["seconds"] > 0
+
+
+def test_the_demos_table_shows_every_number(demo) -> None:
+    _, result, _ = demo
+    table = format_table(result)
+    for model in (result.undefended, result.zepad):
+        for value in (model.benign_accuracy, *model.robust_accuracy.values()):
+            assert f"{value:.1%}" in table
+    assert "white-box PGD-20 (knows everything)" in table
+    assert "eps 25/255" in table
+
+
+def test_the_demo_refuses_a_folder_it_cannot_write_before_it_computes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    lines: list[str] = []
+    with pytest.raises(InputError, match="cannot be written"):
+        run_demo(tmp_path / "file" / "out", say=lines.append)
+    assert lines == []
+
+
+def test_info_says_what_a_model_is(demo) -> None:
+    done = zepad("info", demo[0] / "model")
+    assert done.returncode == 0
+    for part in ("fitted", "10 (0, 1, 2", "rfdm", "zepad:digits-barlow-twins", "eps 25/255", f"zepad {__version__}"):
+        assert part in done.stdout
+    record = json.loads(zepad("info", demo[0] / "model", "--json").stdout)
+    assert record["stage"] == "fitted"
+
+
+def test_predict_prints_label_probability_and_verdict(demo, tmp_path: Path) -> None:
+    images, labels = digits("test").images[:3], digits("test").labels[:3]
+    paths = []
+    for i, image in enumerate(images):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(paths[-1])
+    done = zepad("predict", demo[0] / "model", *paths, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    defense = ZePAD.from_pretrained(demo[0] / "model")
+    stored = torch.stack([torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1).float() / 255 for p in paths])
+    assert [row["label"] for row in record["predictions"]] == [str(int(x)) for x in defense.predict(stored)]
+    assert [row["attacked"] for row in record["predictions"]] == defense.detect(stored).tolist()
+    assert [row["probability"] for row in record["predictions"]] == pytest.approx(
+        defense.predict_proba(stored).amax(1).tolist(), abs=1e-5
+    )
+    text = zepad("predict", demo[0] / "model", *paths).stdout
+    assert len(text.splitlines()) == 3
+    assert all(str(path) in text for path in paths)
+    assert len(labels) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "nowhere"], 1, "holds no config.json"),
+        (["predict", "nowhere", __file__], 1, "nowhere is no folder"),
+        (["predict", "MODEL", __file__], 1, "is no image that can be read"),
+        (["predict", "MODEL", "missing.png"], 2, "does not exist"),
+        (["predict", "MODEL"], 2, "Missing argument"),
+        (["demo", "--seed", "-1"], 2, "Invalid value"),
+        (["demo", "--out", f"{__file__}/sub"], 1, "cannot be written"),
+        (["unknown"], 2, "No such command"),
+    ],
+)
+def test_bad_arguments_give_a_message_and_an_exit_code(demo, arguments, code: int, message: str) -> None:
+    done = zepad(*(str(demo[0] / "model") if argument == "MODEL" else argument for argument in arguments))
+    assert done.returncode == code, done.stderr
+    plain = " ".join(done.stderr.replace("│", " ").split())
+    assert message in plain
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_version() -> None:
+    assert zepad("--version").stdout.strip() == f"zepad {__version__}"

@@ -1,0 +1,340 @@
+"""The training loop: what moves, what never moves, and what survives a fault."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from tiny import TinyEncoder, toy_data
+from zepad import BenignConfig, CheckpointError, HardenConfig, HeadConfig, InputError, TrainingError, ZePAD
+from zepad.attacks import PGD
+from zepad.evaluation import accuracy
+from zepad.functional import structure_loss
+from zepad.modules import Branch, MLPHead
+from zepad.objectives import Batch, zepad_objective
+from zepad.training import fit_heads
+from zepad.training.features import FeatureCache
+from zepad.training.loaders import derive_seed, hold_out, seeded
+
+FAST = HardenConfig(epochs=2, steps=2)
+
+
+def build(**options: object) -> ZePAD:
+    torch.manual_seed(3)
+    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), **options)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_hardening_raises_adversarial_accuracy_and_keeps_the_benign(loader: DataLoader) -> None:
+    images, labels = toy_data(seed=9)
+    attack = PGD(eps=0.15, steps=10)
+    accuracies = {}
+    for name, eps in (("hardly", 1e-6), ("well", 0.15)):
+        defense = build().harden(loader, HardenConfig(epochs=20, eps=eps, lr=1e-2, head_lr=1e-2), progress=False)
+        branch = defense.branch("victim")
+        accuracies[name] = accuracy(
+            branch, [(images, labels)], attack=lambda x, y, b=branch: attack(b, x, y)
+        ).rate  # fmt: skip
+        assert accuracy(branch, [(images, labels)]).rate > 0.9
+    assert accuracies["well"] > accuracies["hardly"] + 0.1
+
+
+def test_same_seed_same_weights_and_another_seed_others(loader: DataLoader) -> None:
+    first = build().harden(loader, FAST, progress=False)
+    torch.rand(7)  # the caller's generator must not matter
+    second = build().harden(loader, FAST, progress=False)
+    other = build().harden(loader, HardenConfig(epochs=2, steps=2, seed=1), progress=False)
+    assert same(weights(first), weights(second))
+    assert not same(weights(first), weights(other))
+
+
+def test_the_callers_random_state_is_given_back(loader: DataLoader) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    build_state = torch.get_rng_state()
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    torch.set_rng_state(build_state)
+    defense.harden(DataLoader(TensorDataset(*toy_data()), batch_size=16), FAST, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_hardening_changes_only_the_mpae_encoders(loader: DataLoader) -> None:
+    victim, auxiliary = TinyEncoder(), TinyEncoder()
+    before = weights(victim), weights(auxiliary)
+    defense = ZePAD.from_encoders(victim, auxiliary)
+    benign, hardened = weights(defense.encoder("benign")), weights(defense.encoder("victim"))
+    defense.harden(loader, FAST, progress=False)
+    assert same(weights(victim), before[0])
+    assert same(weights(auxiliary), before[1])
+    assert same(weights(defense.encoder("benign")), benign)
+    assert not same(weights(defense.encoder("victim")), hardened)
+
+
+def test_fit_benign_and_fit_heads_leave_the_hardened_encoders_alone(loader: DataLoader) -> None:
+    defense = build().harden(loader, FAST, progress=False)
+    hardened = weights(defense.encoder("victim")), weights(defense.encoder("auxiliary"))
+    defense.fit_benign(loader, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
+    benign = weights(defense.encoder("benign"))
+    defense.train()  # a caller who forgets the mode must not move BatchNorm either
+    defense.fit_heads(loader, HeadConfig(epochs=1), progress=False)
+    defense(toy_data()[0])
+    assert same(weights(defense.encoder("victim")), hardened[0])
+    assert same(weights(defense.encoder("auxiliary")), hardened[1])
+    assert same(weights(defense.encoder("benign")), benign)
+
+
+def test_a_frozen_benign_encoder_keeps_weights_and_batchnorm_statistics(loader: DataLoader) -> None:
+    defense = build(benign=TinyEncoder()).harden(loader, FAST, progress=False)
+    before = weights(defense.encoder("benign"))
+    defense.fit_benign(
+        loader, BenignConfig(epochs=2, freeze_encoder=True), head_config=HeadConfig(epochs=1), progress=False
+    )
+    assert same(weights(defense.encoder("benign")), before)
+
+
+def test_the_objective_is_cross_entropy_plus_structure_per_row_and_clean_images_leave_batchnorm_alone() -> None:
+    images, labels = toy_data(24)
+    attacked = (images + 0.1).clamp(0, 1)
+    branch = Branch(TinyEncoder(), MLPHead(8, 3))
+    branch.head.eval()  # dropout aside, so that the loss can be computed twice
+    twin = copy.deepcopy(branch)
+    outcome = zepad_objective(structure_weight=2.0)(branch, Batch(images, attacked, labels))
+    features = twin.encoder(attacked)
+    statistics = weights(twin)
+    twin.eval()
+    clean = twin.encoder(images).detach()
+    twin_loss = nn.functional.cross_entropy(twin.head(features), labels)
+    expected = twin_loss + 2.0 * structure_loss(adversarial=features, benign=clean) / 24
+    torch.testing.assert_close(outcome.loss, expected)
+    assert same(weights(branch), statistics)  # only the adversarial images trained the statistics
+    assert branch.encoder.training
+
+
+def test_every_parameter_of_the_encoder_is_trained_in_mixed_precision(loader: DataLoader) -> None:
+    # Autocast caches cast weights; a cache filled without gradients would silently freeze the encoder.
+    defense = build()
+    before = dict(defense.encoder("victim").named_parameters())
+    before = {key: value.clone() for key, value in before.items()}
+    config = HardenConfig(epochs=1, steps=1, precision="bf16")
+    after = dict(defense.harden(loader, config, progress=False).encoder("victim").named_parameters())
+    assert [key for key in before if torch.equal(before[key], after[key])] == []
+
+
+class Streamed(IterableDataset):
+    """A stream that does not know its length."""
+
+    def __iter__(self):
+        yield from zip(*toy_data(40), strict=True)
+
+
+@pytest.mark.parametrize("kind", ["iterable data set", "list of batches"])
+def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
+    images, labels = toy_data(40)
+    stream = DataLoader(Streamed(), batch_size=16)
+    batches = list(zip(images.split(16), labels.split(16), strict=True))
+    defense = build().harden(stream if kind == "iterable data set" else batches, FAST, progress=False)
+    history = defense.provenance["harden"]["history"]["victim"]
+    assert len(history) == 2
+    assert "val_benign_accuracy" not in history[0]  # nothing could be held out
+
+
+def test_few_batches_mean_more_epochs() -> None:
+    small = DataLoader(TensorDataset(*toy_data(30)), batch_size=5)
+    defense = build().harden(small, HardenConfig(steps=1, val_fraction=0), progress=False)
+    assert len(defense.provenance["harden"]["history"]["victim"]) == 17  # 6 batches a pass, 100 updates
+
+
+def test_hold_out_splits_without_overlap_and_keeps_the_loaders_settings(toy: tuple[Tensor, Tensor]) -> None:
+    original = DataLoader(TensorDataset(*toy), batch_size=7, shuffle=True, drop_last=True)
+    train, val = hold_out(original, 0.25, seed=0)
+    assert (len(train.dataset), len(val.dataset)) == (72, 24)
+    assert set(train.dataset.indices).isdisjoint(val.dataset.indices)
+    assert (train.batch_size, train.drop_last, val.batch_size, val.drop_last) == (7, True, 7, False)
+    assert isinstance(train.sampler, torch.utils.data.RandomSampler)
+    assert hold_out(original, 0.25, seed=0)[1].dataset.indices == val.dataset.indices
+    assert hold_out(original, 0.25, seed=1)[1].dataset.indices != val.dataset.indices
+    assert hold_out([1, 2], 0.25, seed=0) == ([1, 2], None)
+
+
+def test_the_best_epoch_by_validation_is_kept(loader: DataLoader) -> None:
+    # A validation set whose labels are wrong: the less the branch has learnt, the better it scores there.
+    images, labels = toy_data(48, seed=4)
+    wrong = [(images, (labels + 1) % 3)]
+    config = HardenConfig(epochs=6, steps=1, lr=1e-2, head_lr=1e-2)
+    defense = build().harden(loader, config, val_loader=wrong, progress=False)
+    history = defense.provenance["harden"]["history"]["victim"]
+    scores = [record["val_adversarial_accuracy"] for record in history]
+    best = accuracy(defense.branch("victim"), wrong).rate
+    assert scores[-1] < max(scores)
+    assert best == pytest.approx(
+        history[max(i for i, s in enumerate(scores) if s == max(scores))]["val_benign_accuracy"]
+    )
+
+
+class Explosive(nn.Module):
+    """An encoder whose features stop being finite after some forwards in training mode."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.inner = TinyEncoder()
+        self.left = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= self.training
+        return self.inner(x) * (1.0 if self.left >= 0 else float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_everything_intact(
+    loader: DataLoader, tmp_path: Path
+) -> None:
+    defense = ZePAD.from_encoders(Explosive(after=8), TinyEncoder())
+    before = weights(defense)
+    config = HardenConfig(epochs=3, steps=1, precision="fp32", val_fraction=0)
+    with pytest.raises(
+        TrainingError, match=r"harden victim: the loss is nan at epoch 2, step 3\. The last good checkpoint"
+    ) as error:
+        defense.harden(loader, config, checkpoint_dir=tmp_path, progress=False)
+    assert same(weights(defense), before)
+    assert defense.stage == "built"
+    kept = tmp_path / "victim" / "epoch-0000.pt"
+    assert str(kept) in str(error.value)
+    state = torch.load(kept, weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["weights"].values())
+
+
+def test_resuming_without_a_fault_equals_an_undisturbed_run(loader: DataLoader, tmp_path: Path) -> None:
+    straight = build().harden(loader, HardenConfig(epochs=3, steps=1), progress=False)
+    build().harden(loader, HardenConfig(epochs=3, steps=1), checkpoint_dir=tmp_path, progress=False)
+    for role in ("victim", "auxiliary"):
+        (tmp_path / role / "epoch-0002.pt").unlink()  # as if killed in the last epoch
+    resumed = build().harden(
+        loader, HardenConfig(epochs=3, steps=1), checkpoint_dir=tmp_path, resume=True, progress=False
+    )
+    assert same(weights(resumed), weights(straight))
+
+
+def test_a_folder_of_another_run_is_refused(loader: DataLoader, tmp_path: Path) -> None:
+    build().harden(loader, FAST, checkpoint_dir=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run. Pass resume=True"):
+        build().harden(loader, FAST, checkpoint_dir=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"belongs to another run: lr was 0\.002, now 0\.001"):
+        build().harden(
+            loader, HardenConfig(epochs=2, steps=2, lr=1e-3), checkpoint_dir=tmp_path, resume=True, progress=False
+        )
+    newest = max((tmp_path / "victim").glob("epoch-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"epoch-0001\.pt cannot be read.*Delete it"):
+        build().harden(loader, FAST, checkpoint_dir=tmp_path, resume=True, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(loader: DataLoader, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    started = []
+
+    def spy(*args: object) -> None:
+        started.append(args)
+
+    with pytest.raises(InputError, match="cannot be written"):
+        build().harden(loader, FAST, objective=spy, checkpoint_dir=tmp_path / "file" / "sub", progress=False)
+    assert started == []
+
+
+KILLED = """
+import sys, torch
+from torch.utils.data import DataLoader, TensorDataset
+sys.path.insert(0, {tests!r})
+from tiny import TinyEncoder, toy_data
+from zepad import HardenConfig, ZePAD
+torch.set_num_threads(1)
+torch.manual_seed(3)
+defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
+config = HardenConfig(epochs=40, steps=4)
+defense.harden(loader, config, checkpoint_dir={folder!r}, resume=True, progress=False)
+defense.save_pretrained({out!r})
+"""
+
+
+def test_kill_9_in_the_middle_of_harden_then_resume_gives_the_undisturbed_weights(tmp_path: Path) -> None:
+    tests = str(Path(__file__).parent)
+
+    def run(folder: str, out: str) -> subprocess.Popen:
+        code = KILLED.format(tests=tests, folder=str(tmp_path / folder), out=str(tmp_path / out))
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    assert run("undisturbed", "expected").wait() == 0
+    process = run("disturbed", "resumed")
+    victim, auxiliary = tmp_path / "disturbed" / "victim", tmp_path / "disturbed" / "auxiliary"
+    deadline = time.monotonic() + 60
+    while not list(auxiliary.glob("epoch-000*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list(victim.glob("epoch-0039.pt"))
+    assert not list(auxiliary.glob("epoch-0039.pt"))  # killed before the end
+    assert run("disturbed", "resumed").wait() == 0
+    for name in ("victim", "auxiliary", "benign", "heads"):
+        expected = load_file(tmp_path / "expected" / f"{name}.safetensors")
+        assert same(expected, load_file(tmp_path / "resumed" / f"{name}.safetensors"))
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_the_feature_cache_gives_back_every_row_in_order(limit: int) -> None:
+    rows = torch.rand(23, 5)
+    with FeatureCache(limit) as cache:
+        for chunk in rows.split(4):
+            cache.append(chunk)
+        assert torch.equal(cache.rows(), rows)
+        folder = cache._folder
+    assert (folder is None) == (limit > 0)
+    assert folder is None or not Path(folder.name).exists()
+
+
+def test_heads_are_the_same_from_memory_and_from_disk_and_encoders_see_each_image_once(loader: DataLoader) -> None:
+    seen = []
+
+    class Counting(TinyEncoder):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    defense = ZePAD.from_encoders(Counting(), TinyEncoder())
+    encoders = {"victim": defense.encoder("victim")}
+    ordered = DataLoader(loader.dataset, batch_size=16)
+    seen.clear()
+    results = [
+        fit_heads(encoders, ordered, HeadConfig(epochs=3, cache_bytes=limit), channels=3, num_classes=3, progress=False)
+        for limit in (0, 10**9)
+    ]
+    assert sum(seen) == 2 * len(loader.dataset)
+    assert same(weights(results[0]["victim"]), weights(results[1]["victim"]))
+
+
+def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None:
+    assert len({derive_seed(a, b, c) for a in range(4) for b in range(4) for c in range(4)}) == 64
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with pytest.raises(ZeroDivisionError), seeded(1):
+        torch.rand(5)
+        raise ZeroDivisionError
+    assert torch.equal(torch.rand(2), expected)
