@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +22,23 @@ def _setup(namespace: dict[str, Any]) -> None:  # noqa: ARG001 - Sybil passes th
     torch.manual_seed(0)
 
 
+def _enter_folder(namespace: dict[str, Any]) -> None:
+    _setup(namespace)
+    namespace["_home"], namespace["_folder"] = Path.cwd(), tempfile.TemporaryDirectory()
+    os.chdir(namespace["_folder"].name)
+
+
+def _leave_folder(namespace: dict[str, Any]) -> None:
+    os.chdir(namespace["_home"])
+    namespace["_folder"].cleanup()
+
+
+# The blocks of a page share their names and a temporary working folder.
 _pages = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md"],
-    setup=_setup,
+    setup=_enter_folder,
+    teardown=_leave_folder,
 )
 # A module is imported, and only when it has an example: no script ever runs.
 _docstrings = Sybil(parsers=[DocTestParser()], path="src", patterns=["*.py"], setup=_setup)

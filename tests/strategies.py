@@ -34,7 +34,7 @@ def deltas(draw):
     """Perturbations or gradients `(N, C, H, W)` in float64, from well inside a ball of pixels to far outside."""
     shape = draw(st.tuples(*[st.integers(1, 3)] * 4))
     array = draw(arrays(np.int64, shape, elements=st.integers(-100, 100)))
-    return torch.from_numpy(array).double() * draw(st.sampled_from((1e-4, 0.01, 1.0)))
+    return torch.from_numpy(array).double() * draw(st.sampled_from((1e-3, 1e-2, 0.1)))
 
 
 def images(size=4):

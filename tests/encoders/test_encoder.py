@@ -299,7 +299,13 @@ def test_probe_of_an_impossible_encoder_says_what_was_tried_and_what_to_do() -> 
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(7, 2))
     with pytest.raises(InputError) as error:
         probe(Encoder(backbone))
-    for part in ("Sequential", "32x32, 64x64, 224x224", "3 or 1 channels", "3072", "Preprocessing(size=(height, width))"):
+    for part in (
+        "Sequential",
+        "32x32, 64x64, 224x224",
+        "3 or 1 channels",
+        "3072",
+        "Preprocessing(size=(height, width))",
+    ):
         assert part in str(error.value)
     with pytest.raises(InputError, match="no image of 9x9 with 3 channels"):
         probe(Encoder(backbone, preprocessing=Preprocessing.imagenet(size=(9, 9))))
