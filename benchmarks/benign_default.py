@@ -59,7 +59,8 @@ def main() -> None:
         pgd = PGD(eps=eps, steps=20, step_size=eps / 8)
         chunks = [attack_features(pgd, public, chunk, generator=generator) for chunk in test.images.split(250)]
         attacked[f"per-image on {role}"] = torch.cat(chunks)
-        attacked[f"universal on {role}"] = UniversalFeatureAttack(eps=eps, epochs=3).fit(public, loader).apply(test.images)
+        universal = UniversalFeatureAttack(eps=eps, epochs=3).fit(public, loader)
+        attacked[f"universal on {role}"] = universal.apply(test.images)
     starts = {"fine-tuned auxiliary": (1, False), "scratch": (1, True), "scratch, 3x epochs": (3, True)}
     for name, (factor, fresh) in starts.items():
         results: dict[str, list[float]] = {}

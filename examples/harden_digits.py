@@ -1,7 +1,11 @@
 """Harden two encoders on one process or many, with the same calls.
 
 python examples/harden_digits.py --out my-model
-accelerate launch --num_processes 2 --cpu examples/harden_digits.py --out my-model
+accelerate launch --num_processes 2 examples/harden_digits.py --out my-model          # two GPUs
+torchrun --nproc_per_node 2 examples/harden_digits.py --out my-model                  # two processes, GPU or CPU
+
+On a machine without a GPU `accelerate launch --num_processes 2 --cpu` starts one process only (accelerate 1.15): use
+torchrun there.
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ def main() -> None:
     if PartialState().is_main_process:
         test = DataLoader(digits("test"), batch_size=250)
         branches = {role: accuracy(defense.branch(role), test).rate for role in ("victim", "auxiliary", "benign")}
-        print(json.dumps({"benign_accuracy": accuracy(defense, test).rate, **branches}))
+        print(
+            json.dumps(
+                {"processes": PartialState().num_processes, "benign_accuracy": accuracy(defense, test).rate, **branches}
+            )
+        )
 
 
 if __name__ == "__main__":

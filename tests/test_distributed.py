@@ -12,25 +12,34 @@ from zepad import ZePAD
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "harden_digits.py"
 # Batches, order and updates are the same; BatchNorm sees half a batch per process and random starts differ.
-TOLERANCE = 0.03
+TOLERANCE = 0.05
 
 
-def test_accelerate_launch_with_two_processes_matches_a_single_process(tmp_path: Path) -> None:
-    def run(name: str, *launcher: str) -> dict[str, float]:
-        command = [*launcher, str(EXAMPLE), "--out", str(tmp_path / name), "--epochs", "2", "--steps", "1"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.strip().splitlines()[-1])
+def run(out: Path, *launcher: str) -> dict[str, float]:
+    """Run the example and return what its main process printed."""
+    command = [*launcher, str(EXAMPLE), "--out", str(out), "--epochs", "3", "--steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
-    one = run("one", sys.executable)
-    two = run("two", sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu")
-    assert one.keys() == two.keys()
+
+def test_two_processes_give_one_model_and_the_metrics_of_one_process(tmp_path: Path) -> None:
+    # `accelerate launch --num_processes 2 --cpu` starts a single process in accelerate 1.15 (see the test below);
+    # torchrun starts two, which Accelerate joins in the same way.
+    one = run(tmp_path / "one", sys.executable)
+    two = run(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
     assert all(abs(one[key] - two[key]) <= TOLERANCE for key in one), (one, two)
     assert one["benign_accuracy"] > 0.9
-    saved = ZePAD.from_pretrained(tmp_path / "two")
-    assert saved.stage == "fitted"
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        "README.md", "auxiliary.safetensors", "benign.safetensors", "config.json", "heads.safetensors", "victim.safetensors",
-    ]  # fmt: skip
+    assert ZePAD.from_pretrained(tmp_path / "two").stage == "fitted"
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    parts = {f"{part}.safetensors" for part in ("victim", "auxiliary", "benign", "heads")}
+    assert names == parts | {"README.md", "config.json"}
+
+
+def test_accelerate_launch_runs_the_same_script(tmp_path: Path) -> None:
+    launched = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu")
+    result = run(tmp_path / "launched", sys.executable, *launched)
+    assert result["benign_accuracy"] > 0.9
+    assert ZePAD.from_pretrained(tmp_path / "launched").stage == "fitted"

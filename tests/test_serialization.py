@@ -624,7 +624,7 @@ def test_no_field_is_unknown(saved: Path) -> None:
     whole = read(saved)
     for path in [(), *paths(whole)]:
         values = copy.deepcopy(whole)
-        if path and path[-1] in ("provenance", "arguments") or not isinstance(at(values, path), dict):
+        if (path and path[-1] in ("provenance", "arguments")) or not isinstance(at(values, path), dict):
             continue
         at(values, path)["surplus"] = None
         write(saved, values)

@@ -37,7 +37,7 @@ def digits(split: Literal["train", "test"], *, size: int = 32) -> LabelledImages
     Raises:
         ConfigError: If the split is unknown.
 
-    Example:
+    Examples:
         >>> from zepad.data import digits
         >>> digits("test").images.shape
         torch.Size([497, 3, 32, 32])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +43,7 @@ from .training import (
     images_in,
     prepare_folder,
     train_branch,
+    training_device,
 )
 from .types import HARDENED_ROLES, ROLES, Loader, Role, Stage
 
@@ -76,7 +77,7 @@ class ZePAD(
         threshold: Of the detection score; 0.1, the paper's, until `calibrate`.
         provenance: Recipes, data sizes and results of the training behind the weights.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> from zepad import BenignConfig, HardenConfig, ZePAD
         >>> from zepad.data import digits
@@ -219,7 +220,7 @@ class ZePAD(
             run = self._run(f"harden {role}", index, role, recipe, config, num_classes, folder, resume, progress)
             branches[role], history[role] = train_branch(self._copy(role), run, loader, val_loader)
         self._install(branches, num_classes, loader, stage="hardened")
-        self.provenance = {"harden": {"config": config.to_dict(), "images": images_in(loader), "history": history}}
+        self._record("harden", {"config": config.to_dict(), "images": images_in(loader), "history": history})
         return self
 
     def fit_benign(
@@ -271,18 +272,23 @@ class ZePAD(
             progress,
         )
         benign, history = train_branch(self._copy("benign"), run, loader, val_loader)
+        self.to(training_device())  # all of it, so that an error in between leaves no part elsewhere
         hardened: dict[str, Encoder] = {role: self.encoder(role) for role in HARDENED_ROLES}
         heads = fit_heads(
             hardened, loader, head_config, channels=self.channels, num_classes=num_classes, progress=progress
         )
         branches = {role: Branch(hardened[role], head) for role, head in heads.items()}
         self._install({**branches, "benign": benign}, num_classes, loader, stage="fitted")
-        self.provenance["benign"] = {
-            "config": config.to_dict(),
-            "head_config": head_config.to_dict(),
-            "images": images_in(loader),
-            "history": history,
-        }
+        self._record(
+            "benign",
+            {
+                "config": config.to_dict(),
+                "head_config": head_config.to_dict(),
+                "images": images_in(loader),
+                "history": history,
+            },
+            keep=("harden",),
+        )
         return self
 
     def fit_heads(
@@ -312,32 +318,35 @@ class ZePAD(
         self._require_fitted("fit_heads")
         check_reiterable(loader)
         classes = num_classes or count_classes(loader)
+        self.to(training_device())
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
         heads = fit_heads(encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress)
         self._install({r: Branch(encoders[r], heads[r]) for r in ROLES}, classes, loader, stage="fitted")
-        self.provenance["heads"] = {"config": config.to_dict(), "images": images_in(loader)}
+        record = {"config": config.to_dict(), "images": images_in(loader)}
+        self._record("heads", record, keep=("harden", "benign"))
         return self
 
     def calibrate(self, loader: Loader | Tensor, *, fpr: float = 0.05) -> ZePAD:
-        """Set the detection threshold so that at most a share `fpr` of benign images is flagged.
+        """Set the detection threshold so that a benign image is flagged with probability at most `fpr`.
 
         Args:
             loader: Benign images that no training has seen, as a tensor or a loader; labels are ignored.
-            fpr: Tolerated false positive rate in (0, 1). The bound holds for images exchangeable with these.
+            fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
+                images exchangeable with these.
 
         Returns:
             Itself.
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If there are too few images for the rate.
+            InputError: If images do not fit, `fpr` is out of range, or there are too few images for it.
         """
-        scores = self.detection_score(loader)
+        scores = self._score("calibrate", loader, detection_score)
         try:
             self.threshold = conformal_threshold(scores, fpr=fpr)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self.provenance["calibration"] = {"fpr": fpr, "images": len(scores)}
+        self._record("calibration", {"fpr": fpr, "images": len(scores)}, keep=("harden", "benign", "heads"))
         return self
 
     # deciding ---------------------------------------------------------------------------------------------------
@@ -372,22 +381,22 @@ class ZePAD(
             StageError: If the model is not fitted.
             InputError: If images do not fit.
         """
-        return self._score(images, lambda logits: self.fusion(logits).argmax(dim=-1))
+        return self._score("predict", images, lambda logits: self.fusion(logits).argmax(dim=-1))
 
     def predict_proba(self, images: Tensor | Loader) -> Tensor:
         """Return class probabilities `(N, K)`, the softmax of the fused logits. Arguments and errors as `predict`."""
-        return self._score(images, lambda logits: self.fusion(logits).softmax(dim=-1))
+        return self._score("predict_proba", images, lambda logits: self.fusion(logits).softmax(dim=-1))
 
     def detection_score(self, images: Tensor | Loader) -> Tensor:
         """Return how suspicious each image is `(N,)`, larger is more; see `zepad.functional.detection_score`.
 
         Arguments and errors as `predict`.
         """
-        return self._score(images, detection_score)
+        return self._score("detection_score", images, detection_score)
 
     def detect(self, images: Tensor | Loader) -> Tensor:
         """Return whether each image looks attacked, bool `(N,)`. Arguments and errors as `predict`."""
-        return self.detection_score(images) > self.threshold
+        return self._score("detect", images, detection_score) > self.threshold
 
     def inspect(self, images: Tensor) -> BranchReport:
         """Report what every branch says of each image, how much it weighs, and the verdict.
@@ -532,6 +541,7 @@ class ZePAD(
 
         Raises:
             CheckpointError: If anything is missing, damaged, newer than this version, or does not fit.
+            ConfigError: If `branches` names no branch, or a source no longer knows an encoder's name.
             HubError: If the Hub cannot deliver.
         """
         repo = HubRepo(
@@ -649,8 +659,12 @@ class ZePAD(
         with evaluating(self), torch.inference_mode():
             yield
 
-    def _score(self, images: Tensor | Loader, score: Any) -> Tensor:
-        self._require_fitted("predict")
+    def _record(self, step: str, record: dict[str, Any], *, keep: Sequence[str] = ()) -> None:
+        """Note what a step did and forget the steps that it undid."""
+        self.provenance = {**{name: self.provenance[name] for name in keep if name in self.provenance}, step: record}
+
+    def _score(self, call: str, images: Tensor | Loader, score: Callable[[Tensor], Tensor]) -> Tensor:
+        self._require_fitted(call)
         with self._deciding():
             scores = [
                 score(self.branch_logits(chunk.to(self.device))).to(batch.device)

@@ -69,7 +69,7 @@ class Branch(nn.Module):
 class Fusion(nn.Module):
     """`zepad.functional.fuse_logits` with its setting held, `(B, N, K)` to `(N, K)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Fusion()(torch.zeros(3, 2, 5)).shape
         torch.Size([2, 5])

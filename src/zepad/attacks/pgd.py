@@ -50,7 +50,7 @@ class PGD:
         random_start: Start at a random point of the ball instead of at the image.
         objective: What the attack maximises: `cross_entropy`, `margin`, `cosine_distance` or any function like them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> images, labels = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 1])

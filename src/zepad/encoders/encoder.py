@@ -26,12 +26,13 @@ class Encoder(nn.Module):
     explicit `pooling`, because nothing in them tells which token stands for the image.
 
     Args:
-        backbone: Any module that maps images to a feature tensor. It is taken as it is, not copied.
+        backbone: Any module that maps images to a feature tensor. It is taken as it is: not copied, and a classifier
+            it carries stays (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model).
         preprocessing: What the backbone expects; the default passes images through untouched.
         pooling: `"class_token"` (the first) or `"mean"`, for token sequences alone.
         spec: Where the backbone comes from, so that it can be rebuilt without the caller.
 
-    Example:
+    Examples:
         >>> import torch
         >>> encoder = Encoder(torch.nn.Conv2d(3, 8, 3), preprocessing=Preprocessing.imagenet())
         >>> encoder(torch.rand(2, 3, 16, 16)).shape

@@ -21,7 +21,7 @@ class Preprocessing(_JSONConfig):
         size: `(height, width)` that images are resized to, or None to take them as they come.
         interpolation: Of the resize; antialiased except for `"nearest"`.
 
-    Example:
+    Examples:
         >>> Preprocessing.imagenet(size=(224, 224)).mean
         (0.485, 0.456, 0.406)
     """

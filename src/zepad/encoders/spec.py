@@ -23,7 +23,7 @@ class EncoderSpec(_JSONConfig):
         name: The architecture's name at its source; empty for `"custom"`.
         arguments: Keyword arguments of the architecture, JSON scalars only.
 
-    Example:
+    Examples:
         >>> spec = EncoderSpec.parse("timm:resnet18")
         >>> spec.source, spec.name, str(spec)
         ('timm', 'resnet18', 'timm:resnet18')

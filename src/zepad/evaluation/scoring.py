@@ -53,7 +53,7 @@ def auroc(*, benign: Tensor, attacked: Tensor) -> float:
     Returns:
         The probability that an attacked image scores above a benign one, ties counted half.
 
-    Example:
+    Examples:
         >>> import torch
         >>> auroc(benign=torch.tensor([0.0, 0.2]), attacked=torch.tensor([0.1, 0.3]))
         0.75

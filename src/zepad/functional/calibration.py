@@ -24,7 +24,7 @@ def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     Raises:
         ValueError: If `fpr` is out of range or there are too few scores for it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> conformal_threshold(torch.arange(99.0), fpr=0.05)
         94.0

@@ -45,7 +45,7 @@ def confidence(logits: Tensor, *, sharpness: float = 3.0) -> Tensor:
     Raises:
         ValueError: If `logits` is not a `(B, N, K)` floating-point tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> confidence(torch.tensor([[[0.0, 0.0]]]))
         tensor([[0.5000]])
@@ -98,7 +98,7 @@ def fusion_weights(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0
     Raises:
         ValueError: If the rule is unknown or `logits` is not `(B, N, K)` floating point.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fusion_weights(torch.tensor([[[9.0, -9.0]], [[0.0, 0.0]]])).squeeze()
         tensor([0.8996, 0.1004])
@@ -130,7 +130,7 @@ def fuse_logits(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0) -
     Raises:
         ValueError: As `fusion_weights`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fuse_logits(torch.tensor([[[2.0, 0.0]], [[4.0, 2.0]]]))
         tensor([[3., 1.]])
@@ -145,8 +145,10 @@ def fuse_logits(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0) -
 def detection_score(logits: Tensor) -> Tensor:
     """Score how suspicious each image is: the confidence gap between the hardened branches and the benign branch.
 
-    An attack crafted on public encoders moves the benign branch off its training data, so it loses confidence while the
-    hardened branches keep theirs. The paper flags an image when the gap exceeds 0.1 but does not say how the
+    The paper's idea: an attack crafted on public encoders moves the benign branch off its training data, so that it
+    loses
+    confidence while the hardened branches keep theirs. How far that carries is a matter of measurement. The paper
+    flags an image when the gap exceeds 0.1 but does not say how the
     two hardened confidences combine. Here the confidence is the largest softmax probability `m` and the
     hardened branches are averaged: `score = mean(m_1, ..., m_{B-1}) - m_B`.
 
@@ -159,7 +161,7 @@ def detection_score(logits: Tensor) -> Tensor:
     Raises:
         ValueError: If there are fewer than two branches or `logits` is not `(B, N, K)` floating point.
 
-    Example:
+    Examples:
         >>> import torch
         >>> detection_score(torch.tensor([[[9.0, -9.0]], [[9.0, -9.0]], [[0.0, 0.0]]]))
         tensor([0.5000])

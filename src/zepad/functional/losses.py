@@ -58,7 +58,7 @@ def structure_loss(*, adversarial: Tensor, benign: Tensor) -> Tensor:
     Raises:
         ValueError: If the two are not `(N, D)` tensors of the same shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = torch.eye(3)
         >>> structure_loss(adversarial=features, benign=features)
@@ -93,7 +93,7 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
     Raises:
         ValueError: If the logits are not `(N, K)` tensors of the same shape, or the labels are not `(N,)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> logits = torch.eye(3)
         >>> genetic_regularization(adversarial=logits, benign=logits, labels=torch.arange(3)) > 0

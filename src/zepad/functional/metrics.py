@@ -10,7 +10,7 @@ from torch import Tensor
 class Count(NamedTuple):
     """`hits` out of `total`. Counts add; the rate is their quotient.
 
-    Example:
+    Examples:
         >>> (Count(3, 4) + Count(1, 1)).rate
         0.8
     """
@@ -33,7 +33,7 @@ class Count(NamedTuple):
 def correct_count(predictions: Tensor, labels: Tensor) -> Count:
     """Count predictions that equal the label; the denominator is every image.
 
-    Example:
+    Examples:
         >>> import torch
         >>> correct_count(torch.tensor([1, 2, 2]), torch.tensor([1, 2, 0]))
         Count(hits=2, total=3)
@@ -46,7 +46,7 @@ def fooling_count(*, adversarial: Tensor, benign: Tensor) -> Count:
 
     The public code of the paper calls this the attack success rate.
 
-    Example:
+    Examples:
         >>> import torch
         >>> fooling_count(adversarial=torch.tensor([1, 0]), benign=torch.tensor([1, 2]))
         Count(hits=1, total=2)
@@ -57,7 +57,7 @@ def fooling_count(*, adversarial: Tensor, benign: Tensor) -> Count:
 def attack_success_count(*, adversarial: Tensor, benign: Tensor, labels: Tensor) -> Count:
     """Count images right before the attack and wrong after it; the denominator is those right before it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> attack_success_count(
         ...     adversarial=torch.tensor([1, 0, 0]), benign=torch.tensor([1, 2, 0]), labels=torch.tensor([1, 2, 2])

@@ -20,7 +20,7 @@ def _l2_norm(tensor: Tensor) -> Tensor:
 def project_linf(delta: Tensor, eps: float) -> Tensor:
     """Return the nearest point of the L-infinity ball: each entry clamped to [-eps, eps].
 
-    Example:
+    Examples:
         >>> import torch
         >>> project_linf(torch.tensor([[-0.5, 0.1]]), 0.25)
         tensor([[-0.2500,  0.1000]])
@@ -31,7 +31,7 @@ def project_linf(delta: Tensor, eps: float) -> Tensor:
 def project_l2(delta: Tensor, eps: float) -> Tensor:
     """Return the nearest point of the L2 ball of each image: rescaled where its norm exceeds eps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> project_l2(torch.tensor([[3.0, 4.0]]), 1.0)
         tensor([[0.6000, 0.8000]])

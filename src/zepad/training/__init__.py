@@ -5,7 +5,7 @@ from .checkpoints import prepare_folder
 from .harden import harden_recipe
 from .heads import fit_heads
 from .loaders import class_names, count_classes, images_in
-from .loop import Recipe, Run, train_branch
+from .loop import Recipe, Run, train_branch, training_device
 
 __all__ = [
     "Recipe",
@@ -18,4 +18,5 @@ __all__ = [
     "images_in",
     "prepare_folder",
     "train_branch",
+    "training_device",
 ]

@@ -19,7 +19,7 @@ class FeatureCache:
     Args:
         limit: Bytes kept in memory.
 
-    Example:
+    Examples:
         >>> import torch
         >>> with FeatureCache(limit=0) as cache:
         ...     cache.append(torch.eye(2))

@@ -39,7 +39,7 @@ def fit_heads(
     Every process fits the same heads on the features gathered from all of them, so the heads need no synchronisation.
 
     Args:
-        encoders: By name; left as found.
+        encoders: By name; moved to the training device, otherwise left as found.
         loader: Yields `(images, labels)`; read once.
         config: Rates, length and cache limit.
         channels: Of the images.

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..attacks import PGD
 from ..config import Precision, _TrainingConfig
 from ..encoders import Encoder
-from ..errors import InputError, TrainingError
+from ..errors import CheckpointError, InputError, TrainingError
 from ..functional import Count, correct_count
 from ..inputs import check_images, check_labels, check_reiterable, split_batch
 from ..modules import Branch, MLPHead
@@ -103,11 +103,19 @@ def make_accelerator(seed: int) -> Accelerator:
 
     The number of updates and the batch of each update are then the same for any number of processes.
     """
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    # Told to use the CPU, Accelerate also joins processes that have nothing else; left alone it would not.
+    accelerator = Accelerator(cpu=not accelerated, kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
     accelerator.dataloader_config = DataLoaderConfiguration(
         split_batches=accelerator.num_processes > 1, use_seedable_sampler=True, data_seed=seed
     )
     return accelerator
+
+
+def training_device() -> torch.device:
+    """Return the device that training uses."""
+    device: torch.device = make_accelerator(0).device
+    return device
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:
@@ -131,9 +139,15 @@ def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:
     """Shard a DataLoader over the processes; any other iterable is read as it is by a single process.
 
     Raises:
-        InputError: If several processes are asked to share something that is no DataLoader.
+        InputError: If several processes are asked to share something that is no DataLoader or splits unevenly.
     """
     if isinstance(loader, DataLoader):
+        size, processes = loader.batch_size, accelerator.num_processes
+        if processes > 1 and (size is None or size % processes):
+            raise InputError(
+                f"a batch must split evenly over {processes} processes; got batch_size={size}. "
+                f"Choose a multiple of {processes}."
+            )
         prepared: Loader = accelerator.prepare_data_loader(loader)
         return prepared
     if accelerator.num_processes > 1:
@@ -219,6 +233,7 @@ class _Training:
         self.fingerprint = {
             **config.to_dict(),
             "run": run.name,
+            "objective": getattr(self.recipe.objective, "__qualname__", repr(self.recipe.objective)),
             "num_classes": run.num_classes,
             "total_epochs": self.epochs,
             "images": images_in(loader),
@@ -370,7 +385,7 @@ class _Training:
             self.branch.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise InputError(
+            raise CheckpointError(
                 f"the checkpoint in {self.spec.checkpoint_dir} is of another architecture: {error}"
             ) from error
         self.history, self.best, self.batches = state["history"], state["best"], state["batches"]
