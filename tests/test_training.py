@@ -43,18 +43,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_hardening_raises_adversarial_accuracy_and_keeps_the_benign(loader: DataLoader) -> None:
+def test_hardening_lowers_the_adversarial_loss_and_keeps_the_benign_accuracy(loader: DataLoader) -> None:
     images, labels = toy_data(seed=9)
-    attack = PGD(eps=0.15, steps=10)
-    accuracies = {}
+    losses = {}
     for name, eps in (("hardly", 1e-6), ("well", 0.15)):
-        defense = build().harden(loader, HardenConfig(epochs=20, eps=eps, lr=1e-2, head_lr=1e-2), progress=False)
-        branch = defense.branch("victim")
-        accuracies[name] = accuracy(
-            branch, [(images, labels)], attack=lambda x, y, b=branch: attack(b, x, y)
-        ).rate  # fmt: skip
+        config = HardenConfig(epochs=12, eps=eps, steps=3, lr=1e-2, head_lr=1e-2)
+        branch = build().harden(loader, config, progress=False).branch("victim")
+        attacked = PGD(eps=0.15, steps=10)(branch, images, labels)
+        losses[name] = nn.functional.cross_entropy(branch(attacked), labels).item()
         assert accuracy(branch, [(images, labels)]).rate > 0.9
-    assert accuracies["well"] > accuracies["hardly"] + 0.1
+    assert losses["well"] < losses["hardly"] / 2
 
 
 def test_same_seed_same_weights_and_another_seed_others(loader: DataLoader) -> None:
@@ -159,8 +157,8 @@ def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
 
 def test_few_batches_mean_more_epochs() -> None:
     small = DataLoader(TensorDataset(*toy_data(30)), batch_size=5)
-    defense = build().harden(small, HardenConfig(steps=1, val_fraction=0), progress=False)
-    assert len(defense.provenance["harden"]["history"]["victim"]) == 17  # 6 batches a pass, 100 updates
+    defense = build().harden(small, HardenConfig(steps=1, val_fraction=0, structure_weight=0), progress=False)
+    assert len(defense.provenance["harden"]["history"]["victim"]) == 50  # 6 batches a pass, 300 updates
 
 
 def test_hold_out_splits_without_overlap_and_keeps_the_loaders_settings(toy: tuple[Tensor, Tensor]) -> None:
@@ -268,7 +266,7 @@ torch.set_num_threads(1)
 torch.manual_seed(3)
 defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
 loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
-config = HardenConfig(epochs=40, steps=4)
+config = HardenConfig(epochs=12, steps=2)
 defense.harden(loader, config, checkpoint_dir={folder!r}, resume=True, progress=False)
 defense.save_pretrained({out!r})
 """
@@ -289,8 +287,8 @@ def test_kill_9_in_the_middle_of_harden_then_resume_gives_the_undisturbed_weight
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert list(victim.glob("epoch-0039.pt"))
-    assert not list(auxiliary.glob("epoch-0039.pt"))  # killed before the end
+    assert list(victim.glob("epoch-0011.pt"))
+    assert not list(auxiliary.glob("epoch-0011.pt"))  # killed before the end
     assert run("disturbed", "resumed").wait() == 0
     for name in ("victim", "auxiliary", "benign", "heads"):
         expected = load_file(tmp_path / "expected" / f"{name}.safetensors")

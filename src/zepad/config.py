@@ -104,7 +104,7 @@ class HardenConfig(_TrainingConfig):
     holds the paper's values.
 
     Attributes:
-        epochs: Passes over the loader. None takes as many as it needs for 100 updates, at least 10.
+        epochs: Passes over the loader. None takes as many as it needs for 300 updates, at least 10.
         lr: Peak learning rate of the encoder (Adam).
         head_lr: Peak learning rate of the head that is trained along.
         weight_decay: L2 penalty inside Adam, as in the paper.
@@ -164,6 +164,8 @@ class HardenConfig(_TrainingConfig):
 @dataclass(frozen=True, kw_only=True)
 class BenignConfig(_TrainingConfig):
     """Training of the benign encoder on clean data (the BMP branch). Fields as in `HardenConfig`.
+
+    `epochs=None` takes as many passes as it needs for 100 updates, at least 10: clean data is learnt faster.
 
     Attributes:
         freeze_encoder: Keep the benign encoder as it is and train its head alone, as in the paper's example.

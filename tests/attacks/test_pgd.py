@@ -266,6 +266,12 @@ def test_a_feature_attack_moves_features_more_than_noise_and_needs_no_label(toy)
     assert (moved(attacked) > moved(noisy)).float().mean() > 0.9
 
 
+def test_a_feature_attack_always_starts_at_random(toy):
+    """The cosine distance has no slope at the image itself."""
+    still = PGD(eps=EPS, steps=0, random_start=False)
+    assert not torch.equal(attack_features(still, TinyEncoder(), toy[0]), toy[0])
+
+
 @pytest.mark.parametrize("attack", [PGD, UniversalFeatureAttack])
 @pytest.mark.parametrize(
     ("settings", "message"),

@@ -99,7 +99,6 @@ def test_an_empty_loader_is_refused(tiny):
         UniversalFeatureAttack(eps=EPS).fit(tiny, [])
 
 
-@pytest.mark.xfail(reason="the second pass finds an exhausted iterator and calls it an empty loader")
 def test_a_one_shot_iterator_is_refused_by_name(tiny, toy):
     with pytest.raises(InputError, match="iterable more than once"):
         UniversalFeatureAttack(eps=EPS).fit(tiny, iter([toy[0]]))

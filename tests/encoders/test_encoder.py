@@ -74,7 +74,7 @@ def test_tokens_without_pooling_are_refused_with_both_remedies() -> None:
 
 
 def test_unknown_pooling_is_refused() -> None:
-    with pytest.raises(ConfigError, match="pooling must be .*got 'max'"):
+    with pytest.raises(ConfigError, match=r"pooling must be .*got 'max'"):
         Encoder(nn.Identity(), pooling="max")  # type: ignore[arg-type]
 
 
@@ -159,6 +159,16 @@ def test_bicubic_stays_in_the_unit_interval() -> None:
     resized = prepared(board, Preprocessing(size=(24, 24), interpolation="bicubic"))
     assert resized.min() == 0
     assert resized.max() == 1
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_can_be_resized(mode: Any, dtype: torch.dtype) -> None:
+    # torch has no antialiased resize for these types on the CPU.
+    images = torch.rand(2, 3, 12, 12).to(dtype)
+    encoder = Encoder(nn.Conv2d(3, 4, 1).to(dtype), preprocessing=Preprocessing(size=(8, 8), interpolation=mode))
+    single = copy.deepcopy(encoder).float()
+    torch.testing.assert_close(encoder(images).float(), single(images.float()), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

@@ -10,9 +10,8 @@ from torch import Tensor
 def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     """Return the threshold that a fresh benign score exceeds with probability at most `fpr`.
 
-    It is the `ceil((n + 1) (1 - fpr))`-th smallest of the n benign scores; the guarantee needs only that the fresh
-    score is
-    exchangeable with them.
+    It is the `ceil((n + 1) (1 - fpr))`-th smallest of the n benign scores. The guarantee needs only that the fresh score
+    is exchangeable with them.
 
     Args:
         scores: Of benign images `(N,)`, larger is more suspicious.
@@ -38,8 +37,7 @@ def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     if rank > scores.numel():
         needed = math.ceil(1 / fpr) - 1
         raise ValueError(
-            f"a false positive rate of {fpr:g} needs at least {needed} benign images; got "
-            f"{scores.numel()}. Pass more, or "
-            "allow a higher fpr."
+            f"a false positive rate of {fpr:g} needs at least {needed} benign images; got {scores.numel()}. "
+            "Pass more, or allow a higher fpr."
         )
     return float(scores.flatten().kthvalue(rank).values)

@@ -67,8 +67,8 @@ def _mean_scores(logits: Tensor, sharpness: float) -> Tensor:  # noqa: ARG001 - 
 
 def _entropy_scores(logits: Tensor, sharpness: float) -> Tensor:  # noqa: ARG001 - every rule has one signature
     log_probabilities = logits.log_softmax(dim=-1)
-    # Negative entropy. exp(-inf) * -inf would be nan, so impossible classes count as zero.
-    return (log_probabilities.exp() * log_probabilities.clamp_min(torch.finfo(logits.dtype).min)).sum(dim=-1)
+    # Negative entropy. exp(-inf) * -inf would be nan; exp(-1e4) is zero already, so impossible classes count as zero.
+    return (log_probabilities.exp() * log_probabilities.clamp_min(-1e4)).sum(dim=-1)
 
 
 FUSION_RULES: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -60,7 +60,10 @@ def steepest_linf(gradient: Tensor) -> Tensor:
 
 def steepest_l2(gradient: Tensor) -> Tensor:
     """Return the unit step of steepest ascent in L2: the gradient of each image over its norm, or zero."""
-    return gradient / _l2_norm(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    tiny = torch.finfo(gradient.dtype).tiny
+    largest = gradient.abs().amax(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    direction = gradient / largest.clamp_min(tiny)  # squares of very small or large gradients leave the range of floats
+    return direction / _l2_norm(direction).clamp_min(tiny)
 
 
 def project_pixels(images: Tensor, delta: Tensor) -> Tensor:

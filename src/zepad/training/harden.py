@@ -22,6 +22,6 @@ def harden_recipe(config: HardenConfig, objective: Objective | None = None) -> R
     return Recipe(
         objective=objective or zepad_objective(structure_weight=config.structure_weight),
         attack=PGD(eps=config.eps, steps=config.steps, step_size=step_size),
-        min_updates=100,
+        min_updates=300,
         min_epochs=10,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...config import check_budget, require
 from ...errors import InputError
 from ...functional.projection import project_linf, random_linf, steepest_linf
-from ...inputs import image_batches
+from ...inputs import check_reiterable, image_batches
 from ...modules import evaluating
 from ...types import ImageModel, Loader
 from ..pgd import cosine_distance
@@ -63,6 +63,8 @@ class UniversalFeatureAttack:
         Raises:
             InputError: If images do not fit, or differ in size.
         """
+        if not isinstance(images, Tensor):
+            check_reiterable(images)
         step_size = self.step_size or self.eps / 5
         delta: Tensor | None = None
         count = 0
