@@ -27,7 +27,7 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def load_images(name: str, shared: Path, limit: int | None, size: int = 32) -> LabelledImages:
+def load_images(name: str, shared: Path | None, limit: int | None, size: int = 32) -> LabelledImages:
     """Return `"digits-train"`, `"digits-test"` or one of the files in `shared/data`, as floats in [0, 1]."""
     if name.startswith("digits-"):
         data = digits(name.removeprefix("digits-"))
@@ -39,7 +39,7 @@ def load_images(name: str, shared: Path, limit: int | None, size: int = 32) -> L
     return LabelledImages(images, torch.from_numpy(labels), classes)
 
 
-def load_encoders(name: str, shared: Path) -> tuple[nn.Module, nn.Module]:
+def load_encoders(name: str, shared: Path | None) -> tuple[nn.Module, nn.Module]:
     """Return victim and auxiliary: the packaged digits encoders, or the supervised CIFAR ResNets of depth 20 and 32."""
     if name == "digits":
         return tuple(

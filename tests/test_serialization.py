@@ -293,6 +293,9 @@ def test_a_tie_holds_after_loading(tmp_path: Path) -> None:
     ZePAD.from_encoders(Tied(), TinyEncoder()).save_pretrained(tmp_path)
     backbone = load(tmp_path, victim=Tied()).encoder("victim").backbone
     assert backbone.first.weight is backbone.second.weight  # type: ignore[union-attr]
+    alter(tmp_path, "victim.safetensors", lambda t: {**t, "second.weight": t["second.weight"] + 1})
+    with pytest.raises(CheckpointError, match=r"(first|second)\.weight"):
+        load(tmp_path, victim=Tied())
 
 
 # saving ---------------------------------------------------------------------------------------------------------

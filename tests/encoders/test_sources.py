@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import zepad.encoders
 from tiny import TinyEncoder
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
-from zepad.errors import ConfigError, HubError
+from zepad.errors import CheckpointError, ConfigError, HubError
 
 TIMM, TORCHVISION = "resnet10t", "mobilenet_v3_small"
 PACKAGED = ("digits-barlow-twins", "digits-simclr")
@@ -183,6 +183,12 @@ def test_a_module_of_unknown_origin_is_copied_as_it_is() -> None:
     assert encoder.backbone is not model
 
 
+def test_a_part_of_a_timm_model_is_custom() -> None:
+    encoder = wrap_module(timm.layers.ConvNormAct(3, 8, 3))
+    assert encoder.spec == EncoderSpec(source="custom")
+    assert probe(encoder) == (3, 8)
+
+
 @pytest.mark.parametrize(
     ("name", "width"),
     [
@@ -278,6 +284,8 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
     [
         ({"source": "os", "name": "system"}, "source must be one of"),
         ({"source": "timm", "name": None}, "name must be a string"),
+        ({"source": "timm", "name": ".hidden"}, "name must be a plain model name of timm"),
+        ({"source": "torchvision", "name": "-flag"}, "name must be a plain model name of torchvision"),
         ({"source": "custom", "name": "x"}, "name must be empty"),
         ({"source": "custom", "arguments": {"a": 1}}, "name must be empty"),
         ({"source": "timm", "name": "x", "arguments": []}, "arguments must be a mapping of names to JSON scalars"),
@@ -390,6 +398,14 @@ def test_a_packaged_encoder_loads_trained_weights(name: str) -> None:
 def test_the_packaged_encoders_are_two_different_ones() -> None:
     first, second = (build_encoder(EncoderSpec(source="zepad", name=name), pretrained=True) for name in PACKAGED)
     assert not torch.equal(first.backbone.conv1.weight, second.backbone.conv1.weight)  # type: ignore[union-attr]
+
+
+def test_packaged_weights_that_are_missing_ask_for_a_new_installation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    with pytest.raises(CheckpointError, match=r"digits-simclr.safetensors is missing .*Reinstall zepad"):
+        build_encoder(EncoderSpec.parse("zepad:digits-simclr"), pretrained=True)
 
 
 @pytest.mark.parametrize("fields", [{"name": "digits"}, {"name": PACKAGED[0], "arguments": {"width": 1}}])

@@ -10,8 +10,8 @@ from torch import Tensor
 def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     """Return the threshold that a fresh benign score exceeds with probability at most `fpr`.
 
-    It is the `ceil((n + 1) (1 - fpr))`-th smallest of the n benign scores. The guarantee needs only that the fresh score
-    is exchangeable with them.
+    It is the `ceil((n + 1) (1 - fpr))`-th smallest of the n benign scores. The guarantee needs only that the fresh
+    score is exchangeable with them.
 
     Args:
         scores: Of benign images `(N,)`, larger is more suspicious.

@@ -280,7 +280,7 @@ class _Training:
                 outcome: Outcome = self.module(images, attacked, labels)
             loss = outcome.loss.item()
             if not math.isfinite(loss):
-                self._fail(loss, epoch, batch_index)
+                self._fail(f"the loss is {loss}", epoch, batch_index)
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(outcome.loss)
             self.optimizer.step()
@@ -297,6 +297,8 @@ class _Training:
             bar.update()
         if not seen:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
+            self._fail("a weight is not finite", epoch, batch_index)  # the last step broke it; no loss has shown it yet
         self.batches = batch_index + 1
         record = {"loss": total_loss / seen, "benign_accuracy": benign.rate}
         if self.recipe.attack is not None:
@@ -391,10 +393,10 @@ class _Training:
         self.history, self.best, self.batches = state["history"], state["best"], state["batches"]
         return int(state["epoch"]) + 1
 
-    def _fail(self, loss: float, epoch: int, batch: int) -> None:
+    def _fail(self, what: str, epoch: int, batch: int) -> None:
         last = newest(self.spec.checkpoint_dir)
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint was kept: pass checkpoint_dir."
         raise TrainingError(
-            f"{self.spec.name}: the loss is {loss} at epoch {epoch + 1}, step {batch + 1}. {kept} "
+            f"{self.spec.name}: {what} at epoch {epoch + 1}, step {batch + 1}. {kept} "
             f'Lower lr (now {self.spec.config.lr:g}), or set precision="fp32".'
         )
