@@ -10,11 +10,12 @@ from torch.utils.data import DataLoader
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 
+torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and processes do not fight
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and processes do not fight
 
 
 @pytest.fixture

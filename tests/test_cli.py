@@ -71,7 +71,7 @@ def test_the_demos_table_shows_every_number(demo) -> None:
         for value in (model.benign_accuracy, *model.robust_accuracy.values()):
             assert f"{value:.1%}" in table
     assert "white-box PGD-20 (knows everything)" in table
-    assert "eps 25/255" in table
+    assert "eps 32/255" in table
 
 
 def test_the_demo_refuses_a_folder_it_cannot_write_before_it_computes(tmp_path: Path) -> None:

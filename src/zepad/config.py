@@ -240,8 +240,9 @@ class FusionConfig(_JSONConfig):
             ConfigError: Naming the field, the value and what was expected.
         """
         require(self.rule in ("rfdm", "mean", "entropy"), "rule", self.rule, '"rfdm", "mean" or "entropy"')
+        number = isinstance(self.sharpness, (int, float)) and not isinstance(self.sharpness, bool)
         require(
-            math.isfinite(self.sharpness) and self.sharpness >= 0,
+            number and 0 <= self.sharpness < 1e38,  # also false for NaN
             "sharpness",
             self.sharpness,
             "a number of zero or more",

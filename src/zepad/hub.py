@@ -50,7 +50,7 @@ class HubRepo:
                 local_files_only=self.local_files_only,
                 force_download=self.force_download,
             )
-        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, RuntimeError) as error:
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, RuntimeError, ValueError) as error:
             raise HubError(
                 f"{filename} of {self.repo_id!r} could not be fetched: {type(error).__name__}: {error} "
                 "Check the name, the revision, the token and the connection."
@@ -66,9 +66,13 @@ def locate(model_id: str, repo: HubRepo) -> tuple[Path, HubRepo | None]:
         HubError: If the repository cannot be had.
     """
     folder = Path(model_id)
-    if folder.is_dir():
-        return folder / "config.json", None
-    if folder.exists() or folder.is_absolute() or model_id.startswith(".") or model_id.count("/") != 1:
+    try:
+        if folder.is_dir():
+            return folder / "config.json", None
+        path_like = folder.exists() or folder.is_absolute() or model_id.startswith(".") or model_id.count("/") != 1
+    except OSError:  # too long for a path, and so for a Hub id
+        path_like = True
+    if path_like:
         raise CheckpointError(
             f"{model_id} is no folder. Pass the folder of a saved model or a Hub id such as user/name."
         )

@@ -79,7 +79,7 @@ def check_labels(labels: object, *, count: int, num_classes: int | None = None) 
             f"labels must be integer class indices; got dtype {labels.dtype}. Use labels.long() for indices, "
             "labels.argmax(1) for one-hot rows."
         )
-    if labels.shape != (count,):
+    if labels.shape != (count,) or not count:
         raise InputError(f"labels must have shape ({count},), one per image; got {tuple(labels.shape)}.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (num_classes is not None and high >= num_classes):
@@ -112,6 +112,11 @@ def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> It
     if isinstance(images, Tensor):
         yield check_images(images, channels=channels)
         return
+    if not hasattr(images, "__iter__"):
+        raise InputError(
+            "images must be a torch.Tensor of shape (N, C, H, W) in [0, 1] or a loader of such batches; got "
+            f"{type(images).__name__}."
+        )
     empty = True
     for batch in images:
         first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch

@@ -442,6 +442,7 @@ class ZePAD(
         """
         encoder = self.encoder(name)
         if name not in self.heads:
+            self._require_whole(f"branch({name!r})")
             raise StageError(f"the {name} branch has no head yet. Call {self._next_call()} first.")
         return Branch(encoder, self.heads[name])
 
@@ -475,22 +476,39 @@ class ZePAD(
         if distributed:
             torch.distributed.barrier()
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        config: Any = None,  # noqa: ARG002 - config.json is written from the model alone
+        model_card_kwargs: Any = None,  # noqa: ARG002
+        **push_kwargs: Any,
+    ) -> str | None:
         """Write config.json, one safetensors file per encoder, one for the heads, and a model card.
 
-        Under several processes the main one writes and the others wait.
+        Under several processes the main one writes and the others wait. A model that cannot be saved leaves an older
+        save in the folder as it was.
 
         Args:
             save_directory: Created if need be.
-            **kwargs: Of `huggingface_hub.ModelHubMixin.save_pretrained`.
+            repo_id: On the Hub; the folder's name by default.
+            push_to_hub: Publish it as well.
+            config: Ignored; of `huggingface_hub.ModelHubMixin`.
+            model_card_kwargs: Ignored; of `huggingface_hub.ModelHubMixin`.
+            **push_kwargs: Of `push_to_hub`.
 
         Raises:
-            CheckpointError: If the folder cannot be written.
+            CheckpointError: If the folder cannot be written or something in the model cannot be stored.
         """
+        # Not the mixin's: that deletes an older config.json before it is known whether this model can be saved.
+        folder = Path(save_directory)
         try:
-            return super().save_pretrained(save_directory, **kwargs)
+            self._save_pretrained(folder)
         except OSError as error:
-            raise CheckpointError(f"{save_directory} cannot be written: {error}. Choose a writable folder.") from error
+            raise CheckpointError(f"{folder} cannot be written: {error}. Choose a writable folder.") from error
+        return self.push_to_hub(repo_id or folder.name, **push_kwargs) if push_to_hub else None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002 - the mixin's signature
         """Return the model card: what the model is, what it was trained on, how to use it, and its limits."""

@@ -6,13 +6,14 @@ Nothing is pickled and no name from the config is ever imported.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,8 @@ from .errors import CheckpointError, ConfigError
 from .modules import MLPHead
 from .types import HARDENED_ROLES, ROLES, Role, Stage
 
+_Record = TypeVar("_Record", bound=_JSONConfig)
+
 FORMAT = 1
 CONFIG_FILE = "config.json"
 HEADS_FILE = "heads.safetensors"
@@ -33,6 +36,7 @@ HEADS_AT: dict[Stage, tuple[Role, ...]] = {"built": (), "hardened": HARDENED_ROL
 """Which branches have a head at each stage."""
 
 _MAX_CONFIG_BYTES = 10 * 2**20
+_MAX_WIDTH = 2**24  # of features and classes: beyond it a head cannot even be laid out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +150,18 @@ def save_model(
             for role, encoder in encoders.items()
         },
         fusion=fusion,
-        threshold=threshold,
+        threshold=float(threshold),
         provenance=provenance,
         files={
             name: SavedFile(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob)) for name, blob in blobs.items()
         },
     )
-    text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
+    try:
+        text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json cannot hold this model: {error}. Keep threshold finite and provenance plain JSON."
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
@@ -220,23 +229,27 @@ def parse_config(values: object, origin: str) -> SavedConfig:
             f"which reads formats up to {FORMAT}. Upgrade with: pip install -U zepad."
         )
     try:
-        config = SavedConfig.from_dict(
+        if not isinstance(values["class_names"], (list, type(None))):
+            raise ConfigError(f"class_names is {values['class_names']!r}")
+        config = _complete(
+            SavedConfig,
             {
                 **values,
                 "encoders": {
-                    role: EncoderRecord.from_dict(
+                    role: _complete(
+                        EncoderRecord,
                         {
                             **record,
-                            "spec": EncoderSpec.from_dict(record["spec"]),
-                            "preprocessing": Preprocessing.from_dict(record["preprocessing"]),
-                        }
+                            "spec": _complete(EncoderSpec, record["spec"]),
+                            "preprocessing": _complete(Preprocessing, record["preprocessing"]),
+                        },
                     )
                     for role, record in values["encoders"].items()
                 },
-                "fusion": FusionConfig.from_dict(values["fusion"]),
+                "fusion": _complete(FusionConfig, values["fusion"]),
                 "class_names": None if values["class_names"] is None else tuple(values["class_names"]),
-                "files": {name: SavedFile.from_dict(record) for name, record in values["files"].items()},
-            }
+                "files": {name: _complete(SavedFile, record) for name, record in values["files"].items()},
+            },
         )
         _check_config(config)
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
@@ -244,17 +257,26 @@ def parse_config(values: object, origin: str) -> SavedConfig:
     return config
 
 
+def _complete(cls: type[_Record], values: Any) -> _Record:
+    """Build a record of which no field is left to its default."""
+    missing = sorted({field.name for field in dataclasses.fields(cls)} - set(values))
+    if missing:
+        raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}")
+    return cls.from_dict(values)
+
+
 def _check_config(config: SavedConfig) -> None:
     def check(condition: bool, field: str, value: object) -> None:
         if not condition:
             raise ConfigError(f"{field} is {value!r}")
 
-    def whole(value: object, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    def whole(value: object, least: int, most: float = math.inf) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
     check(config.stage in ("built", "hardened", "fitted"), "stage", config.stage)
     check(whole(config.channels, 1), "channels", config.channels)
-    check(config.num_classes is None or whole(config.num_classes, 1), "num_classes", config.num_classes)
+    check(isinstance(config.library_version, str), "library_version", config.library_version)
+    check(config.num_classes is None or whole(config.num_classes, 1, _MAX_WIDTH), "num_classes", config.num_classes)
     check(config.stage == "built" or config.num_classes is not None, "num_classes", config.num_classes)
     names = config.class_names
     check(
@@ -264,14 +286,17 @@ def _check_config(config: SavedConfig) -> None:
     )
     check(set(config.encoders) == set(ROLES), "encoders", sorted(config.encoders))
     check(isinstance(config.threshold, float) and math.isfinite(config.threshold), "threshold", config.threshold)
-    check(isinstance(config.provenance, dict), "provenance", config.provenance)
+    steps = config.provenance.values() if isinstance(config.provenance, dict) else [None]
+    check(all(isinstance(step, dict) for step in steps), "provenance", config.provenance)
     expected = {encoder_file(role) for role in ROLES} | ({HEADS_FILE} if config.stage != "built" else set())
     check(set(config.files) == expected, "files", sorted(config.files))
     for name, file in config.files.items():
         check(isinstance(file.sha256, str) and len(file.sha256) == 64, f"sha256 of {name}", file.sha256)
         check(whole(file.bytes, 1), f"bytes of {name}", file.bytes)
     for role, record in config.encoders.items():
-        check(whole(record.features, 1), f"features of {role}", record.features)
+        mean = record.preprocessing.mean
+        check(mean is None or len(mean) == config.channels, f"mean of {role}", mean)
+        check(whole(record.features, 1, _MAX_WIDTH), f"features of {role}", record.features)
         check(record.pooling in (None, "class_token", "mean"), f"pooling of {role}", record.pooling)
         check(record.architecture_of in (None, *ROLES), f"architecture_of of {role}", record.architecture_of)
 
@@ -298,7 +323,8 @@ def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
         )
     try:
         return load(blob)
-    except SafetensorError as error:
+    # Types that safetensors knows and torch does not come as a KeyError; other nonsense as the rest.
+    except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
 
 
@@ -308,20 +334,26 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     Raises:
         CheckpointError: Listing missing and unexpected keys and differing shapes.
     """
-    own = module.state_dict()
+    own = module.state_dict(keep_vars=True)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
         for key in sorted(own.keys() & tensors.keys())
         if own[key].shape != tensors[key].shape
     ]
-    if missing or unexpected or shapes:
+    types = [
+        f"{key} is {tensors[key].dtype}, expected {own[key].dtype}"
+        for key in sorted(own.keys() & tensors.keys())
+        if _number_kind(own[key]) != _number_kind(tensors[key])
+    ]
+    if missing or unexpected or shapes or types:
         problems = [
             f"{label}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
             for label, keys in (
                 ("missing keys", missing),
                 ("unexpected keys", unexpected),
                 ("shapes", shapes),
+                ("types", types),
             )
             if keys
         ]
@@ -329,7 +361,27 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
             f"{origin} does not fit {type(module).__name__}: {'; '.join(problems)}. Pass the module it was saved from."
         )
     # assign: the stored dtype is kept, so predictions come back bit for bit.
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
+    module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
+
+
+def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _tied_alike(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """Give keys that share a parameter in the module one parameter here, so that the tie outlives assignment."""
+    parameters: dict[int, nn.Parameter] = {}
+    state: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        slot = own[key]
+        if not isinstance(slot, nn.Parameter):
+            state[key] = tensor
+            continue
+        parameter = parameters.setdefault(id(slot), nn.Parameter(tensor, requires_grad=slot.requires_grad))
+        if not torch.equal(parameter, tensor):
+            raise CheckpointError(f"{origin}: {key} is one with another parameter, yet their values differ.")
+        state[key] = parameter
+    return state
 
 
 def rebuild_encoder(

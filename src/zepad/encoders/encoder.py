@@ -57,10 +57,12 @@ class Encoder(nn.Module):
         self.preprocessing = preprocessing or Preprocessing()
         self.pooling = pooling
         self.spec = spec or EncoderSpec(source="custom")
+        reference = next(backbone.parameters(), None)
+        device = None if reference is None else reference.device
         for name in ("mean", "std"):
             values = getattr(self.preprocessing, name)
             # Not persistent: the config is the one place that stores preprocessing.
-            buffer = None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+            buffer = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,10 +79,15 @@ class Encoder(nn.Module):
             if mode == "nearest":
                 images = F.interpolate(images, size, mode=mode)
             else:
+                if images.dtype in (torch.float16, torch.bfloat16):  # the CPU cannot resize them
+                    images = images.float()
                 images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
                 images = images.clamp(0, 1)  # bicubic overshoots
+        # The backbone's precision, whatever that of the images, mean and std.
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
+        images = images.to(dtype)
         if self.mean is not None and self.std is not None:
-            images = (images - self.mean) / self.std
+            images = (images - self.mean.to(dtype)) / self.std.to(dtype)
         return images
 
     def _pool(self, output: object, count: int) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import _JSONConfig, require
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+_MAX_SIDE = 2**14
+_MAX_FLOAT32 = 3.4e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +43,18 @@ class Preprocessing(_JSONConfig):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = isinstance(value, tuple) and bool(value) and all(map(_is_number, value))
+            require(value is None or numbers, name, value, "a tuple of finite numbers, one per channel, or None")
+            if value is not None:
+                object.__setattr__(self, name, tuple(map(float, value)))
         mean, std, size = self.mean, self.std, self.size
         together = (mean is None) == (std is None) and (mean is None or std is None or len(mean) == len(std))
         require(together, "mean and std", (mean, std), "both None or both of one length")
-        require(mean is None or all(math.isfinite(m) for m in mean), "mean", mean, "finite")
-        require(std is None or all(math.isfinite(s) and s > 0 for s in std), "std", std, "positive")
-        fits = size is None or (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size))
-        require(fits, "size", size, "a pair of positive integers (height, width), or None")
+        require(std is None or all(s > 0 for s in std), "std", std, "positive")
+        pair = isinstance(size, tuple) and len(size) == 2 and all(_is_side(s) for s in size)
+        require(size is None or pair, "size", size, "a pair of positive integers (height, width), or None")
         modes = ("nearest", "bilinear", "bicubic")
         require(self.interpolation in modes, "interpolation", self.interpolation, f"one of {modes}")
 
@@ -60,3 +67,11 @@ class Preprocessing(_JSONConfig):
             **changes: Other fields.
         """
         return cls(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=size, **changes)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MAX_FLOAT32
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_SIDE

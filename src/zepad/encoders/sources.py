@@ -100,10 +100,12 @@ def _timm_preprocessing(model: nn.Module) -> Preprocessing:
 
     config = resolve_model_data_config(model)
     mode: Any = config["interpolation"] if config["interpolation"] in ("nearest", "bilinear", "bicubic") else "bilinear"
+    # A model built for another size than its pre-training says so in its patch embedding alone.
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return Preprocessing(
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        size=tuple(config["input_size"][1:]),
+        size=tuple(built_for or config["input_size"][1:]),
         interpolation=mode,
     )
 
@@ -135,7 +137,7 @@ def _recognise_timm(backbone: nn.Module) -> tuple[EncoderSpec, Preprocessing]:
 
 
 def _remove_classifier(model: nn.Module) -> None:
-    """Replace the last linear layer of a torchvision classifier by the identity."""
+    """Replace the last linear layer, or 1x1 convolution, of a torchvision classifier by the identity."""
     for name in _CLASSIFIERS:
         part = getattr(model, name, None)
         if isinstance(part, nn.Linear):
@@ -143,16 +145,16 @@ def _remove_classifier(model: nn.Module) -> None:
             return
         if isinstance(part, nn.Sequential):
             for key, layer in reversed(list(part.named_children())):
-                if isinstance(layer, nn.Linear):
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
                     setattr(part, key, nn.Identity())
                     return
 
 
-def _torchvision_preprocessing(name: str) -> Preprocessing:
+def _torchvision_preprocessing(name: str, model: nn.Module) -> Preprocessing:
     from torchvision.models import get_model_weights
 
     transforms = get_model_weights(name).DEFAULT.transforms()
-    size = int(transforms.crop_size[0])
+    size = int(getattr(model, "image_size", transforms.crop_size[0]))  # only a vision transformer insists on one
     return Preprocessing(
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
@@ -179,7 +181,7 @@ def _build_torchvision(spec: EncoderSpec, pretrained: bool) -> Encoder:
     except Exception as error:
         raise _source_error(spec, pretrained, error) from error
     _remove_classifier(model)
-    return Encoder(model, preprocessing=_torchvision_preprocessing(spec.name), spec=spec)
+    return Encoder(model, preprocessing=_torchvision_preprocessing(spec.name, model), spec=spec)
 
 
 def _recognise_torchvision(backbone: nn.Module) -> tuple[EncoderSpec, Preprocessing]:
@@ -191,12 +193,15 @@ def _recognise_torchvision(backbone: nn.Module) -> tuple[EncoderSpec, Preprocess
         builder = models.get_model_builder(name)
         if inspect.signature(builder).return_annotation not in (type(backbone), type(backbone).__name__):
             continue
-        with torch.device("meta"):
-            candidate = builder(weights=None)
+        try:
+            with torch.device("meta"):
+                candidate = builder(weights=None)
+        except NotImplementedError:  # a RegNet computes its widths with tensors
+            continue
         _remove_classifier(candidate)
         if {key: value.shape for key, value in candidate.state_dict().items()} != shapes:
             continue
-        spec, preprocessing = EncoderSpec(source="torchvision", name=name), _torchvision_preprocessing(name)
+        spec, preprocessing = EncoderSpec(source="torchvision", name=name), _torchvision_preprocessing(name, backbone)
         if _same_function(spec, backbone, preprocessing):
             return spec, preprocessing
     size = getattr(backbone, "image_size", 224)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,10 @@ from ..errors import ConfigError
 Source = Literal["timm", "torchvision", "zepad", "custom"]
 
 SOURCES: tuple[Source, ...] = ("timm", "torchvision", "zepad", "custom")
+
+
+# Arguments of timm and torchvision that choose weights, some of them from any path: a published config must not.
+_WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +52,14 @@ class EncoderSpec(_JSONConfig):
             plain = bool(self.name) and all(c.isalnum() or c in "_-." for c in self.name) and self.name[0] not in "-."
             require(plain, "name", self.name, f"a plain model name of {self.source}, without ':' or '/'")
         scalars = isinstance(self.arguments, dict) and all(
-            isinstance(k, str) and isinstance(v, (str, int, float, bool, type(None))) for k, v in self.arguments.items()
+            isinstance(k, str)
+            and isinstance(v, (str, int, float, bool, type(None)))
+            and not (isinstance(v, float) and not math.isfinite(v))
+            for k, v in self.arguments.items()
         )
         require(scalars, "arguments", self.arguments, "a mapping of names to JSON scalars")
+        harmless = not any(name.startswith(_WEIGHTS) for name in self.arguments)
+        require(harmless, "arguments", self.arguments, f"of the architecture, none named {', '.join(_WEIGHTS)}...")
 
     def __str__(self) -> str:
         return f"{self.source}:{self.name}" if self.name else self.source

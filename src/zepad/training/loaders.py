@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ..errors import InputError
-from ..inputs import check_labels, split_batch
+from ..inputs import check_images, check_labels, split_batch
 from ..types import Loader
 
 
@@ -54,7 +54,7 @@ def count_classes(loader: Loader) -> int:
     with seeded(0):  # iterating draws from the caller's generator
         for batch in loader:
             images, labels = split_batch(batch)
-            largest = max(largest, int(check_labels(labels, count=len(images)).max()))
+            largest = max(largest, int(check_labels(labels, count=len(check_images(images))).max()))
     if largest < 0:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
     return largest + 1
