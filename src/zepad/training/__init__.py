@@ -5,11 +5,12 @@ from .checkpoints import prepare_folder
 from .harden import harden_recipe
 from .heads import fit_heads
 from .loaders import class_names, count_classes, images_in
-from .loop import Recipe, Run, train_branch, training_device
+from .loop import Recipe, Run, autocast, train_branch, training_device
 
 __all__ = [
     "Recipe",
     "Run",
+    "autocast",
     "benign_recipe",
     "class_names",
     "count_classes",
