@@ -100,7 +100,7 @@ class _TrainingConfig(_JSONConfig):
 class HardenConfig(_TrainingConfig):
     """Adversarial fine-tuning of the victim and the auxiliary encoder (the MPAE branch).
 
-    The defaults are the recipe that measured best on small and on larger data (docs/recipe.md); `HardenConfig.paper()`
+    The defaults are the recipe that measured best on small data (docs/recipe.md); `HardenConfig.paper()`
     holds the paper's values.
 
     Attributes:
