@@ -13,10 +13,9 @@ from common import load_encoders, load_images
 
 from zepad import Encoder, ZePAD
 from zepad.attacks import PGD, UniversalFeatureAttack, attack_features
+from zepad.demo import EPS
 from zepad.evaluation import auroc
 from zepad.functional import confidence, detection_score
-
-EPS = 25 / 255
 
 
 def main() -> None:
