@@ -251,7 +251,7 @@ def test_a_string_of_no_known_source_is_refused_with_the_forms(text: str) -> Non
     [
         "hf-hub:x/y",
         "hf_hub:x",
-        "local-dir:/tmp/model",
+        "local-dir:/models/x",
         "../x",
         "..",
         "/etc/passwd",
