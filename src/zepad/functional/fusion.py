@@ -10,10 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
-def _accurate(logits: Tensor) -> Tensor:
-    """Half precision is computed in float32; everything else as it comes."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+from .precision import accurate
 
 
 def _check_stacked(logits: Tensor) -> None:
@@ -54,7 +51,7 @@ def confidence(logits: Tensor, *, sharpness: float = 3.0) -> Tensor:
         ZePAD (ICLR 2026, arXiv 2602.11204), robust federated decision mechanism.
     """
     _check_stacked(logits)
-    return _log_confidence(_accurate(logits), sharpness).exp().to(logits.dtype)
+    return _log_confidence(accurate(logits), sharpness).exp().to(logits.dtype)
 
 
 def _rfdm_scores(logits: Tensor, sharpness: float) -> Tensor:
@@ -109,7 +106,7 @@ def fusion_weights(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0
     _check_stacked(logits)
     if rule not in FUSION_RULES:
         raise ValueError(f"unknown fusion rule {rule!r}; expected one of {sorted(FUSION_RULES)}.")
-    return FUSION_RULES[rule](_accurate(logits), sharpness).softmax(dim=0).to(logits.dtype)
+    return FUSION_RULES[rule](accurate(logits), sharpness).softmax(dim=0).to(logits.dtype)
 
 
 def fuse_logits(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0) -> Tensor:
@@ -138,8 +135,8 @@ def fuse_logits(logits: Tensor, *, rule: str = "rfdm", sharpness: float = 3.0) -
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), robust federated decision mechanism.
     """
-    weights = fusion_weights(_accurate(logits), rule=rule, sharpness=sharpness)
-    return torch.einsum("bn,bnk->nk", weights, _accurate(logits)).to(logits.dtype)
+    weights = fusion_weights(accurate(logits), rule=rule, sharpness=sharpness)
+    return torch.einsum("bn,bnk->nk", weights, accurate(logits)).to(logits.dtype)
 
 
 def detection_score(logits: Tensor) -> Tensor:
@@ -172,5 +169,5 @@ def detection_score(logits: Tensor) -> Tensor:
     _check_stacked(logits)
     if logits.shape[0] < 2:
         raise ValueError(f"detection compares branches and needs at least 2; got {logits.shape[0]}.")
-    largest = _accurate(logits).softmax(dim=-1).amax(dim=-1)
+    largest = accurate(logits).softmax(dim=-1).amax(dim=-1)
     return (largest[:-1].mean(dim=0) - largest[-1]).to(logits.dtype)

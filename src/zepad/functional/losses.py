@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .precision import accurate
+
 _MARGIN = 1e-7
-
-
-def _accurate(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _check_pair(adversarial: Tensor, benign: Tensor) -> None:
@@ -70,8 +68,8 @@ def structure_loss(*, adversarial: Tensor, benign: Tensor) -> Tensor:
     _check_pair(adversarial, benign)
     if len(benign) < 2:  # one row has no neighbours, hence no structure
         return (adversarial.sum() + benign.sum()) * 0
-    p = _neighbourhoods(_relative_distances(_accurate(benign)))
-    q = _neighbourhoods(_relative_distances(_accurate(adversarial)))
+    p = _neighbourhoods(_relative_distances(accurate(benign)))
+    q = _neighbourhoods(_relative_distances(accurate(adversarial)))
     return _binary_divergence(p, q)
 
 
@@ -107,7 +105,7 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
         raise ValueError(f"labels must have shape ({len(benign)},); got {tuple(labels.shape)}.")
     if len(benign) < 2:
         return (adversarial.sum() + benign.sum()) * 0
-    benign, adversarial = _accurate(benign), _accurate(adversarial)
+    benign, adversarial = accurate(benign), accurate(adversarial)
     difficulty = F.cross_entropy(benign, labels, reduction="none")
     weight = torch.tanh((difficulty[:, None] + difficulty[None, :]) / 32)
     sign = (labels[:, None] != labels[None, :]).to(weight.dtype) * 2 - 1
