@@ -1,0 +1,92 @@
+"""Folders of image files, one sub-folder per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .images import ImageFiles
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def split_folders(path: Path) -> tuple[Path, Path] | None:
+    """Return the sub-folders `train` and `test`, or None where the folder has neither.
+
+    Raises:
+        InputError: If the folder is missing, has one of the two alone, or their classes differ.
+    """
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "is missing"
+        raise InputError(f"{path} {what}; expected a folder with one sub-folder of images per class.")
+    train, test = path / "train", path / "test"
+    if not train.is_dir() and not test.is_dir():
+        return None
+    for part in (train, test):
+        if not part.is_dir():
+            raise InputError(
+                f"{part} is missing: {path} needs both train and test, each with one sub-folder per class. "
+                "Add it, or move the classes up one level to have them split at random."
+            )
+    here, there = set(_class_names(train)), set(_class_names(test))
+    if here != there:
+        alone = [f"{name} only in {part}" for part, names in (("train", here - there), ("test", there - here))
+                 for name in sorted(names)]  # fmt: skip
+        raise InputError(
+            f"{train} and {test} must have the same classes, or their labels mean different things; found "
+            f"{_some(alone)}. Rename or remove those folders."
+        )
+    return train, test
+
+
+def read_folder(path: Path) -> tuple[ImageFiles, Tensor, list[str]]:
+    """Find the images below `path/<class>/`, classes and files in order of name; nothing is opened.
+
+    Raises:
+        InputError: If there is no class, or a class has no image.
+    """
+    classes = _class_names(path)
+    if not classes:
+        raise InputError(f"{path} has no sub-folders; expected one per class, with images in it.")
+    files = {name: image_files(path / name) for name in classes}
+    empty = [name for name in classes if not files[name]]
+    if empty:
+        raise InputError(
+            f"{path} has classes without images: {_some(empty)}. Add images ({' '.join(SUFFIXES)}) or remove the "
+            "folders."
+        )
+    labels = [label for label, name in enumerate(classes) for _ in files[name]]
+    return ImageFiles(tuple(file for name in classes for file in files[name])), torch.tensor(labels), classes
+
+
+def image_files(path: Path) -> list[Path]:
+    """Return the image files anywhere below a folder, in order of name."""
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def check_classes(path: Path, names: list[str], wanted: tuple[str, ...]) -> None:
+    """Refuse a folder whose classes are not exactly those of the data set it should hold.
+
+    Raises:
+        InputError: Naming the classes that are missing and those too many.
+    """
+    missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
+    if missing or extra:
+        found = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(extra)}"] * bool(extra)
+        raise InputError(
+            f"{path} must have the {len(wanted)} classes {', '.join(wanted)}; {' and '.join(found)}. "
+            "Add or rename the folders, or read them as they are with 'folder:PATH'."
+        )
+
+
+def _class_names(path: Path) -> list[str]:
+    # Hidden folders (.ipynb_checkpoints, .git) belong to tools.
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:10])
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

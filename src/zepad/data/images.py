@@ -1,0 +1,206 @@
+"""Images and their labels, in memory or read from disk one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, TensorDataset
+
+from ..errors import InputError
+
+
+class LabelledImages(TensorDataset):
+    """Images and labels in memory, with class names.
+
+    Attributes:
+        images: `(N, C, H, W)` in [0, 1].
+        labels: int64 `(N,)`.
+        classes: One name per class.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: list[str]) -> None:
+        super().__init__(images, labels)
+        self.images, self.labels, self.classes = images, labels, classes
+
+
+class Pictures(Protocol):
+    """Images in a fixed order: a tensor `(N, 3, H, W)` in [0, 1], or anything that reads one image when asked."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return one image, float32 `(3, H, W)` in [0, 1]."""
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """A map-style data set of `(image, label)`: a float32 `(3, H, W)` in [0, 1] and an int.
+
+    Images are read when they are asked for. Labels are at hand without reading any.
+
+    Attributes:
+        pictures: All images of the source.
+        indices: int64, which of them this data set has, in order.
+        labels: int64 `(N,)`, in that order.
+        classes: One name per class.
+        size: Height and width every image is resized to, or None for the images' own.
+
+    Examples:
+        >>> import torch
+        >>> data = ImageDataset(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]), ["cat", "dog"], size=(16, 16))
+        >>> image, label = data[1]
+        >>> image.shape, data.classes[label], len(data.select(torch.tensor([0, 3])))
+        (torch.Size([3, 16, 16]), 'dog', 2)
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        labels: Tensor,
+        classes: Sequence[str],
+        *,
+        size: tuple[int, int] | None = None,
+        indices: Tensor | None = None,
+    ) -> None:
+        self.pictures, self.classes, self.size = pictures, list(classes), size
+        self.indices = torch.arange(len(pictures)) if indices is None else indices
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pictures[int(self.indices[index])]
+        if self.size is not None:
+            image = resize(image, self.size)
+        return image, int(self.labels[index])
+
+    def select(self, positions: Tensor) -> ImageDataset:
+        """Return the images at these positions, int64, in the order given."""
+        return ImageDataset(
+            self.pictures, self.labels[positions], self.classes, size=self.size, indices=self.indices[positions]
+        )
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Stretch one image `(C, H, W)` in [0, 1] to height and width `size`, bilinearly with antialiasing."""
+    if image.shape[1:] == size:
+        return image
+    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=True)[0].clamp(0, 1)
+
+
+def read_image(path: Path, *, channels: int = 3) -> Tensor:
+    """Read an image file as float `(channels, H, W)` in [0, 1].
+
+    Args:
+        path: Any format Pillow reads, of 8 bits per channel. Transparency is dropped.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        InputError: If the file is no image, or no image has that many channels.
+    """
+    return _decode(path, str(path), channels)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images in files of their own."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return read_image(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """Return what an error calls this image."""
+        return str(self.paths[index])
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Return height and width, of which the file's first bytes tell."""
+        return _shape(self.paths[index], self.name(index))
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Image files joined in memory, number `i` lying from `offsets[i]` to `offsets[i + 1]`."""
+
+    source: str
+    joined: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        return _decode(self._file(index), self.name(index), 3)
+
+    def name(self, index: int) -> str:
+        """Return what an error calls this image."""
+        return f"image {index} of {self.source}"
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Return height and width, of which the file's first bytes tell."""
+        return _shape(self._file(index), self.name(index))
+
+    def _file(self, index: int) -> BinaryIO:
+        return BytesIO(self.joined[self.offsets[index] : self.offsets[index + 1]].tobytes())
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in one array `(N, C, H, W)`, uint8 or float in [0, 1], grey or colour."""
+
+    pixels: NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return from_pixels(self.pixels[index])
+
+
+def from_pixels(pixels: NDArray[np.generic]) -> Tensor:
+    """Turn one image `(1 or 3, H, W)`, uint8 or float in [0, 1], into float32 `(3, H, W)` in [0, 1]."""
+    image = pixels.astype(np.float32)
+    if pixels.dtype == np.uint8:
+        image /= 255
+    return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
+
+
+# Pillow's decoders raise all of these for damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _decode(file: Path | BinaryIO, name: str, channels: int) -> Tensor:
+    if channels not in (1, 3):
+        raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
+    except _DAMAGED as error:
+        raise InputError(f"{name} is no image that can be read: {error}.") from error
+    if mode.startswith(("I", "F")):  # Pillow would cut every pixel above 255 to white
+        raise InputError(f"{name} has more than 8 bits per channel (mode {mode}). Convert it to 8 bits first.")
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
+
+
+def _shape(file: Path | BinaryIO, name: str) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width
+    except _DAMAGED as error:
+        raise InputError(f"{name} is no image that can be read: {error}.") from error
