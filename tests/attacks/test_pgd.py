@@ -1,16 +1,32 @@
 """What projected gradient descent promises: the ball, the model left as found, and damage done."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from strategies import images, laws, radii, seeds
+from strategies import MODERATE, images, laws, logits, radii, seeds
 from tiny import TinyEncoder, toy_data
-from zepad.attacks import PGD, UniversalFeatureAttack, attack_features, cosine_distance, cross_entropy, margin
-from zepad.errors import ConfigError
+from zepad.attacks import (
+    APGD,
+    PGD,
+    DetectorEvading,
+    FeaturePGD,
+    Square,
+    Transfer,
+    UniversalFeatureAttack,
+    WorstOf,
+    attack_features,
+    cosine_distance,
+    cross_entropy,
+    dlr,
+    margin,
+)
+from zepad.errors import ConfigError, InputError
 
 NORMS = ("linf", "l2")
 EPS = 8 / 255
@@ -19,10 +35,24 @@ EPS = 8 / 255
 ATTACKS = {
     "linf": lambda model, x, y: PGD(eps=EPS, steps=2)(model, x, y),
     "l2": lambda model, x, y: PGD(eps=EPS, steps=2, norm="l2", objective=margin)(model, x, y),
+    "momentum": lambda model, x, y: PGD(eps=EPS, steps=2, momentum=1.0, restarts=2)(model, x, y),
+    "apgd": lambda model, x, y: APGD(eps=EPS, steps=2)(model, x, y),
+    "apgd-dlr": lambda model, x, y: APGD(eps=EPS, steps=2, restarts=2, norm="l2", objective=dlr)(model, x, y),
+    "square": lambda model, x, y: Square(eps=EPS, queries=4)(model, x, y),
+    "evading": lambda model, x, y: DetectorEvading(eps=EPS, steps=2, score=lambda x: model(x)[:, 0], threshold=0)(
+        model, x, y
+    ),
+    "worst": lambda model, x, y: WorstOf(attacks=(PGD(eps=EPS, steps=2), Square(eps=EPS, queries=4)))(model, x, y),
+    "transfer": lambda model, x, y: Transfer(attack=APGD(eps=EPS, steps=2), surrogate=model)(forbidden, x, y),
+    "feature-pgd": lambda model, x, y: FeaturePGD(eps=EPS, steps=2)([model, model], x, y),
     "features": lambda model, x, _: attack_features(PGD(eps=EPS, steps=2), model, x),
     "universal": lambda model, x, _: UniversalFeatureAttack(eps=EPS, epochs=2).fit(model, x).delta,
 }
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+def forbidden(images):
+    raise AssertionError("a transferred attack asks its surrogate alone")
 
 
 def classifier(classes=3):
@@ -186,6 +216,48 @@ def test_agrees_with_a_loop_written_out(toy):
     torch.testing.assert_close(attacked, x.detach(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_momentum_agrees_with_a_loop_written_out(toy, norm):
+    model, (clean, labels), eps, step, decay = classifier().double().eval(), toy, 0.1, 0.03, 0.7
+    clean = clean.double()
+    x, velocity = clean.clone(), torch.zeros_like(clean)
+    for _ in range(6):
+        x = x.detach().requires_grad_()
+        F.cross_entropy(model(x), labels, reduction="sum").backward()
+        velocity = decay * velocity + x.grad / x.grad.abs().sum(dim=(1, 2, 3), keepdim=True)
+        if norm == "linf":
+            x = (x + step * velocity.sign()).clamp(clean - eps, clean + eps)
+        else:
+            moved = x + step * velocity / velocity.flatten(1).norm(dim=1)[:, None, None, None] - clean
+            x = clean + moved * (eps / moved.flatten(1).norm(dim=1).clamp_min(eps))[:, None, None, None]
+        x = x.clamp(0, 1)
+    attack = PGD(eps=eps, steps=6, step_size=step, norm=norm, random_start=False, momentum=decay)
+    torch.testing.assert_close(attack(model, clean, labels), x.detach(), rtol=0, atol=1e-6)
+    assert not torch.equal(attack(model, clean, labels), replace(attack, momentum=0.0)(model, clean, labels))
+
+
+@laws
+@given(st.sampled_from(NORMS), st.integers(2, 4), st.sampled_from((cross_entropy, margin, dlr)), seeds)
+def test_restarts_never_lower_the_objective_of_any_image(norm, restarts, objective, seed):
+    model, (clean, labels) = classifier().eval(), toy_data(6, size=8)
+    once = PGD(eps=0.2, steps=1, norm=norm, objective=objective)
+
+    def reached(attack):
+        return objective(model(attack(model, clean, labels, generator=torch.Generator().manual_seed(seed))), labels)
+
+    assert (reached(replace(once, restarts=restarts)) >= reached(once)).all()
+
+
+def test_restarts_keep_the_best_of_independent_runs(toy):
+    model, once = classifier().eval(), PGD(eps=0.2, steps=1)
+    generator = torch.Generator().manual_seed(4)
+    runs = torch.stack([once(model, *toy, generator=generator) for _ in range(5)])
+    losses = torch.stack([cross_entropy(model(run), toy[1]) for run in runs])
+    best = runs[losses.argmax(dim=0), torch.arange(len(toy[1]))]
+    assert losses.argmax(dim=0).unique().numel() > 1
+    assert torch.equal(replace(once, restarts=5)(model, *toy, generator=torch.Generator().manual_seed(4)), best)
+
+
 def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
     model = classifier()
     given = PGD(eps=EPS, steps=5, step_size=EPS / 2, random_start=False)
@@ -243,36 +315,48 @@ def test_objectives_agree_with_their_definitions():
     torch.testing.assert_close(cross_entropy(outputs, labels), torch.stack(naive_entropy))
 
 
+@laws
+@given(logits(branches=st.just(1), scales=MODERATE), seeds)
+def test_dlr_agrees_with_each_row_written_out(stacked, seed):
+    rows = stacked[0]
+    assume(rows.shape[1] >= 3)
+    labels = torch.randint(rows.shape[1], rows.shape[:1], generator=torch.Generator().manual_seed(seed))
+    for row, label, got in zip(rows.tolist(), labels.tolist(), dlr(rows, labels).tolist(), strict=True):
+        first, _, third, *_ = sorted(row, reverse=True)
+        best_wrong = max(z for k, z in enumerate(row) if k != label)
+        if first - third > 1e-9:  # a three-way tie has no ratio
+            assert got == pytest.approx((best_wrong - row[label]) / (first - third), abs=1e-9)
+        assert got == got
+
+
+@laws
+@given(st.integers(3, 8), st.floats(-100, 100), st.floats(1e-3, 1e3), seeds)
+def test_dlr_ignores_shift_and_scale_of_the_logits(classes, shift, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(5, classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (5,), generator=generator)
+    torch.testing.assert_close(dlr(scale * outputs + shift, labels), dlr(outputs, labels), rtol=1e-6, atol=1e-6)
+
+
+def test_dlr_has_a_slope_where_the_cross_entropy_has_none():
+    outputs, labels = torch.tensor([[300.0, 100.0, 0.0]], requires_grad=True), torch.tensor([0])
+    slopes = [torch.autograd.grad(loss(outputs, labels).sum(), outputs)[0].abs().max() for loss in (cross_entropy, dlr)]
+    assert slopes[0] == 0
+    assert slopes[1] > 0
+
+
+@pytest.mark.parametrize("attack", [PGD(eps=EPS, objective=dlr), APGD(eps=EPS, objective=dlr)])
+def test_dlr_refuses_two_classes(toy, attack):
+    with pytest.raises(InputError, match="at least 3 classes; got 2. Use objective=margin or cross_entropy"):
+        attack(classifier(2), toy[0], toy[1].clamp_max(1))
+
+
 def test_margin_is_positive_where_the_attack_has_won():
     outputs = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
     assert margin(outputs, torch.arange(3)).tolist() == [-1, 1, 2]
 
 
-def test_a_feature_attack_moves_features_more_than_noise_and_needs_no_label(toy):
-    """Nor a head: the objective of the given attack is never called."""
-
-    def forbidden(outputs, targets):
-        raise AssertionError("a feature attack has one objective, the cosine distance")
-
-    encoder, clean = TinyEncoder().eval(), toy[0]
-    attacked = attack_features(PGD(eps=EPS, random_start=False, objective=forbidden), encoder, clean)
-    noisy = (clean + EPS * torch.randn_like(clean).sign()).clamp(0, 1)  # at the corners, the largest noise there is
-
-    def moved(x):
-        return cosine_distance(encoder(x), encoder(clean))
-
-    assert (lengths(attacked - clean, "linf") <= EPS + 1e-6).all()
-    assert moved(attacked).mean() > 3 * moved(noisy).mean()
-    assert (moved(attacked) > moved(noisy)).float().mean() > 0.9
-
-
-def test_a_feature_attack_always_starts_at_random(toy):
-    """The cosine distance has no slope at the image itself."""
-    still = PGD(eps=EPS, steps=0, random_start=False)
-    assert not torch.equal(attack_features(still, TinyEncoder(), toy[0]), toy[0])
-
-
-@pytest.mark.parametrize("attack", [PGD, UniversalFeatureAttack])
+@pytest.mark.parametrize("attack", [PGD, APGD, Square, FeaturePGD, UniversalFeatureAttack])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -281,12 +365,17 @@ def test_a_feature_attack_always_starts_at_random(toy):
         ({"eps": -0.1}, "got -0.1"),
         ({"eps": float("nan")}, "got nan"),
         ({"eps": float("inf")}, "got inf"),
-        ({"eps": EPS, "step_size": 0}, "step_size must be positive, or None; got 0"),
     ],
 )
 def test_budgets_out_of_range_are_refused(attack, settings, message):
     with pytest.raises(ConfigError, match=message):
         attack(**settings)
+
+
+@pytest.mark.parametrize("attack", [PGD, FeaturePGD, UniversalFeatureAttack])
+def test_a_step_of_no_length_is_refused(attack):
+    with pytest.raises(ConfigError, match="step_size must be positive, or None; got 0"):
+        attack(eps=EPS, step_size=0)
 
 
 def test_an_l2_budget_may_exceed_one():
@@ -298,8 +387,12 @@ def test_an_l2_budget_may_exceed_one():
     [
         ({"norm": "l1"}, r"norm must be one of \['l2', 'linf'\]; got 'l1'"),
         ({"steps": -1}, "steps must be zero or more; got -1"),
+        ({"momentum": -0.5}, "momentum must be zero or more; got -0.5"),
+        ({"momentum": float("nan")}, "momentum must be zero or more; got nan"),
+        ({"restarts": 0}, "restarts must be at least 1; got 0"),
+        ({"restarts": 2, "random_start": False}, "restarts must be 1 without a random start; got 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        PGD(eps=EPS, **settings)
+        PGD(**{"eps": EPS, **settings})

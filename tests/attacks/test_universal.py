@@ -1,4 +1,4 @@
-"""One perturbation for every image. That models are left as found is tested for all attacks in `test_pgd`."""
+"""The feature attack and `apply`. What holds for every universal attack is tested in `test_universal_attacks`."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from strategies import images, laws, radii, seeds
 from tiny import TinyEncoder, toy_data
+from zepad._version import __version__
 from zepad.attacks import UniversalFeatureAttack, UniversalPerturbation, cosine_distance
 from zepad.errors import ConfigError, InputError
 
@@ -71,6 +72,8 @@ def test_the_provenance_tells_how_it_was_made(tiny, loader):
         "epochs": 2,
         "seed": 7,
         "images": 24,
+        "encoders": ["TinyEncoder"],
+        "zepad": __version__,
     }
 
 
@@ -110,5 +113,5 @@ def test_images_out_of_range_are_refused(tiny):
 
 
 def test_no_epochs_are_refused():
-    with pytest.raises(ConfigError, match="epochs must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="epochs must be at least 1, or None; got 0"):
         UniversalFeatureAttack(eps=EPS, epochs=0)

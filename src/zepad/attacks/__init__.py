@@ -1,14 +1,64 @@
 """Attacks. They know a callable from images to features or logits, never a defense."""
 
-from .pgd import PGD, attack_features, cosine_distance, cross_entropy, margin
-from .universal import UniversalFeatureAttack, UniversalPerturbation
+from .adapters import art_classifier, foolbox_model
+from .adaptive import (
+    DetectorEvading,
+    Transfer,
+    WorstOf,
+    apgd_square_ensemble,
+    gap_score,
+    mean_logits,
+    one_branch,
+)
+from .apgd import APGD, TargetedAPGD, targeted_dlr
+from .feature import FeaturePGD, attack_features
+from .pgd import PGD, Attack, AttackObjective, cosine_distance, cross_entropy, dlr, l2_distance, margin
+from .square import Square
+from .universal import (
+    PAPUGS,
+    SSP,
+    UAP,
+    UAPGD,
+    AdvEncoder,
+    AdvEncoderPatch,
+    PAPBase,
+    PAPFuse,
+    UniversalFeatureAttack,
+    UniversalPerturbation,
+)
 
 __all__ = [
+    "APGD",
+    "PAPUGS",
     "PGD",
+    "SSP",
+    "UAP",
+    "UAPGD",
+    "AdvEncoder",
+    "AdvEncoderPatch",
+    "Attack",
+    "AttackObjective",
+    "DetectorEvading",
+    "FeaturePGD",
+    "PAPBase",
+    "PAPFuse",
+    "Square",
+    "TargetedAPGD",
+    "Transfer",
     "UniversalFeatureAttack",
     "UniversalPerturbation",
+    "WorstOf",
+    "apgd_square_ensemble",
+    "art_classifier",
     "attack_features",
     "cosine_distance",
     "cross_entropy",
+    "dlr",
+    "foolbox_model",
+    "gap_score",
+    "l2_distance",
     "margin",
+    "mean_logits",
+    "one_branch",
+    "targeted_dlr",
 ]

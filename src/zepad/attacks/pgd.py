@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ..config import check_budget, require
+from ..errors import InputError
 from ..functional.projection import BALLS, project_pixels
 from ..modules import evaluating
 from ..types import ImageModel
 
 AttackObjective = Callable[[Tensor, Tensor], Tensor]
 """Maps model outputs and targets to one loss per image `(N,)`, which the attack maximises."""
+
+
+class Attack(Protocol):
+    """What every per-image attack on a classifier is: a budget, and a call that spends it."""
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball in [0, 1] pixel units."""
+
+    @property
+    def norm(self) -> str:
+        """Norm of the ball, `"linf"` or `"l2"`."""
+
+    def __call__(
+        self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
+    ) -> Tensor:
+        """Return the attacked images, in the ball and in [0, 1], detached."""
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -30,9 +50,50 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
     return wrong - right
 
 
+def dlr(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the difference of logits ratio of each image: the margin over the gap of the first and third logit.
+
+    `(max_{i != y} z_i - z_y) / (z_(1) - z_(3))` with `z_(1) >= z_(2) >= ...`. Unlike the cross-entropy it does not
+    change when logits are shifted or scaled, so a model cannot hide its gradient behind large logits.
+
+    Args:
+        outputs: Logits `(N, K)` of at least three classes.
+        targets: Labels `(N,)`.
+
+    Returns:
+        `(N,)`, positive where the attack has won, in [-1, 1] while the right class is among the best two.
+
+    Raises:
+        InputError: If there are fewer than three classes.
+
+    Examples:
+        >>> import torch
+        >>> dlr(torch.tensor([[4.0, 3.0, 2.0]]), torch.tensor([0]))
+        tensor([-0.5000])
+
+    References:
+        Croce, Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks,
+        ICML 2020, arXiv 2003.01690, equation 6.
+    """
+    classes = outputs.shape[1]
+    if classes < 3:
+        raise InputError(
+            f"the difference of logits ratio compares the first and third logit and needs at least 3 classes; got "
+            f"{classes}. Use objective=margin or cross_entropy."
+        )
+    highest = outputs.topk(3, dim=1).values
+    return margin(outputs, targets) / (highest[:, 0] - highest[:, 2]).clamp_min(1e-12)
+
+
 def cosine_distance(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return one minus the cosine of features and target features for each image, both `(N, D)`."""
     return 1 - F.cosine_similarity(outputs, targets, dim=1)
+
+
+def l2_distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the Euclidean distance of features and target features for each image, both `(N, D)`."""
+    distance: Tensor = torch.linalg.vector_norm(outputs - targets, dim=1)
+    return distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +109,11 @@ class PGD:
         step_size: Length of one step; None takes `2.5 * eps / steps`.
         norm: `"linf"` or `"l2"`.
         random_start: Start at a random point of the ball instead of at the image.
-        objective: What the attack maximises: `cross_entropy`, `margin`, `cosine_distance` or any function like them.
+        momentum: Decay `mu` of the accumulated gradient, as in MI-FGSM: `g <- mu * g + gradient / |gradient|_1`, and
+            the step ascends along `g`. Zero is plain PGD.
+        restarts: Random starts, each with all steps; of every image the result with the highest objective is kept.
+        objective: What the attack maximises: `cross_entropy`, `margin`, `dlr`, `cosine_distance` or any function like
+            them.
 
     Examples:
         >>> import torch
@@ -60,6 +125,7 @@ class PGD:
 
     References:
         Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018, arXiv 1706.06083.
+        Dong et al., Boosting Adversarial Attacks with Momentum, CVPR 2018, arXiv 1710.06081, equation 6 (momentum).
     """
 
     eps: float
@@ -67,6 +133,8 @@ class PGD:
     step_size: float | None = None
     norm: str = "linf"
     random_start: bool = True
+    momentum: float = 0.0
+    restarts: int = 1
     objective: AttackObjective = cross_entropy
 
     def __post_init__(self) -> None:
@@ -79,6 +147,14 @@ class PGD:
         check_budget(self.eps, self.norm)
         require(self.steps >= 0, "steps", self.steps, "zero or more")
         require(self.step_size is None or self.step_size > 0, "step_size", self.step_size, "positive, or None")
+        require(math.isfinite(self.momentum) and self.momentum >= 0, "momentum", self.momentum, "zero or more")
+        require(self.restarts >= 1, "restarts", self.restarts, "at least 1")
+        require(
+            self.restarts == 1 or self.random_start,
+            "restarts",
+            self.restarts,
+            "1 without a random start",
+        )
 
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
@@ -94,36 +170,42 @@ class PGD:
         Returns:
             Attacked images in the ball and in [0, 1], detached.
         """
+        images = images.detach()
+        with evaluating(model):
+            attacked = self._ascend(model, images, targets, generator)
+            if self.restarts == 1:
+                return attacked
+            highest = self._measure(model, attacked, targets)
+            for _ in range(self.restarts - 1):
+                again = self._ascend(model, images, targets, generator)
+                reached = self._measure(model, again, targets)
+                better = (reached > highest).nonzero().flatten()
+                attacked[better], highest[better] = again[better], reached[better]
+        return attacked
+
+    def _ascend(self, model: ImageModel, images: Tensor, targets: Tensor, generator: Generator | None) -> Tensor:
         ball = BALLS[self.norm]
         step_size = self.step_size or 2.5 * self.eps / max(self.steps, 1)
-        images = images.detach()
         delta = ball.random(images, self.eps, generator) if self.random_start else torch.zeros_like(images)
         delta = project_pixels(images, delta)
-        with evaluating(model), torch.enable_grad():
+        velocity = torch.zeros_like(images)
+        with torch.enable_grad():
             for _ in range(self.steps):
                 delta.requires_grad_()
                 loss = self.objective(model(images + delta).float(), targets).sum()
                 (gradient,) = torch.autograd.grad(loss, delta)
+                if self.momentum:
+                    gradient = velocity = self.momentum * velocity + _unit(gradient)
                 delta = ball.project(delta.detach() + step_size * ball.steepest(gradient), self.eps)
                 delta = project_pixels(images, delta)
         return (images + delta).detach().clamp(0, 1)
 
+    def _measure(self, model: ImageModel, attacked: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.objective(model(attacked).float(), targets)
 
-def attack_features(attack: PGD, encoder: ImageModel, images: Tensor, *, generator: Generator | None = None) -> Tensor:
-    """Craft per-image downstream-agnostic adversarial examples: push features away from where they were.
 
-    No label and no head is needed, so the result harms whatever is built on the encoder.
-
-    Args:
-        attack: Budget, norm and steps; its objective becomes `cosine_distance` and its start random.
-        encoder: Images to features `(N, D)`.
-        images: `(N, C, H, W)` in [0, 1].
-        generator: As in `PGD`.
-
-    Returns:
-        Attacked images in the ball and in [0, 1], detached.
-    """
-    with evaluating(encoder), torch.no_grad():
-        features = encoder(images).float()
-    feature_attack = replace(attack, objective=cosine_distance, random_start=True)  # the gradient is zero at the image
-    return feature_attack(encoder, images, features, generator=generator)
+def _unit(gradient: Tensor) -> Tensor:
+    """Divide the gradient of each image by its mean absolute value: the L1 norm up to a factor no step depends on."""
+    dims = tuple(range(1, gradient.ndim))
+    return gradient / gradient.abs().mean(dim=dims, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)

@@ -1,6 +1,22 @@
 """Universal attacks: one perturbation for every image."""
 
+from .advencoder import AdvEncoder, AdvEncoderPatch
 from .feature import UniversalFeatureAttack
+from .pap import PAPUGS, PAPBase, PAPFuse
 from .perturbation import UniversalPerturbation
+from .ssp import SSP
+from .uap import UAP
+from .uapgd import UAPGD
 
-__all__ = ["UniversalFeatureAttack", "UniversalPerturbation"]
+__all__ = [
+    "PAPUGS",
+    "SSP",
+    "UAP",
+    "UAPGD",
+    "AdvEncoder",
+    "AdvEncoderPatch",
+    "PAPBase",
+    "PAPFuse",
+    "UniversalFeatureAttack",
+    "UniversalPerturbation",
+]

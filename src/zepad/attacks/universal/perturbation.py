@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import InputError
+from ..._version import __version__
+from ...config import check_budget, require
+from ...errors import CheckpointError, ConfigError, InputError
+from ...functional.projection import BALLS
+
+FORMAT = 1
+
+_RECORD = "zepad"  # key of the file's metadata that holds everything but the tensors, as JSON
+_FIELDS = {"format", "kind", "library_version", "eps", "norm", "provenance", "sha256"}
+_KIND = "universal perturbation"
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,19 +31,64 @@ class UniversalPerturbation:
     """One perturbation for all images, the form most downstream-agnostic attacks take.
 
     Attributes:
-        delta: `(1, C, H, W)`, inside the ball.
-        eps: Radius of the ball in [0, 1] pixel units.
-        norm: Of the ball.
-        provenance: How it was made: attack, budget, seed, number of images.
+        delta: `(1, C, H, W)` float: what is added, inside the ball; for a patch its pixels in [0, 1], zero around it.
+        eps: Radius of the ball in [0, 1] pixel units; for a patch the share of the pixels it covers.
+        norm: Of the ball, `"linf"` or `"l2"`, or `"patch"`.
+        mask: For a patch `(1, 1, H, W)`: one where the pixels are replaced, else zero. None for the others.
+        provenance: How it was made: attack, settings, number of images, encoders, version. JSON values.
+
+    Examples:
+        >>> import torch
+        >>> perturbation = UniversalPerturbation(delta=torch.full((1, 3, 2, 2), 0.25), eps=0.25)
+        >>> perturbation.apply(torch.full((1, 3, 2, 2), 0.5)).max()
+        tensor(0.7500)
     """
 
     delta: Tensor
     eps: float
     norm: str = "linf"
+    mask: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: If the budget is out of units or the norm unknown.
+            InputError: If a tensor has the wrong shape or values, or exceeds the budget.
+        """
+        norms = [*sorted(BALLS), "patch"]
+        require(self.norm in norms, "norm", self.norm, f"one of {norms}")
+        check_budget(self.eps, "l2" if self.norm == "l2" else "linf")
+        delta = self.delta
+        if not isinstance(delta, Tensor) or not delta.is_floating_point() or delta.ndim != 4 or len(delta) != 1:
+            got = f"{delta.dtype} of shape {tuple(delta.shape)}" if isinstance(delta, Tensor) else type(delta).__name__
+            raise InputError(f"delta must be a floating-point tensor of shape (1, C, H, W); got {got}.")
+        if not delta.numel() or not torch.isfinite(delta).all():
+            raise InputError("delta must be finite and not empty.")
+        if self.norm == "patch":
+            self._check_patch()
+        elif self.mask is not None:
+            raise InputError(f'mask belongs to norm "patch"; norm is {self.norm!r}. Leave it out.')
+        elif (BALLS[self.norm].project(delta, self.eps) - delta).abs().max() > _TOLERANCE:
+            raise InputError(
+                f"delta lies outside the {self.norm} ball of radius {self.eps:g}: its largest entry is "
+                f"{delta.abs().max():g}. Project it, or state the budget it was made for."
+            )
+
+    def _check_patch(self) -> None:
+        mask, shape = self.mask, (1, 1, *self.delta.shape[2:])
+        if mask is None or mask.shape != shape or not ((mask == 0) | (mask == 1)).all():
+            raise InputError(f"a patch needs a mask of zeros and ones of shape {shape}.")
+        covered = float(mask.float().mean())
+        if abs(covered - self.eps) > _TOLERANCE:
+            raise InputError(f"eps of a patch is the share it covers, {covered:g} by its mask; got {self.eps:g}.")
+        low, high = (value.item() for value in self.delta.aminmax())
+        if low < -_TOLERANCE or high > 1 + _TOLERANCE or (self.delta * (mask == 0)).any():
+            raise InputError("delta of a patch must hold pixels in [0, 1] where the mask is one, and zero elsewhere.")
+
     def apply(self, images: Tensor) -> Tensor:
-        """Return `images + delta`, clamped to [0, 1].
+        """Return `images + delta` clamped to [0, 1], or the images with the patch on them.
 
         Args:
             images: `(N, C, H, W)` in [0, 1], of the size the perturbation was made for.
@@ -40,4 +101,106 @@ class UniversalPerturbation:
                 f"the perturbation was made for images of shape {tuple(self.delta.shape[1:])}; got "
                 f"{tuple(images.shape[1:])}. Resize the images or fit the attack at their size."
             )
-        return (images + self.delta.to(images.device, images.dtype)).clamp(0, 1)
+        delta = self.delta.to(images.device, images.dtype)
+        if self.mask is not None:
+            return torch.where(self.mask.to(images.device) == 1, delta, images)
+        return (images + delta).clamp(0, 1)
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file; an older file of that name is replaced only by a whole new one.
+
+        Args:
+            path: Of the file; its folder must exist.
+
+        Raises:
+            CheckpointError: If it cannot be written, or the provenance is no plain JSON.
+        """
+        path = Path(path)
+        tensors = {"delta": self.delta} if self.mask is None else {"delta": self.delta, "mask": self.mask}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        record = {
+            "format": FORMAT,
+            "kind": _KIND,
+            "library_version": __version__,
+            "eps": self.eps,
+            "norm": self.norm,
+            "provenance": self.provenance,
+            "sha256": _digest(tensors),
+        }
+        try:
+            metadata = {_RECORD: json.dumps(record, allow_nan=False)}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the provenance is no plain JSON: {error}.") from error
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_bytes(save(tensors, metadata))
+            partial.replace(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
+
+    @classmethod
+    def load(cls, path: Path | str) -> UniversalPerturbation:
+        """Read a file that `save` wrote.
+
+        Args:
+            path: Of the file.
+
+        Returns:
+            The perturbation, on the CPU.
+
+        Raises:
+            CheckpointError: If the file is missing, foreign, damaged, of a newer version, or its content is no
+                perturbation inside its budget.
+        """
+        path = Path(path)
+        try:
+            path.open("rb").close()  # safetensors names every failure in its own way
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                # Cloned: they would share the memory of a file that may be replaced.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} is no whole safetensors file: {error}. Save or download it again."
+            ) from error
+        record = _read_record(path, metadata)
+        expected = {"delta", "mask"} if record["norm"] == "patch" else {"delta"}
+        if set(tensors) != expected:
+            raise CheckpointError(f"{path} must hold the tensors {sorted(expected)}; it holds {sorted(tensors)}.")
+        if _digest(tensors) != record["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its tensors are not those that were saved. Save it again.")
+        try:
+            return cls(**tensors, eps=record["eps"], norm=record["norm"], provenance=record["provenance"])
+        except (ConfigError, InputError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no valid perturbation: {error}") from error
+
+
+def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    try:
+        record = json.loads(metadata[_RECORD])
+        version = record["format"] if record["kind"] == _KIND else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} was not written by UniversalPerturbation.save.") from error
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path}: format must be a positive integer; got {version!r}.")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, written by zepad {record.get('library_version')}; this is zepad "
+            f"{__version__}, which reads formats up to {FORMAT}. Upgrade with: pip install -U zepad."
+        )
+    if set(record) != _FIELDS:
+        raise CheckpointError(
+            f"{path} is damaged: its record must have the fields {sorted(_FIELDS)}; it has {sorted(record)}."
+        )
+    if not isinstance(record["provenance"], dict):
+        raise CheckpointError(f"{path} is damaged: provenance is {record['provenance']!r}.")
+    return dict(record)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

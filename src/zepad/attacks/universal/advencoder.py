@@ -1,0 +1,286 @@
+"""AdvEncoder: a generator learns one perturbation, or one patch, that takes features away from their images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...config import check_budget, require
+from ...errors import InputError
+from ...functional.precision import accurate
+from ...functional.projection import project_linf
+from ...types import ImageModel, Loader
+from .crafting import AttackerImages, Encoders, _UniversalAttack, as_encoders, crafting, perturbed
+from .generator import PatternGenerator
+from .perturbation import UniversalPerturbation
+
+_LOW_PASS = 8 / 64  # cycles per pixel: radius 8 in the spectrum of a 64x64 image
+_ADVERSARIAL_WEIGHT = 5.0
+_BETAS = (0.5, 0.999)
+_PUBLISHED_PIXELS = 64 * 64
+
+
+def info_nce(features: Tensor, others: Tensor, temperature: float = 0.1) -> Tensor:
+    """Return the InfoNCE loss: how hard it is to tell from each row which other row is its own, a scalar.
+
+    Args:
+        features: `(N, D)`.
+        others: `(N, D)`; row i belongs to row i of the features, the rest of the batch are its negatives.
+        temperature: Of the cosine similarities.
+
+    Returns:
+        The mean cross-entropy over the rows; zero for one row.
+
+    Examples:
+        >>> import torch
+        >>> bool(info_nce(torch.eye(3), torch.eye(3)) < info_nce(torch.eye(3), torch.eye(3).roll(1, 0)))
+        True
+
+    References:
+        van den Oord et al., Representation Learning with Contrastive Predictive Coding, arXiv 1807.03748, equation 4.
+    """
+    similarities = F.normalize(features, dim=1) @ F.normalize(others, dim=1).T / temperature
+    return F.cross_entropy(similarities, torch.arange(len(features), device=features.device))
+
+
+def high_frequencies(images: Tensor) -> Tensor:
+    """Return what a round low-pass filter takes away: frequencies above 1/8 cycle per pixel.
+
+    At 64x64 that is the radius 8 of the paper; at other sizes the radius grows with the side.
+
+    Args:
+        images: `(N, C, H, W)`.
+
+    Returns:
+        Of the same shape, with mean zero; half precision is computed in float32.
+    """
+    images = accurate(images)
+    rows = torch.fft.fftfreq(images.shape[2], device=images.device)
+    columns = torch.fft.fftfreq(images.shape[3], device=images.device)
+    kept = torch.hypot(*torch.meshgrid(rows, columns, indexing="ij")) > _LOW_PASS
+    filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(images) * kept).real
+    return filtered
+
+
+def advencoder_loss(
+    clean: Tensor, attacked: Tensor, *, features: list[Tensor], attacked_features: list[Tensor]
+) -> Tensor:
+    """Return what AdvEncoder lowers: `-5 InfoNCE(f(x), f(x')) + MSE(x', x) - MSE(HF(x), HF(x'))`, a scalar.
+
+    Args:
+        clean: Images `(N, C, H, W)`.
+        attacked: The same images attacked.
+        features: Of the clean images, one tensor `(N, D)` per encoder; the first term is averaged over encoders.
+        attacked_features: Of the attacked ones.
+
+    References:
+        Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
+    """
+    clean, attacked = accurate(clean), accurate(attacked)
+    told_apart = torch.stack([info_nce(f, g) for f, g in zip(features, attacked_features, strict=True)]).mean()
+    visible = F.mse_loss(attacked, clean)
+    texture = F.mse_loss(high_frequencies(attacked), high_frequencies(clean))
+    return -_ADVERSARIAL_WEIGHT * told_apart + visible - texture
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GeneratorAttack(_UniversalAttack):
+    lr: float = 2e-4
+    width: int | None = None
+    latents: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(math.isfinite(self.lr) and self.lr > 0, "lr", self.lr, "a positive number")
+        require(self.width is None or self.width >= 8, "width", self.width, "at least 8, or None")
+        require(self.latents is None or self.latents >= 1, "latents", self.latents, "at least 1, or None")
+
+    def _generator(self, channels: int, size: tuple[int, int], image_size: tuple[int, int]) -> PatternGenerator:
+        share = min(1.0, image_size[0] * image_size[1] / _PUBLISHED_PIXELS)
+        return PatternGenerator(
+            channels=channels,
+            size=size,
+            width=self.width or max(64, round(1024 * share)),
+            latents=self.latents or max(16, round(256 * share)),
+        )
+
+    def _train(
+        self,
+        encoders: Sequence[ImageModel],
+        batches: Iterable[Tensor],
+        size: Callable[[Tensor], tuple[int, int]],
+        put: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, torch.Size]:
+        """Train a generator and return its pattern and the size of the images.
+
+        Args:
+            encoders: What is attacked.
+            batches: One update is made on each.
+            size: Of the pattern, given the images.
+            put: Puts a pattern in (-1, 1) on images.
+        """
+        generator: PatternGenerator | None = None
+        for images in batches:
+            if generator is None:
+                shape = images.shape[1:]
+                with torch.random.fork_rng(devices=[]):  # on the CPU, whatever the loader has drawn so far
+                    torch.manual_seed(self.seed)
+                    generator = self._generator(shape[0], size(images), (shape[1], shape[2]))
+                generator.to(images.device)
+                weights = list(generator.parameters())
+                optimizer = torch.optim.Adam(weights, lr=self.lr, betas=_BETAS)
+            with torch.no_grad():
+                features = [accurate(encoder(images)) for encoder in encoders]
+            with torch.enable_grad():
+                attacked = put(images, generator())
+                loss = advencoder_loss(
+                    images,
+                    attacked,
+                    features=features,
+                    attacked_features=[accurate(encoder(attacked)) for encoder in encoders],
+                )
+                gradients = torch.autograd.grad(loss, weights)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+        assert generator is not None
+        with torch.no_grad():
+            return generator(), shape
+
+    def _passes(self, attacker: AttackerImages, progress: bool) -> Iterator[Tensor]:
+        batches = attacker.passes(
+            self.epochs, least_epochs=20, least_updates=200, name=type(self).__name__, progress=progress
+        )
+        largest = 0
+        for images in batches:
+            largest = max(largest, len(images))
+            yield images
+        if largest < 2:
+            raise InputError(
+                "AdvEncoder tells the images of a batch apart, so it needs batches of two or more; got one image at a "
+                "time. Raise the batch size."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvEncoder(_GeneratorAttack):
+    """One L-infinity perturbation, the output of a generator trained to take features away from their images.
+
+    No label and no head is needed. The generator's output is scaled into the ball by a tanh: a hard clamp would leave
+    most of its first output without a gradient.
+
+    Attributes:
+        eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
+        epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 20.
+        lr: Learning rate of Adam (betas 0.5 and 0.999).
+        width: Channels of the generator's first layer. None takes the published 1024 for images of 64x64 and more, and
+            fewer in proportion to the pixels for smaller images, at least 64.
+        latents: Noise vectors that are mixed. None takes the published 256, scaled in the same way, at least 16.
+        seed: Of the noise, the generator and the loader's order.
+
+    References:
+        Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        super().__post_init__()
+        check_budget(self.eps)
+
+    def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
+        """Craft the perturbation on an encoder, or on several at once.
+
+        Args:
+            encoder: Images to features `(N, D)`, or a sequence of such, over which the loss is averaged; left as found.
+            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches of one size; labels are ignored.
+            progress: Show a bar.
+
+        Returns:
+            The perturbation, on the device of the encoder.
+
+        Raises:
+            InputError: If images do not fit or differ in size, or come one at a time.
+        """
+        encoders = as_encoders(encoder)
+        attacker = AttackerImages(images, encoders)
+        with crafting(encoders, self.seed):
+            pattern, _ = self._train(
+                encoders,
+                self._passes(attacker, progress),
+                lambda images: (images.shape[2], images.shape[3]),
+                lambda images, pattern: perturbed(images, self.eps * pattern),
+            )
+        delta = project_linf(self.eps * pattern, self.eps)
+        return UniversalPerturbation(delta=delta, eps=self.eps, provenance=self._provenance(encoders, attacker))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvEncoderPatch(_GeneratorAttack):
+    """AdvEncoder as a visible square patch in the lower right corner, the same on every image.
+
+    The other fields are those of `AdvEncoder`.
+
+    Attributes:
+        area: Share of the image the patch may cover, in (0, 1]; the side is rounded down to whole pixels, at least one.
+
+    References:
+        Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
+    """
+
+    area: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        super().__post_init__()
+        require(math.isfinite(self.area) and 0 < self.area <= 1, "area", self.area, "in (0, 1], a share of the image")
+
+    def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
+        """Craft the patch; arguments and errors as in `AdvEncoder.fit`.
+
+        Returns:
+            A perturbation of norm `"patch"`, its eps the share of the pixels that the patch covers.
+        """
+        encoders = as_encoders(encoder)
+        attacker = AttackerImages(images, encoders)
+        with crafting(encoders, self.seed):
+            pattern, shape = self._train(encoders, self._passes(attacker, progress), self._side, _put_patch)
+        patch = (pattern + 1) / 2
+        delta = _in_corner(patch, shape).clamp(0, 1)
+        mask = _in_corner(torch.ones_like(patch[:, :1]), shape)
+        return UniversalPerturbation(
+            delta=delta,
+            eps=float(mask.mean()),
+            norm="patch",
+            mask=mask,
+            provenance=self._provenance(encoders, attacker),
+        )
+
+    def _side(self, images: Tensor) -> tuple[int, int]:
+        height, width = images.shape[2:]
+        side = min(max(1, math.isqrt(int(self.area * height * width))), height, width)
+        return side, side
+
+
+def _in_corner(patch: Tensor, shape: torch.Size) -> Tensor:
+    return F.pad(patch, (shape[-1] - patch.shape[-1], 0, shape[-2] - patch.shape[-2], 0))
+
+
+def _put_patch(images: Tensor, pattern: Tensor) -> Tensor:
+    patch = ((pattern + 1) / 2).to(images.dtype)
+    mask = _in_corner(torch.ones_like(patch[:, :1]), images.shape)
+    return torch.where(mask == 1, _in_corner(patch, images.shape), images)

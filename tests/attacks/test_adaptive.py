@@ -1,0 +1,338 @@
+"""Attacks on a whole ensemble: surrogates that are what they say, a silent detector, and the worst of several."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from strategies import images, laws, radii, seeds
+from tiny import TinyEncoder, toy_data
+from zepad.attacks import (
+    APGD,
+    PGD,
+    DetectorEvading,
+    FeaturePGD,
+    Square,
+    Transfer,
+    WorstOf,
+    apgd_square_ensemble,
+    cross_entropy,
+    dlr,
+    gap_score,
+    margin,
+    mean_logits,
+    one_branch,
+)
+from zepad.errors import ConfigError, InputError
+from zepad.functional import detection_score, fuse_logits
+
+EPS = 8 / 255
+
+
+def seeded(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+class Ensemble(nn.Module):
+    """Three branches with BatchNorm and dropout, fused as in ZePAD."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(TinyEncoder(), nn.Dropout(0.5), nn.Linear(8, classes)) for _ in range(3)
+        )
+
+    def branch_logits(self, images):
+        return torch.stack([4 * branch(images) for branch in self.branches])
+
+    def forward(self, images):
+        return fuse_logits(self.branch_logits(images))
+
+
+@pytest.fixture
+def toy():
+    return toy_data(24, size=8)
+
+
+@pytest.fixture
+def ensemble():
+    return Ensemble().eval()
+
+
+def linear(classes=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, classes))
+
+
+def test_surrogates_are_functions_of_the_branches(ensemble, toy):
+    logits = ensemble.branch_logits(toy[0])
+    torch.testing.assert_close(mean_logits(ensemble.branch_logits)(toy[0]), sum(logits) / 3)
+    torch.testing.assert_close(gap_score(ensemble.branch_logits)(toy[0]), detection_score(logits))
+    for index in (0, 1, 2, -1):
+        torch.testing.assert_close(one_branch(ensemble.branch_logits, index)(toy[0]), logits[index])
+
+
+@pytest.mark.parametrize("surrogate", [mean_logits, gap_score, lambda branches: one_branch(branches, 0)])
+def test_surrogates_bring_the_mode_of_the_model_behind_a_method(toy, surrogate):
+    """An attack on a method of a model in training would otherwise see dropout and change BatchNorm."""
+    ensemble = Ensemble().train()
+    ensemble.branches[1].eval()
+    before = [part.training for part in ensemble.modules()], {k: v.tolist() for k, v in ensemble.state_dict().items()}
+    modes = set()
+    for branch in ensemble.branches:
+        branch.register_forward_hook(lambda part, *_: modes.add(part.training))
+    module = surrogate(ensemble.branch_logits)
+    PGD(eps=EPS, steps=2, objective=lambda outputs, _: outputs.flatten(1).sum(1) if outputs.ndim > 1 else outputs)(
+        module, *toy
+    )
+    assert modes == {False}
+    after = [part.training for part in ensemble.modules()], {k: v.tolist() for k, v in ensemble.state_dict().items()}
+    assert after == before
+
+
+def test_any_function_of_images_has_surrogates(ensemble, toy):
+    expected = mean_logits(ensemble.branch_logits)(toy[0])
+    assert torch.equal(mean_logits(lambda x: ensemble.branch_logits(x))(toy[0]), expected)
+
+
+# A detector-evading attack.
+
+
+@laws
+@given(
+    images(),
+    radii,
+    st.sampled_from(("linf", "l2")),
+    st.floats(-0.5, 0.5),
+    st.sampled_from((margin, cross_entropy)),
+    seeds,
+)
+def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, threshold, objective, seed):
+    ensemble = Ensemble()
+    attack = DetectorEvading(
+        eps=eps, steps=3, norm=norm, score=gap_score(ensemble.branch_logits), threshold=threshold, objective=objective
+    )
+    attacked = attack(ensemble, clean, torch.arange(len(clean)) % 3, generator=seeded(seed))
+    rows = (attacked - clean).flatten(1)
+    assert attacked.shape == clean.shape
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert ((rows.abs().amax(1) if norm == "linf" else rows.norm(dim=1)) <= eps + 1e-6).all()
+
+
+@dataclass
+class Watched:
+    """Remembers, for each image told by its label, whether any point shown was a success."""
+
+    model: nn.Module
+    score: nn.Module
+    threshold: float
+
+    def __post_init__(self):
+        self.points = []
+
+    def __call__(self, images):
+        self.points.append(images.detach().clone())
+        return self.model(images)
+
+    def successes(self, points, labels):
+        with torch.no_grad():
+            wrong = self.model(points).argmax(1) != labels
+            return wrong & (self.score(points) <= self.threshold)
+
+
+@pytest.fixture
+def conflict(toy):
+    """Images of class 0, a classifier and a detector: what moves an image to class 1 also raises its score."""
+    model = linear(2).eval().requires_grad_(False)
+    towards = model[1].weight[1] - model[1].weight[0]
+    model[1].bias[0] += (toy[0].flatten(1) @ towards).quantile(0.8)
+    clean = toy[0][model(toy[0]).argmax(1) == 0]
+    score = nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Flatten(0)).requires_grad_(False)
+    score[1].weight.copy_(towards + torch.randn(192) * towards.std())
+    return model, score, clean
+
+
+def test_a_success_that_was_seen_is_returned(conflict):
+    """One image at a time: the result is a success exactly when some point shown to the model was."""
+    model, score, images = conflict
+    labels, won = torch.zeros(1, dtype=torch.long), []
+    for row in range(12):
+        clean = images[row : row + 1]
+        watched = Watched(model, score, float(score(clean)) + 0.02)
+        attack = DetectorEvading(eps=0.04, steps=15, score=score, threshold=watched.threshold)
+        attacked = attack(watched, clean, labels, generator=seeded(row))
+        seen = torch.cat([watched.successes(points, labels) for points in watched.points])
+        assert bool(watched.successes(attacked, labels)) == bool(seen.any())
+        assert len(watched.points) == 1 + 16 or seen[-1]  # it stops with the first success
+        assert not seen[:-1].any()
+        won.append(bool(seen.any()))
+    assert 0 < sum(won) < 12
+
+
+def test_the_detector_is_kept_silent_where_a_blind_attack_wakes_it(conflict):
+    model, score, clean = conflict
+    labels, threshold = torch.zeros(len(clean), dtype=torch.long), float(score(clean).median())
+
+    def wins(attack):
+        attacked = attack(model, clean, labels, generator=seeded())
+        return int(((model(attacked).argmax(1) != labels) & (score(attacked) <= threshold)).sum())
+
+    evading = DetectorEvading(eps=0.08, steps=40, score=score, threshold=threshold)
+    assert wins(evading) > wins(PGD(eps=0.08, steps=40, objective=margin)) + 4
+    assert wins(evading) > wins(replace(evading, weight=0.0)) + 4
+
+
+def test_a_wrong_but_flagged_image_is_still_attacked(conflict):
+    """Unlike in APGD, a wrong label alone is no success; wrong and silent is, and such an image is left alone."""
+    model, score, clean = conflict
+    labels, level = torch.ones(len(clean), dtype=torch.long), score(clean)  # all wrong
+    threshold = float(level.median())
+    attack = DetectorEvading(eps=0.05, steps=30, score=score, threshold=threshold)
+    attacked = attack(model, clean, labels, generator=seeded())
+    silent = level <= threshold
+    assert torch.equal(attacked[silent], clean[silent])
+    assert (model(attacked).argmax(1) != labels).all()
+    assert (score(attacked) <= threshold).sum() > silent.sum()
+
+
+def test_without_weight_and_threshold_it_is_apgd(toy, ensemble):
+    labels = ensemble(toy[0]).argmax(1)
+    blind = DetectorEvading(
+        eps=EPS, steps=6, threshold=float("inf"), weight=0, score=gap_score(ensemble.branch_logits), objective=dlr
+    )
+    expected = APGD(eps=EPS, steps=6, objective=dlr)(ensemble, toy[0], labels, generator=seeded())
+    assert torch.equal(blind(ensemble, toy[0], labels, generator=seeded()), expected)
+
+
+def test_scores_without_a_gradient_are_refused_with_the_remedy(toy, fitted):
+    images, labels = toy_data(6)
+    attack = DetectorEvading(eps=EPS, steps=2, score=fitted.detection_score, threshold=fitted.threshold)
+    with pytest.raises(InputError, match=r"score must be differentiable.*gap_score\(defense.branch_logits\)"):
+        attack(fitted, images, fitted.predict(images))
+    wide = DetectorEvading(eps=EPS, steps=2, score=lambda x: x.flatten(1), threshold=0.0)
+    with pytest.raises(InputError, match=r"score must return shape \(6,\), one per image; got \(6, 768\)"):
+        wide(fitted, images, labels)
+
+
+def test_a_fitted_defense_is_attacked_through_its_public_face(fitted):
+    images, labels = toy_data(12)
+    before = {name: value.clone() for name, value in fitted.state_dict().items()}
+    attack = DetectorEvading(
+        eps=64 / 255, steps=10, score=gap_score(fitted.branch_logits), threshold=-1.0, weight=2.0
+    )  # no score is below -1, so nothing is won and all is ascended
+
+    def goal(x):
+        with torch.no_grad():
+            return margin(fitted(x), labels) - 2 * (fitted.detection_score(x) + 1)
+
+    assert (goal(attack(fitted, images, labels)) > goal(images)).all()
+    assert all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
+
+
+# Attacks one after another.
+
+
+def test_the_worst_of_two_is_worse_than_either(toy):
+    """Attacks on two different surrogates fell different images; together they fell them all."""
+    model, (clean, _) = linear().eval(), toy
+    labels = model(clean).argmax(1)
+    weak = PGD(eps=0.005, steps=1)
+    attacks = (Transfer(attack=weak, surrogate=linear()), Transfer(attack=weak, surrogate=model))
+
+    def falls(attack):
+        return model(attack(model, clean, labels, generator=seeded())).argmax(1) != labels
+
+    together = falls(WorstOf(attacks=attacks))
+    assert torch.equal(together, falls(attacks[0]) | falls(attacks[1]))
+    assert 0 < together.sum() < 24
+
+
+def test_each_attack_is_given_what_is_left():
+    def model(images):  # 0 for dark images, 1 for bright ones
+        bright = images.mean(dim=(1, 2, 3))
+        return torch.stack([0.5 - bright, bright - 0.5], dim=1)
+
+    given = []
+
+    @dataclass(frozen=True)
+    class Brighten:
+        rows: int
+        eps: float = 1.0
+        norm: str = "linf"
+
+        def __call__(self, model, images, targets, *, generator=None):  # noqa: ARG002 - the call form of an attack
+            given.append(len(images))
+            return torch.cat([torch.ones_like(images[: self.rows]), images[self.rows :]])
+
+    dark, bright = torch.zeros(5, 3, 4, 4), torch.ones(1, 3, 4, 4)
+    attacked = WorstOf(attacks=(Brighten(2), Brighten(1), Brighten(0)))(
+        model, torch.cat([dark, bright]), torch.zeros(6, dtype=torch.long)
+    )
+    assert given == [5, 3, 2]
+    assert attacked.mean(dim=(1, 2, 3)).tolist() == [1, 1, 1, 0, 0, 1]
+    given.clear()
+    WorstOf(attacks=(Brighten(9), Brighten(1)))(model, dark, torch.zeros(5, dtype=torch.long))
+    assert given == [5]  # none is left for the second
+
+
+def test_of_an_image_that_holds_the_largest_margin_is_kept(toy):
+    model, clean = linear().eval(), toy[0]
+    labels = model(clean).argmax(1)
+    eps = 1e-4
+    attacks = [PGD(eps=eps, steps=steps, objective=margin) for steps in (0, 3, 1)]
+    generator = seeded()
+    runs = [clean] + [attack(model, clean, labels, generator=generator) for attack in attacks]
+    margins = torch.stack([margin(model(run), labels) for run in runs])
+    assert (margins < 0).all()  # nothing falls, so that each attack is given all images
+    worst = WorstOf(attacks=attacks)(model, clean, labels, generator=seeded())
+    torch.testing.assert_close(margin(model(worst), labels), margins.max(dim=0).values, rtol=0, atol=0)
+
+
+def test_a_feature_attack_may_be_one_of_several(toy):
+    encoder = TinyEncoder().eval()
+    model = nn.Sequential(encoder, nn.Linear(8, 3))
+    labels = model(toy[0]).argmax(1)
+    worst = WorstOf(attacks=(Transfer(attack=FeaturePGD(eps=EPS, steps=3), surrogate=encoder), PGD(eps=EPS, steps=1)))
+    assert (worst(model, toy[0], labels) - toy[0]).abs().max() <= EPS + 1e-6
+
+
+def test_the_ensemble_is_at_least_as_strong_as_its_parts(toy):
+    model = linear().eval()
+    labels = model(toy[0]).argmax(1)
+    ensemble = apgd_square_ensemble(0.008, steps=5, queries=20)
+
+    def falls(attack):
+        return model(attack(model, toy[0], labels, generator=seeded())).argmax(1) != labels
+
+    assert [type(attack) for attack in ensemble.attacks] == [APGD, APGD, Square]
+    assert (falls(ensemble) >= falls(ensemble.attacks[0])).all()
+    assert 0 < falls(ensemble).sum() < 24
+    assert (ensemble.eps, ensemble.norm) == (0.008, "linf")
+
+
+def test_budgets_that_differ_are_refused():
+    with pytest.raises(ConfigError, match="attacks must be attacks of one norm and eps"):
+        WorstOf(attacks=(PGD(eps=0.1), PGD(eps=0.2)))
+    with pytest.raises(ConfigError, match="attacks must be attacks of one norm and eps"):
+        WorstOf(attacks=(PGD(eps=0.1), PGD(eps=0.1, norm="l2")))
+    with pytest.raises(ConfigError, match="at least one attack"):
+        WorstOf(attacks=())
+    with pytest.raises(ConfigError, match='use APGD for "l2"'):
+        apgd_square_ensemble(0.5, norm="l2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": float("nan")}, "threshold must be a number; got nan"),
+        ({"weight": -1.0}, "weight must be a number of zero or more; got -1.0"),
+        ({"weight": float("inf")}, "weight must be a number of zero or more; got inf"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DetectorEvading(**{"eps": EPS, "score": linear(), "threshold": 0.1, **settings})
