@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, CheckpointError, HardenConfig, HeadConfig, InputError, TrainingError, ZePAD
+from zepad import (
+    BenignConfig,
+    CheckpointError,
+    ConfigError,
+    FusionConfig,
+    HardenConfig,
+    HeadConfig,
+    InputError,
+    TrainingError,
+    ZePAD,
+)
 from zepad.attacks import PGD
 from zepad.data import digits
 from zepad.evaluation import accuracy
@@ -360,3 +370,31 @@ def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None
         torch.rand(5)
         raise ZeroDivisionError
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (HardenConfig, "epochs", 1.5),
+        (HardenConfig, "epochs", True),
+        (HardenConfig, "lr", "x"),
+        (HardenConfig, "lr", None),
+        (HardenConfig, "head_lr", True),
+        (HardenConfig, "weight_decay", float("nan")),
+        (HardenConfig, "val_fraction", "half"),
+        (HardenConfig, "seed", 1.0),
+        (HardenConfig, "seed", -1),
+        (HardenConfig, "eps", "8/255"),
+        (HardenConfig, "step_size", "x"),
+        (HardenConfig, "steps", True),
+        (HardenConfig, "structure_weight", [1]),
+        (BenignConfig, "freeze_encoder", 1),
+        (HeadConfig, "batch_size", 1.5),
+        (HeadConfig, "cache_bytes", "x"),
+        (HeadConfig, "head_lr", float("inf")),
+        (FusionConfig, "sharpness", True),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused_by_name(config: type, field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field} must be .*; got "):
+        config(**{field: value})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from .errors import ConfigError
 
@@ -24,6 +24,16 @@ def require(condition: bool, name: str, got: object, expected: str) -> None:
         raise ConfigError(f"{name} must be {expected}; got {got!r}.")
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is a finite number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a setting is a whole number by type; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_budget(eps: float, norm: str = "linf") -> None:
     """Refuse a budget that is not a positive number in [0, 1] pixel units.
 
@@ -34,8 +44,7 @@ def check_budget(eps: float, norm: str = "linf") -> None:
     Raises:
         ConfigError: Naming the value and, for 0..255 units, the remedy.
     """
-    if not (math.isfinite(eps) and eps > 0):
-        raise ConfigError(f"eps must be a positive number in [0, 1] pixel units; got {eps!r}.")
+    require(is_number(eps) and eps > 0, "eps", eps, "a positive number in [0, 1] pixel units")
     if norm == "linf" and eps > 1:
         raise ConfigError(
             f"eps must lie in (0, 1] for images in [0, 1]; got {eps!r}, which looks like 0..255 units. "
@@ -63,6 +72,18 @@ class _JSONConfig:
         return cls(**values)
 
 
+def _check_fitting(config: _TrainingConfig | HeadConfig, *rates: str) -> None:
+    """Check what every config that trains something has."""
+    epochs, decay, precision = config.epochs, config.weight_decay, config.precision
+    require(epochs is None or (is_integer(epochs) and epochs >= 1), "epochs", epochs, "at least 1, or None")
+    for name in rates:
+        value = getattr(config, name)
+        require(is_number(value) and value > 0, name, value, "a positive number")
+    require(is_number(decay) and decay >= 0, "weight_decay", decay, "zero or more")
+    require(is_integer(config.seed) and config.seed >= 0, "seed", config.seed, "an integer of zero or more")
+    require(precision in ("auto", "fp32", "bf16"), "precision", precision, '"auto", "fp32" or "bf16"')
+
+
 @dataclass(frozen=True, kw_only=True)
 class _TrainingConfig(_JSONConfig):
     epochs: int | None = None
@@ -75,25 +96,10 @@ class _TrainingConfig(_JSONConfig):
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        epochs = self.epochs
-        require(
-            epochs is None or (isinstance(epochs, int) and epochs >= 1),
-            "epochs",
-            epochs,
-            "at least 1, or None",
-        )
-        for name in ("lr", "head_lr"):
-            value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, name, value, "a positive number")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
+        _check_fitting(self, "lr", "head_lr")
         require(self.schedule in ("cosine", "exponential"), "schedule", self.schedule, '"cosine" or "exponential"')
-        require(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "in [0, 1)")
-        require(
-            self.precision in ("auto", "fp32", "bf16"),
-            "precision",
-            self.precision,
-            '"auto", "fp32" or "bf16"',
-        )
+        fraction = self.val_fraction
+        require(is_number(fraction) and 0 <= fraction < 1, "val_fraction", fraction, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +137,15 @@ class HardenConfig(_TrainingConfig):
         """
         super().__post_init__()
         check_budget(self.eps)
-        if self.step_size is not None:
-            require(0 < self.step_size <= 1, "step_size", self.step_size, "in (0, 1], written 2 / 255")
-        require(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "at least 1")
-        require(self.structure_weight >= 0, "structure_weight", self.structure_weight, "zero or more")
+        step_size, weight = self.step_size, self.structure_weight
+        require(
+            step_size is None or (is_number(step_size) and 0 < step_size <= 1),
+            "step_size",
+            step_size,
+            "in (0, 1], written 2 / 255",
+        )
+        require(is_integer(self.steps) and self.steps >= 1, "steps", self.steps, "an integer of at least 1")
+        require(is_number(weight) and weight >= 0, "structure_weight", weight, "zero or more")
 
     @classmethod
     def paper(cls, **changes: Any) -> HardenConfig:
@@ -173,6 +184,15 @@ class BenignConfig(_TrainingConfig):
 
     freeze_encoder: bool = False
 
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        super().__post_init__()
+        require(isinstance(self.freeze_encoder, bool), "freeze_encoder", self.freeze_encoder, "True or False")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(_JSONConfig):
@@ -202,23 +222,10 @@ class HeadConfig(_JSONConfig):
         Raises:
             ConfigError: Naming the field, the value and what was expected.
         """
-        epochs = self.epochs
-        require(
-            epochs is None or (isinstance(epochs, int) and epochs >= 1),
-            "epochs",
-            epochs,
-            "at least 1, or None",
-        )
-        require(math.isfinite(self.head_lr) and self.head_lr > 0, "head_lr", self.head_lr, "a positive number")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(self.cache_bytes >= 0, "cache_bytes", self.cache_bytes, "zero or more")
-        require(
-            self.precision in ("auto", "fp32", "bf16"),
-            "precision",
-            self.precision,
-            '"auto", "fp32" or "bf16"',
-        )
+        _check_fitting(self, "head_lr")
+        for name, least in (("batch_size", 1), ("cache_bytes", 0)):
+            value = getattr(self, name)
+            require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +247,8 @@ class FusionConfig(_JSONConfig):
             ConfigError: Naming the field, the value and what was expected.
         """
         require(self.rule in ("rfdm", "mean", "entropy"), "rule", self.rule, '"rfdm", "mean" or "entropy"')
-        number = isinstance(self.sharpness, (int, float)) and not isinstance(self.sharpness, bool)
         require(
-            number and 0 <= self.sharpness < 1e38,  # also false for NaN
+            is_number(self.sharpness) and 0 <= self.sharpness < 1e38,
             "sharpness",
             self.sharpness,
             "a number of zero or more",

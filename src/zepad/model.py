@@ -16,12 +16,13 @@ from .card import model_card
 from .config import BenignConfig, FusionConfig, HardenConfig, HeadConfig
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
 from .errors import CheckpointError, ConfigError, InputError, StageError
+from .evaluation import EvalReport, weights_digest
 from .functional import conformal_threshold, detection_score
 from .hub import HubRepo, locate
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
 from .modules import Branch, Fusion, evaluating
-from .objectives import Objective
+from .objectives import HardeningMethod, Objective
 from .serialization import (
     HEADS_AT,
     HEADS_FILE,
@@ -36,12 +37,15 @@ from .training import (
     Recipe,
     Run,
     benign_recipe,
+    check_state,
+    checkpoint_folder,
     class_names,
     count_classes,
     fit_heads,
     harden_recipe,
+    hardening_method,
     images_in,
-    prepare_folder,
+    run_method,
     train_branch,
     training_device,
 )
@@ -161,6 +165,8 @@ class ZePAD(
             encoders["benign"] = copy.deepcopy(encoders["auxiliary"])
             if encoders["auxiliary"].spec.source == "custom":
                 shared["benign"] = "auxiliary"
+        for name, encoder in encoders.items():
+            check_state(name, encoder)
         shapes = {role: _probe(role, encoder) for role, encoder in encoders.items()}
         channels = {c for c, _ in shapes.values()}
         if len(channels) != 1:
@@ -182,7 +188,7 @@ class ZePAD(
         loader: Loader,
         config: HardenConfig = HardenConfig(),
         *,
-        objective: Objective | None = None,
+        objective: Objective | HardeningMethod | None = None,
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
@@ -196,7 +202,8 @@ class ZePAD(
         Args:
             loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; of known or unknown length.
             config: The recipe; `HardenConfig.paper()` for the paper's.
-            objective: What is minimised; ZePAD's own by default.
+            objective: What is minimised, ZePAD's own by default: a method of `zepad.objectives` such as
+                `trades(beta=6)`, or a plain function from branch and batch to an `Outcome`.
             val_loader: For choosing the best epoch; None holds out a part of `loader` where it can be split.
             checkpoint_dir: Keeps the newest epochs of each encoder there.
             resume: Go on from `checkpoint_dir`; the result is that of an undisturbed run.
@@ -211,16 +218,19 @@ class ZePAD(
             CheckpointError: If the folder holds another run.
         """
         self._require_whole("harden")
-        folder = self._checkpoint_folder(checkpoint_dir, resume=resume)
+        folder = checkpoint_folder(checkpoint_dir, resume=resume)
         num_classes = self._count_classes(loader)
-        recipe = harden_recipe(config, objective)
+        method, recipe = hardening_method(config, objective), harden_recipe(config, objective)
         branches: dict[str, Branch] = {}
         history: dict[str, Any] = {}
+        record = {"config": config.to_dict(), "method": method.name, "images": images_in(loader), "history": history}
         for index, role in enumerate(HARDENED_ROLES):
             run = self._run(f"harden {role}", index, role, recipe, config, num_classes, folder, resume, progress)
-            branches[role], history[role] = train_branch(self._copy(role), run, loader, val_loader)
+            branches[role], stages = run_method(self._copy(role), method, run, loader, val_loader)
+            history[role] = stages.pop("hardening")
+            history.update({f"{role} {stage}": what for stage, what in stages.items()})
         self._install(branches, num_classes, loader, stage="hardened")
-        self._record("harden", {"config": config.to_dict(), "images": images_in(loader), "history": history})
+        self._record("harden", record)
         return self
 
     def fit_benign(
@@ -257,7 +267,7 @@ class ZePAD(
         self._require_whole("fit_benign")
         if self.stage == "built":
             raise StageError("fit_benign needs hardened encoders. Call harden(loader) first.")
-        folder = self._checkpoint_folder(checkpoint_dir, resume=resume)
+        folder = checkpoint_folder(checkpoint_dir, resume=resume)
         num_classes = self._count_classes(loader)
         index = ROLES.index("benign")
         run = self._run(
@@ -349,6 +359,27 @@ class ZePAD(
         self._record("calibration", {"fpr": fpr, "images": len(scores)}, keep=("harden", "benign", "heads"))
         return self
 
+    def attach(self, report: EvalReport) -> ZePAD:
+        """Keep what an evaluation of this model found: its config and its model card then say it.
+
+        Training, new heads and calibration forget it again.
+
+        Args:
+            report: Of `zepad.evaluation.evaluate` on this very model.
+
+        Returns:
+            Itself.
+
+        Raises:
+            InputError: If the report is of other weights or of another threshold.
+        """
+        if report.provenance.get("weights_digest") != weights_digest(self) or report.threshold != self.threshold:
+            raise InputError(
+                f"the report on {report.model!r} is of another model: weights or threshold differ. Evaluate this one."
+            )
+        self.provenance = {**self.provenance, "evaluation": report.summary()}
+        return self
+
     # deciding ---------------------------------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
@@ -420,6 +451,11 @@ class ZePAD(
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters(), torch.zeros(())).device
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """The roles in the order of `branch_logits`: victim, auxiliary, benign."""
+        return ROLES
 
     def encoder(self, name: Role) -> Encoder:
         """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
@@ -621,14 +657,6 @@ class ZePAD(
         if self.stage != "fitted":
             raise StageError(f"{call} needs a fitted model; this one is {self.stage}. Call {self._next_call()} first.")
         self._require_whole(call)
-
-    def _checkpoint_folder(self, folder: str | Path | None, *, resume: bool) -> Path | None:
-        if folder is None:
-            if resume:
-                raise ConfigError("resume=True needs the checkpoint_dir to resume from.")
-            return None
-        prepare_folder(Path(folder), resume=resume)
-        return Path(folder)
 
     def _count_classes(self, loader: Loader) -> int:
         check_reiterable(loader)

@@ -1,5 +1,7 @@
 """The laws of both forms of the structure loss."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import reference
 from strategies import feature_pairs, laws
-from zepad.functional import genetic_regularization, structure_loss
+from zepad.functional import boosted_cross_entropy, genetic_regularization, kl_divergence, structure_loss
 
 TOLERANCE = {"rel": 1e-10, "abs": 1e-10}
 
@@ -165,3 +167,72 @@ def test_labels_of_another_shape_are_refused(shape):
         genetic_regularization(
             adversarial=torch.zeros(4, 3), benign=torch.zeros(4, 3), labels=torch.zeros(shape, dtype=torch.int64)
         )
+
+
+@laws
+@given(feature_pairs())
+def test_kl_divergence_agrees_with_the_definition(pair):
+    logits, target = (rows.clamp(-20, 20) for rows in pair)
+    expected = [
+        sum(p * math.log(p / q) for p, q in zip(reference.softmax(b), reference.softmax(a), strict=True))
+        for a, b in zip(logits.numpy(), target.numpy(), strict=True)
+    ]
+    assert kl_divergence(logits=logits, target=target).tolist() == pytest.approx(expected, **TOLERANCE)
+
+
+@laws
+@given(feature_pairs())
+def test_kl_divergence_is_zero_for_equal_rows_never_negative_and_blind_to_constants(pair):
+    logits, target = pair
+    divergence = kl_divergence(logits=logits, target=target)
+    assert (divergence >= -1e-9).all()
+    torch.testing.assert_close(kl_divergence(logits=logits + 3, target=target - 7), divergence, rtol=1e-6, atol=1e-6)
+    assert kl_divergence(logits=target, target=target).abs().max() <= 1e-12
+
+
+@laws
+@given(labelled(feature_pairs(columns=st.integers(2, 6))))
+def test_boosted_cross_entropy_agrees_with_the_equation(example):
+    (logits, _), labels = example
+    logits = logits.clamp(-20, 20)
+    expected = []
+    for row, label in zip(logits.numpy(), labels.tolist(), strict=True):
+        p = [math.exp(value - row.max()) for value in row]
+        wrong = max(range(len(p)), key=lambda k: -1 if k == label else p[k])
+        rest = sum(value for k, value in enumerate(p) if k != wrong)  # 1 - p_wrong, without cancellation
+        expected.append(-math.log(p[label] / sum(p)) - math.log(rest / sum(p)))
+    actual = boosted_cross_entropy(logits, labels)
+    assert actual.tolist() == pytest.approx(expected, **TOLERANCE)
+    assert (actual >= 0).all()
+
+
+def test_boosted_cross_entropy_and_its_gradient_stay_finite_when_the_wrong_class_is_certain():
+    logits = torch.tensor([[200.0, 0.0, -5.0], [0.0, 200.0, 3.0]], requires_grad=True)
+    loss = boosted_cross_entropy(logits, torch.tensor([1, 1]))
+    assert loss.tolist() == pytest.approx([400 - math.log(1 + math.exp(-5)), 0], abs=1e-3)
+    loss.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kl_divergence(logits=torch.zeros(2, 3), target=torch.zeros(2, 4)),
+        lambda: kl_divergence(logits=torch.zeros(3), target=torch.zeros(3)),
+        lambda: boosted_cross_entropy(torch.zeros(2, 1), torch.zeros(2, dtype=torch.long)),
+        lambda: boosted_cross_entropy(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(call):
+    with pytest.raises(ValueError, match="must be"):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_divergences_of_half_precision_are_computed_in_float32(dtype):
+    logits, target = torch.randn(2, 4, 5).to(dtype)
+    labels = torch.arange(4)
+    divergence, boosted = kl_divergence(logits=logits, target=target), boosted_cross_entropy(logits, labels)
+    assert divergence.dtype == boosted.dtype == torch.float32
+    assert torch.equal(divergence, kl_divergence(logits=logits.float(), target=target.float()))
+    assert torch.equal(boosted, boosted_cross_entropy(logits.float(), labels))

@@ -2,7 +2,7 @@
 
 from .calibration import conformal_threshold
 from .fusion import FUSION_RULES, confidence, detection_score, fuse_logits, fusion_weights
-from .losses import genetic_regularization, structure_loss
+from .losses import boosted_cross_entropy, genetic_regularization, kl_divergence, structure_loss
 from .metrics import Count, attack_success_count, correct_count, fooling_count
 from .projection import (
     BALLS,
@@ -22,6 +22,7 @@ __all__ = [
     "Ball",
     "Count",
     "attack_success_count",
+    "boosted_cross_entropy",
     "confidence",
     "conformal_threshold",
     "correct_count",
@@ -30,6 +31,7 @@ __all__ = [
     "fuse_logits",
     "fusion_weights",
     "genetic_regularization",
+    "kl_divergence",
     "project_l2",
     "project_linf",
     "project_pixels",

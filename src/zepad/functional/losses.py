@@ -1,4 +1,4 @@
-"""Structure losses: keep the geometry of a batch the same under attack as it is on clean images."""
+"""Losses of adversarial training: structure losses keep the geometry of a batch, the others its predictions."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
         tensor(True)
 
     References:
-        Gen-AF (IEEE S&P 2024, arXiv 2404.10740); ZePAD's public code.
+        Gen-AF (IEEE S&P 2024, arXiv 2403.10801); ZePAD's public code.
     """
     _check_pair(adversarial, benign)
     if labels.shape != benign.shape[:1]:
@@ -113,3 +113,69 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
     p = _neighbourhoods(target.clamp(_MARGIN, 2 - _MARGIN))
     q = _neighbourhoods(_relative_distances(adversarial))
     return _binary_divergence(p, q)
+
+
+def kl_divergence(*, logits: Tensor, target: Tensor) -> Tensor:
+    """Return `KL(softmax(target) || softmax(logits))` of each row.
+
+    Args:
+        logits: Of the distribution that is measured, `(N, K)`.
+        target: Logits of the distribution it is measured from, `(N, K)`. Gradients flow into both.
+
+    Returns:
+        Non-negative up to rounding, `(N,)`; zero where the two differ by a constant. Half precision is computed in
+        float32.
+
+    Raises:
+        ValueError: If the two are not `(N, K)` tensors of the same shape.
+
+    Examples:
+        >>> import torch
+        >>> kl_divergence(logits=torch.tensor([[1.0, 2.0]]), target=torch.tensor([[1.0, 2.0]]))
+        tensor([0.])
+
+    References:
+        TRADES (ICML 2019, arXiv 1901.08573), equation (5), with the multi-class loss of section 5.
+    """
+    if logits.shape != target.shape or logits.ndim != 2:
+        raise ValueError(
+            f"logits and target must be (N, K) tensors of the same shape; got {tuple(logits.shape)} and "
+            f"{tuple(target.shape)}."
+        )
+    log_q, log_p = accurate(logits).log_softmax(dim=1), accurate(target).log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `-log p_y - log(1 - max_{k != y} p_k)` of each row, `p = softmax(logits)`.
+
+    The second term, computed from the other classes' logits without cancellation, asks for a margin over the best
+    wrong class.
+
+    Args:
+        logits: `(N, K)`, K at least 2.
+        labels: Class of each row, integer `(N,)`.
+
+    Returns:
+        Non-negative, `(N,)`. Half precision is computed in float32.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Examples:
+        >>> import torch
+        >>> boosted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]))  # log 2, twice
+        tensor([1.3863])
+
+    References:
+        MART (Wang et al., ICLR 2020), equation (10).
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "logits must be (N, K) with K at least 2, and labels (N,); "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    logits = accurate(logits)
+    wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+    rest = logits.scatter(1, wrong, -torch.inf).logsumexp(dim=1) - logits.logsumexp(dim=1)
+    return F.cross_entropy(logits, labels, reduction="none") - rest

@@ -7,7 +7,19 @@ from torch.nn import functional as F
 
 from ..functional import structure_loss
 from ..modules import Branch, evaluating
-from .base import Batch, Objective, Outcome
+from .base import Batch, HardeningMethod, Objective, Outcome
+
+
+def zepad_method(*, structure_weight: float) -> HardeningMethod:
+    """Return ZePAD's own hardening: `zepad_objective` outside, PGD on cross-entropy inside.
+
+    Args:
+        structure_weight: As in `zepad_objective`.
+    """
+    return HardeningMethod(
+        name=f"zepad(structure_weight={structure_weight:g})",
+        objective=zepad_objective(structure_weight=structure_weight),
+    )
 
 
 def zepad_objective(*, structure_weight: float) -> Objective:
@@ -48,4 +60,4 @@ def benign_objective(branch: Branch, batch: Batch) -> Outcome:
         ZePAD (ICLR 2026, arXiv 2602.11204), benign memory preservation.
     """
     logits = branch(batch.images)
-    return Outcome(F.cross_entropy(logits.float(), batch.labels), logits.detach(), logits.detach())
+    return Outcome(F.cross_entropy(logits.float(), batch.labels), benign_logits=logits.detach())

@@ -18,8 +18,9 @@ def benign_recipe(config: BenignConfig) -> Recipe:
     """
     return Recipe(
         objective=benign_objective,
+        name="benign",
         attack=None,
-        train_encoder=not config.freeze_encoder,
+        trained=("head",) if config.freeze_encoder else ("encoder", "head"),
         min_updates=100,
         min_epochs=10,
     )

@@ -9,9 +9,25 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 
 _KEEP = 2
+
+
+def checkpoint_folder(folder: str | Path | None, *, resume: bool) -> Path | None:
+    """Return the folder of a run, prepared, or None where nothing is to be kept.
+
+    Raises:
+        ConfigError: If there is nothing to resume from.
+        InputError: As `prepare_folder`.
+        CheckpointError: As `prepare_folder`.
+    """
+    if folder is None:
+        if resume:
+            raise ConfigError("resume=True needs the checkpoint_dir to resume from.")
+        return None
+    prepare_folder(Path(folder), resume=resume)
+    return Path(folder)
 
 
 def prepare_folder(folder: Path, *, resume: bool) -> None:

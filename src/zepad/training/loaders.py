@@ -88,6 +88,17 @@ def hold_out(loader: Loader, fraction: float, seed: int) -> tuple[Loader, Loader
     return train, _like(loader, Subset(loader.dataset, sorted(order[:held])), False)
 
 
+def random_part(loader: Loader, count: int, seed: int) -> Loader:
+    """Return a loader over `count` images drawn at random, always the same for a seed.
+
+    A loader that cannot be split, as in `hold_out`, comes back as it is: read as many images as needed.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        return loader
+    order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    return _like(loader, Subset(loader.dataset, order[:count].tolist()), False)
+
+
 def _like(loader: DataLoader[Any], dataset: Dataset[Any], shuffle: bool) -> DataLoader[Any]:
     """A loader over another data set with the settings of the user's."""
     workers = loader.num_workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..errors import CheckpointError, InputError, TrainingError
 from ..functional import Count, correct_count
 from ..inputs import check_images, check_labels, check_reiterable, split_batch
 from ..modules import Branch, MLPHead
-from ..objectives import Batch, Objective, Outcome
+from ..objectives import CROSS_ENTROPY, Batch, Inner, Objective, Outcome
 from ..types import Loader
 from .checkpoints import load_latest, newest, save_epoch
 from .loaders import batches_in, derive_seed, hold_out, images_in, seeded
@@ -35,15 +35,23 @@ class Recipe:
 
     Attributes:
         objective: Maps a branch and a batch to a loss.
-        attack: Crafts the adversarial images; None trains on clean images.
-        train_encoder: False leaves the encoder, its BatchNorm statistics included, as it is.
+        name: Tells this objective with its settings from others, for resuming.
+        attack: Budget and steps of the inner attack; None trains on clean images. Validation attacks with it as it is,
+            training under the loss, model and targets of `inner`.
+        inner: What the inner attack maximises.
+        trained: Modules that are trained, as named in `branch.named_modules()`; all others stay as they are, BatchNorm
+            statistics included, in evaluation mode.
+        choose_epoch: False keeps the last epoch and validates nothing.
         min_updates: Updates that `epochs=None` provides for.
         min_epochs: Passes that `epochs=None` makes at least.
     """
 
     objective: Objective
+    name: str
     attack: PGD | None
-    train_encoder: bool = True
+    inner: Inner = CROSS_ENTROPY
+    trained: tuple[str, ...] = ("encoder", "head")
+    choose_epoch: bool = True
     min_updates: int
     min_epochs: int
 
@@ -94,8 +102,8 @@ class _Objective(nn.Module):
         self.branch = branch
         self.objective = objective
 
-    def forward(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> Outcome:
-        return self.objective(self.branch, Batch(images, adversarial, labels))
+    def forward(self, images: Tensor, adversarial: Tensor, labels: Tensor, targets: Tensor) -> Outcome:
+        return self.objective(self.branch, Batch(images, adversarial, labels, targets))
 
 
 def make_accelerator(seed: int) -> Accelerator:
@@ -201,11 +209,34 @@ def train_branch(
         loader, val_loader = hold_out(loader, run.config.val_fraction, run.config.seed)
     with seeded(derive_seed(run.config.seed, run.index)):
         head = MLPHead(run.features, run.num_classes)
-    encoder.requires_grad_(run.recipe.train_encoder)
     branch = Branch(encoder, head)
+    return branch, train_parts(branch, run, loader, val_loader)
+
+
+def train_parts(branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -> list[dict[str, float]]:
+    """Train the modules of a branch that the recipe names, in place.
+
+    Args:
+        branch: Comes back in evaluation mode, its encoder frozen.
+        run: What to do.
+        loader: Yields `(images, labels)`.
+        val_loader: The same, for choosing the epoch; None keeps the last.
+
+    Returns:
+        One record per epoch, as `train_branch`.
+
+    Raises:
+        InputError: As `train_branch`.
+        TrainingError: As `train_branch`.
+        CheckpointError: As `train_branch`.
+    """
+    branch.requires_grad_(False)
+    for name in run.recipe.trained:
+        branch.get_submodule(name).requires_grad_(True)
     history = _Training(branch, run, loader, val_loader).run_all()
-    encoder.requires_grad_(False)
-    return branch, history
+    branch.encoder.requires_grad_(False)
+    branch.head.requires_grad_(True)
+    return history
 
 
 class _Training:
@@ -218,14 +249,16 @@ class _Training:
         self.branch = branch.to(self.device)
         config, self.recipe = run.config, run.recipe
         groups = [
-            {"params": [p for p in branch.encoder.parameters() if p.requires_grad], "peak": config.lr},
-            {"params": list(branch.head.parameters()), "peak": config.head_lr},
+            {"params": [p for p in part.parameters() if p.requires_grad], "peak": peak}
+            for part, peak in ((branch.encoder, config.lr), (branch.head, config.head_lr))
         ]
         groups = [{**group, "lr": group["peak"]} for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
+        self.targets = self.recipe.inner.targets(self.branch)  # before anything is trained or resumed
         self.module: Any = self.accelerator.prepare_model(_Objective(branch, self.recipe.objective))
         self.loader = prepare_loader(self.accelerator, loader)
-        self.val_loader = None if val_loader is None else prepare_loader(self.accelerator, val_loader)
+        chosen_by = val_loader if self.recipe.choose_epoch else None
+        self.val_loader = None if chosen_by is None else prepare_loader(self.accelerator, chosen_by)
         self.batches = batches_in(self.loader)
         self.epochs = self.recipe.epochs(config.epochs, self.batches)
         self.history: list[dict[str, float]] = []
@@ -233,7 +266,8 @@ class _Training:
         self.fingerprint = {
             **config.to_dict(),
             "run": run.name,
-            "objective": getattr(self.recipe.objective, "__qualname__", repr(self.recipe.objective)),
+            "objective": self.recipe.name,
+            "trained": list(self.recipe.trained),
             "num_classes": run.num_classes,
             "total_epochs": self.epochs,
             "images": images_in(loader),
@@ -273,11 +307,11 @@ class _Training:
         for batch_index, (images, labels) in enumerate(batches):
             self._set_rates(epoch, batch_index)
             self._train_mode()
+            attacked, targets = self._attack(images, labels, generator)
+            # A context of its own: in older torch autocast caches weights cast without gradients, as for the targets, and
+            # they would have none here.
             with autocast(self.device, config.precision):
-                attacked = images
-                if self.recipe.attack is not None:
-                    attacked = self.recipe.attack(self.branch, images, labels, generator=generator)
-                outcome: Outcome = self.module(images, attacked, labels)
+                outcome: Outcome = self.module(images, attacked, labels, targets)
             loss = outcome.loss.item()
             if not math.isfinite(loss):
                 self._fail(f"the loss is {loss}", epoch, batch_index)
@@ -285,14 +319,15 @@ class _Training:
             self.accelerator.backward(outcome.loss)
             self.optimizer.step()
             total_loss, seen = total_loss + loss * len(images), seen + len(images)
-            adversarial += correct_count(outcome.adversarial_logits.argmax(1), labels)
-            benign += correct_count(outcome.benign_logits.argmax(1), labels)
-            accuracies = {"adversarial": f"{adversarial.rate:.1%}"} if self.recipe.attack else {}
+            if outcome.adversarial_logits is not None:
+                adversarial += correct_count(outcome.adversarial_logits.argmax(1), labels)
+            if outcome.benign_logits is not None:
+                benign += correct_count(outcome.benign_logits.argmax(1), labels)
+            rates = {"adversarial": adversarial, "clean": benign}
             bar.set_postfix(
                 epoch=f"{epoch + 1}/{self.epochs}",
                 loss=f"{total_loss / seen:.3f}",
-                **accuracies,
-                clean=f"{benign.rate:.1%}",
+                **{name: f"{count.rate:.1%}" for name, count in rates.items() if count.total},
             )
             bar.update()
         if not seen:
@@ -300,15 +335,26 @@ class _Training:
         if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
             self._fail("a weight is not finite", epoch, batch_index)  # the last step broke it; no loss has shown it yet
         self.batches = batch_index + 1
-        record = {"loss": total_loss / seen, "benign_accuracy": benign.rate}
-        if self.recipe.attack is not None:
+        record = {"loss": total_loss / seen}
+        if benign.total:
+            record["benign_accuracy"] = benign.rate
+        if adversarial.total:
             record["adversarial_accuracy"] = adversarial.rate
         return record
 
+    def _attack(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if self.recipe.attack is None:
+            return images, labels
+        inner = self.recipe.inner
+        attack = replace(self.recipe.attack, objective=inner.loss)
+        with autocast(self.device, self.spec.config.precision):
+            targets = self.targets(self.branch, images, labels)
+            return attack(inner.model(self.branch), images, targets, generator=generator), targets
+
     def _train_mode(self) -> None:
-        self.branch.train()
-        if not self.recipe.train_encoder:
-            self.branch.encoder.eval()
+        self.branch.eval()
+        for name in self.recipe.trained:
+            self.branch.get_submodule(name).train()
 
     def _set_rates(self, epoch: int, batch: int) -> None:
         if self.spec.config.schedule == "exponential":

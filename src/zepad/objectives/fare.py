@@ -1,0 +1,55 @@
+"""FARE: keep attacked features where the original encoder has the clean ones. No label, no head."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from ..modules import Branch
+from ..types import ImageModel
+from .base import Batch, HardeningMethod, Inner, Outcome, Targets
+
+
+def fare() -> HardeningMethod:
+    """Harden with `min_theta E max_delta ||E_theta(x + delta) - E_original(x)||^2`, unsupervised.
+
+    The attack maximises the same distance. Labels reach neither the encoder nor the choice of an epoch: the last one
+    is kept, and the head is fitted afterwards on clean features. BatchNorm's statistics are those of the adversarial
+    images, the only ones that pass in training mode.
+
+    References:
+        Schlarmann et al., Robust CLIP: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
+        Vision-Language Models, ICML 2024, arXiv 2402.12336, equations (2) and (3).
+    """
+    return HardeningMethod(
+        name="fare()",
+        objective=_embedding_distance,
+        inner=Inner(loss=_squared_distance, model=_encoder, targets=_original_features),
+        trains_head=False,
+    )
+
+
+def _embedding_distance(branch: Branch, batch: Batch) -> Outcome:
+    assert batch.targets is not None
+    return Outcome(_squared_distance(branch.encoder(batch.adversarial).float(), batch.targets).mean())
+
+
+def _squared_distance(features: Tensor, targets: Tensor) -> Tensor:
+    return (features - targets).square().sum(dim=1)
+
+
+def _encoder(branch: Branch) -> ImageModel:
+    return branch.encoder
+
+
+def _original_features(untrained: Branch) -> Targets:
+    original = copy.deepcopy(untrained.encoder).eval().requires_grad_(False)
+
+    def targets(branch: Branch, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001 - unsupervised
+        with torch.no_grad():
+            features: Tensor = original(images)
+        return features.float()
+
+    return targets
