@@ -50,8 +50,10 @@ Images are float in [0, 1], `(N, C, H, W)`, un-normalised.
 * An attacker who knows the whole ensemble needs only to make the benign branch confidently wrong: under a white-box
   attack the paper's fusion rule is expected to keep little accuracy. Measure it before you rely on it.
 * Every image costs three encoder passes.
-* No accuracy is stated here because none was measured when the card was written.
+{measured}
 """
+
+_UNMEASURED = "* No accuracy is stated here because none was measured when the card was written."
 
 
 def model_card(
@@ -71,11 +73,36 @@ def model_card(
         threshold: Of the detection score.
         provenance: Of the training; the per-epoch history is left out.
     """
-    brief = {step: {k: v for k, v in record.items() if k != "history"} for step, record in provenance.items()}
+    training = {step: record for step, record in provenance.items() if step != "evaluation"}
+    brief = {step: {k: v for k, v in record.items() if k != "history"} for step, record in training.items()}
     return _CARD.format(
         encoders="\n".join(f"| {role} | {spec} |" for role, spec in encoders.items()),
         stage=stage,
         num_classes=num_classes or "none yet",
         threshold=f"{threshold:.4g}",
         provenance=json.dumps(brief, indent=2),
+        measured=_measured(provenance["evaluation"]) if "evaluation" in provenance else _UNMEASURED,
+    )
+
+
+def _measured(summary: Mapping[str, Any]) -> str:
+    """What an evaluation found, the white box as plainly as the rest."""
+    rows = [("none", "none", summary["benign_accuracy"])]
+    rows += [
+        (f"{group}: worst of {', '.join(found['attackers'])}", ", ".join(found["budgets"]), found["robust_accuracy"])
+        for group, found in summary["groups"].items()
+    ]
+    table = "\n".join(
+        f"| {attack} | {budget} | {value:.1%} | {low:.1%} to {high:.1%} |"
+        for attack, budget, (value, low, high) in rows
+    )
+    detection = ", ".join(f"{name} {value:.2f}" for name, value in summary["detection_auroc"].items())
+    failed = ", ".join(summary["failed_checks"])
+    return (
+        f"\n## Measured\n\n{summary['images']} images of {summary['data']}, seed {summary['seed']}. An image counts as "
+        "right only if it survives every attack of its row.\n\n"
+        "| attack | budget | accuracy | 95 % interval |\n|---|---|---|---|\n"
+        f"{table}\n"
+        + (f"\nDetection, area under the ROC curve: {detection}.\n" if detection else "")
+        + (f"\nSanity checks that failed, so that accuracies may be too high: {failed}.\n" if failed else "")
     )

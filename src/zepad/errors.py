@@ -10,6 +10,8 @@ ZePADError
 └── HubError(RuntimeError)         the Hugging Face Hub or a model source could not deliver
 ```
 
+An evaluation that may flatter is no error but a warning, `EvaluationWarning(UserWarning)`.
+
 A message says what was got, what was expected and what to do.
 """
 
@@ -42,3 +44,7 @@ class CheckpointError(ZePADError, RuntimeError):
 
 class HubError(ZePADError, RuntimeError):
     """The Hugging Face Hub or a model source could not deliver."""
+
+
+class EvaluationWarning(UserWarning):
+    """A sanity check of an evaluation failed: its robust accuracies may be too high."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from . import functional
-from .config import FusionConfig
+from .config import FusionConfig, is_number, require
 
 
 @contextmanager
@@ -90,3 +91,47 @@ class Fusion(nn.Module):
     def extra_repr(self) -> str:
         """Show the rule."""
         return f"rule={self.config.rule!r}, sharpness={self.config.sharpness:g}"
+
+
+class Ensemble(nn.Module):
+    """Branches and a fusion, without the stages of a `ZePAD`: what it is compared with.
+
+    Args:
+        branches: Images to logits `(N, K)`, by name; a benign branch comes last.
+        fusion: How they are weighed; the paper's rule by default.
+        threshold: Of the detection score, for which the last branch is the benign one; None is no detector.
+
+    Raises:
+        ConfigError: If there is no branch, or a threshold without two of them or that is no finite number.
+
+    Examples:
+        >>> import torch
+        >>> branch = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+        >>> Ensemble({"one": branch, "other": branch})(torch.rand(2, 3, 2, 2)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self, branches: Mapping[str, nn.Module], *, fusion: FusionConfig | None = None, threshold: float | None = None
+    ) -> None:
+        super().__init__()
+        require(len(branches) >= 1, "branches", list(branches), "one or more")
+        require(threshold is None or is_number(threshold), "threshold", threshold, "a finite number, or None")
+        require(threshold is None or len(branches) >= 2, "threshold", threshold, "None for a single branch")
+        self.branches = nn.ModuleDict(branches)
+        self.fusion = Fusion(fusion)
+        self.threshold = threshold
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """One name per branch, in the order of `branch_logits`."""
+        return tuple(self.branches)
+
+    def branch_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of every branch `(B, N, K)`. Differentiable."""
+        return torch.stack([branch(images) for branch in self.branches.values()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the fused logits `(N, K)`."""
+        fused: Tensor = self.fusion(self.branch_logits(images))
+        return fused

@@ -7,7 +7,7 @@ One shape alphabet everywhere: images `(N, C, H, W)`, features `(N, D)`, logits 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -25,3 +25,25 @@ ImageModel: TypeAlias = Callable[[Tensor], Tensor]
 
 ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
+
+
+@runtime_checkable
+class Branched(Protocol):
+    """A defense whose branches can be looked at one by one: a `ZePAD`, or an `Ensemble` of any branches.
+
+    Submodules cannot be members: from Python 3.12 on, `isinstance` does not see the attributes that `nn.Module` keeps.
+    """
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """One name per branch, in the order of `branch_logits`."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Of the detection score; None where there is no detector."""
+
+    def branch_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of every branch, `(B, N, K)`."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the fused logits, `(N, K)`."""

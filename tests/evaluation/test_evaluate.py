@@ -168,14 +168,15 @@ def test_detection_is_measured_on_the_models_own_score():
     with torch.no_grad():
         benign = detection_score(model.branch_logits(images))
         logits = model.branch_logits(attacker.attack.perturbation.apply(images))
-        attacked, wrong = detection_score(logits), model.fusion(logits).argmax(1) != labels
+        right = model(images).argmax(1) == labels
+        attacked, fooled = detection_score(logits), right & (model.fusion(logits).argmax(1) != labels)
     found = report.attacks[0].detection
     assert report.threshold == 0.01
     assert report.false_positive_rate == Rate(int((benign > 0.01).sum()), 30)
     assert 0 < report.false_positive_rate.hits < 30
     assert found.flagged == Rate(int((attacked > 0.01).sum()), 30)
-    assert found.evading == Rate(int((wrong & ~(attacked > 0.01)).sum()), 30)
-    assert found.fooling_images == int(wrong.sum())
+    assert found.evading == Rate(int((fooled & ~(attacked > 0.01)).sum()), 30)
+    assert found.fooling_images == int(fooled.sum())
 
 
 def test_without_a_threshold_there_is_no_detector():
@@ -662,3 +663,9 @@ def test_an_ensemble_of_its_branches_is_the_same_as_the_defense(fitted):
         run(model, loaded(), [white(PGD(eps=EPS, steps=2)), universal(1)], samples=2) for model in (fitted, twin)
     ]
     assert strip(reports[0]) == strip(reports[1])
+
+
+def test_labels_beyond_the_logits_are_refused():
+    images, labels = shades(12)
+    with pytest.raises(InputError, match="labels must lie in"):
+        run(lambda x: x.flatten(1)[:, :2], [(images, labels + 5)], [])

@@ -102,7 +102,7 @@ triples = st.lists(st.tuples(levels, levels, st.booleans()), min_size=1, max_siz
 def test_detection_agrees_with_counting_one_by_one(few_resamples, rows, threshold, seed):
     benign, attacked, wrong = zip(*rows, strict=True)
     sides = {"benign": tensor(benign), "attacked": tensor(attacked)}
-    found = detection(**sides, wrong=torch.tensor(wrong), threshold=threshold, seed=seed)
+    found = detection(**sides, fooled=torch.tensor(wrong), threshold=threshold, seed=seed)
     count = len(rows)
     flagged = sum(a > threshold for a in attacked)
     passed = sum(b <= threshold for b in benign)
@@ -118,7 +118,7 @@ def test_detection_agrees_with_counting_one_by_one(few_resamples, rows, threshol
         assert found.auroc_fooling == pytest.approx(naive_auroc(benign, fooling))
     low, high = found.auroc_interval
     assert 0 <= low <= high <= 1
-    assert found == detection(**sides, wrong=torch.tensor(wrong), threshold=threshold, seed=seed)
+    assert found == detection(**sides, fooled=torch.tensor(wrong), threshold=threshold, seed=seed)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
@@ -127,7 +127,7 @@ def test_the_bootstrap_interval_holds_the_area_and_shrinks_with_the_images(shift
         generator = torch.Generator().manual_seed(count)
         benign, attacked = (torch.randn(count, generator=generator) for _ in range(2))
         attacked += shift
-        found = detection(benign=benign, attacked=attacked, wrong=attacked > 9, threshold=0.5)
+        found = detection(benign=benign, attacked=attacked, fooled=attacked > 9, threshold=0.5)
         low, high = found.auroc_interval
         assert low < found.auroc < high
         return high - low
@@ -142,7 +142,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for seed in range(20):
         benign, attacked = torch.randn(60, generator=generator), torch.randn(60, generator=generator) + 1
         low, high = detection(
-            benign=benign, attacked=attacked, wrong=attacked > 9, threshold=0.5, seed=seed
+            benign=benign, attacked=attacked, fooled=attacked > 9, threshold=0.5, seed=seed
         ).auroc_interval
         missed += not low <= 0.76025 <= high
     assert missed <= 4  # a fair 95 % interval misses more than that once in 390
@@ -151,13 +151,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_other_seeds_give_other_resamples():
     sides = {"benign": torch.randn(30), "attacked": torch.randn(30)}
     wrong = torch.ones(30, dtype=torch.bool)
-    found = [detection(**sides, wrong=wrong, threshold=0.0, seed=seed).auroc_interval for seed in (0, 1)]
+    found = [detection(**sides, fooled=wrong, threshold=0.0, seed=seed).auroc_interval for seed in (0, 1)]
     assert found[0] != found[1]
 
 
 def test_constant_scores_know_nothing():
     same = torch.full((12,), 0.25)
-    found = detection(benign=same, attacked=same, wrong=same > 0, threshold=0.25)
+    found = detection(benign=same, attacked=same, fooled=same > 0, threshold=0.25)
     assert (found.auroc, found.auroc_interval, found.fpr_at_95_tpr, found.accuracy) == (0.5, (0.5, 0.5), 1.0, 0.5)
     assert found.flagged == Rate(0, 12)
     assert found.evading == Rate(12, 12)
@@ -167,7 +167,7 @@ def test_constant_scores_know_nothing():
 @given(fine_scores, fine_scores)
 def test_the_curve_climbs_from_corner_to_corner(few_resamples, benign, attacked):
     wrong = torch.zeros(len(attacked), dtype=torch.bool)
-    curve = detection(benign=tensor(benign), attacked=tensor(attacked), wrong=wrong, threshold=0.0).curve
+    curve = detection(benign=tensor(benign), attacked=tensor(attacked), fooled=wrong, threshold=0.0).curve
     assert (curve[0], curve[-1]) == ((0.0, 0.0), (1.0, 1.0))
     assert list(curve) == sorted(curve)
     area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(curve))
@@ -176,7 +176,7 @@ def test_the_curve_climbs_from_corner_to_corner(few_resamples, benign, attacked)
 
 def test_a_long_curve_is_thinned_and_keeps_its_area(few_resamples):
     benign, attacked = torch.randn(3000), torch.randn(3000) + 1
-    found = detection(benign=benign, attacked=attacked, wrong=attacked > 0, threshold=0.0)
+    found = detection(benign=benign, attacked=attacked, fooled=attacked > 0, threshold=0.0)
     assert len(found.curve) <= 100
     assert (found.curve[0], found.curve[-1]) == ((0.0, 0.0), (1.0, 1.0))
     area = sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(found.curve))
@@ -189,4 +189,4 @@ def test_scores_that_are_not_finite_are_refused(value, side):
     sides = {"benign": torch.zeros(3), "attacked": torch.zeros(3)}
     sides[side][1] = value
     with pytest.raises(InputError, match="must be finite"):
-        detection(**sides, wrong=torch.zeros(3, dtype=torch.bool), threshold=0.1)
+        detection(**sides, fooled=torch.zeros(3, dtype=torch.bool), threshold=0.1)

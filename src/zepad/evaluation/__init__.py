@@ -1,5 +1,38 @@
 """Measure what a model withstands. Evaluation knows a callable, never the facade."""
 
-from .scoring import accuracy, auroc
+from .attackers import Attacker, Knowledge, against, universal_attacker
+from .evaluate import evaluate
+from .identity import weights_digest
+from .report import AttackResult, Check, Cost, EvalReport, Outcome, Sample
+from .sanity import check_model, check_results
+from .scoring import accuracy
+from .statistics import Detection, Rate, auroc, detection, fpr_at_tpr
+from .suites import UniversalAttack, semi_black_box, semi_black_box_plus, universal_attacks, white_box
 
-__all__ = ["accuracy", "auroc"]
+__all__ = [
+    "AttackResult",
+    "Attacker",
+    "Check",
+    "Cost",
+    "Detection",
+    "EvalReport",
+    "Knowledge",
+    "Outcome",
+    "Rate",
+    "Sample",
+    "UniversalAttack",
+    "accuracy",
+    "against",
+    "auroc",
+    "check_model",
+    "check_results",
+    "detection",
+    "evaluate",
+    "fpr_at_tpr",
+    "semi_black_box",
+    "semi_black_box_plus",
+    "universal_attacker",
+    "universal_attacks",
+    "weights_digest",
+    "white_box",
+]

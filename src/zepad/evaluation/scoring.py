@@ -41,24 +41,3 @@ def accuracy(model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Ten
     if not count.total:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
     return count
-
-
-def auroc(*, benign: Tensor, attacked: Tensor) -> float:
-    """Return the area under the ROC curve of a detection score, where larger means more suspicious.
-
-    Args:
-        benign: Scores of benign images `(N,)`.
-        attacked: Scores of attacked images `(M,)`.
-
-    Returns:
-        The probability that an attacked image scores above a benign one, ties counted half.
-
-    Examples:
-        >>> import torch
-        >>> auroc(benign=torch.tensor([0.0, 0.2]), attacked=torch.tensor([0.1, 0.3]))
-        0.75
-    """
-    from sklearn.metrics import roc_auc_score
-
-    truth = torch.cat([torch.zeros(len(benign)), torch.ones(len(attacked))])
-    return float(roc_auc_score(truth.numpy(), torch.cat([benign, attacked]).float().cpu().numpy()))

@@ -1,0 +1,119 @@
+"""Who attacks, knowing what: an attack together with its target and the knowledge it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from torch import Generator, Tensor
+
+from ..attacks import Attack, UniversalPerturbation
+from ..config import require
+from ..types import ImageModel
+from .identity import describe
+
+Knowledge: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
+"""What the attacker knows: the public victim encoder; both public encoders; the whole deployed ensemble."""
+
+KNOWLEDGE: tuple[Knowledge, ...] = ("semi-black-box", "semi-black-box+", "white-box")
+NORMS = ("linf", "l2", "patch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyPerturbation:
+    """A universal perturbation as an attack: it was crafted before, and looks at no model and no label.
+
+    Attributes:
+        perturbation: The same for all images.
+    """
+
+    perturbation: UniversalPerturbation
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball in [0, 1] pixel units."""
+        return self.perturbation.eps
+
+    @property
+    def norm(self) -> str:
+        """Of the ball."""
+        return self.perturbation.norm
+
+    def __call__(self, model: Any, images: Tensor, targets: Tensor, *, generator: Generator | None = None) -> Tensor:
+        """Return the images with the perturbation applied."""
+        del model, targets, generator
+        return self.perturbation.apply(images)
+
+
+def the_model(model: Any) -> Any:
+    """Return the evaluated model itself: the target of a white-box attack."""
+    return model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attacker:
+    """One row of an evaluation.
+
+    Attributes:
+        name: Shown in tables; unique within one evaluation.
+        knowledge: What the attacker knows, and so the group it is counted in.
+        attack: What is run.
+        target: Maps the evaluated model to what the attack is run on; the model itself unless said otherwise.
+            `against(encoder)` gives a fixed surrogate.
+        notes: What else to record with the settings.
+
+    Examples:
+        >>> from zepad.attacks import PGD
+        >>> Attacker(name="PGD-20", knowledge="white-box", attack=PGD(eps=8 / 255, steps=20)).settings["steps"]
+        20
+    """
+
+    name: str
+    knowledge: Knowledge
+    attack: Attack
+    target: Callable[[Any], Any] = the_model
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the group, and that the budget can be checked.
+
+        Raises:
+            ConfigError: If there is no such group, or no such norm.
+        """
+        require(self.knowledge in KNOWLEDGE, "knowledge", self.knowledge, f"one of {KNOWLEDGE}")
+        require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The attack's name, budget, target and every other setting, JSON-ready: they differ where attackers differ."""
+        described = describe(self.attack.perturbation if isinstance(self.attack, ApplyPerturbation) else self.attack)
+        settings: dict[str, Any] = described if isinstance(described, dict) else {"attack": described}
+        if self.target is not the_model:
+            settings = {**settings, "target": describe(self.target)}
+        return {**settings, "notes": describe(self.notes)} if self.notes else settings
+
+
+def against(*surrogates: ImageModel) -> Callable[[Any], Any]:
+    """Return a target that ignores the evaluated model: one surrogate, or several attacked at once."""
+    chosen = surrogates[0] if len(surrogates) == 1 else tuple(surrogates)
+
+    def target(model: Any) -> Any:
+        del model
+        return chosen
+
+    return target
+
+
+def universal_attacker(
+    perturbation: UniversalPerturbation, *, knowledge: Knowledge = "semi-black-box", name: str | None = None
+) -> Attacker:
+    """Return the attacker that applies a universal perturbation.
+
+    Args:
+        perturbation: Fitted on public encoders.
+        knowledge: What the encoders it was fitted on take to know.
+        name: Shown in tables; the name of the attack by default.
+    """
+    shown = name or str(perturbation.provenance.get("attack", "universal"))
+    return Attacker(name=shown, knowledge=knowledge, attack=ApplyPerturbation(perturbation=perturbation))

@@ -1,0 +1,115 @@
+"""Small drawings as SVG text. They add no fact: what they show is beside them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ..statistics import Rate
+from .table import escape_html
+
+_WIDTH, _HEIGHT = 160.0, 90.0
+_SIDE = 150.0
+_PAD = 14.0
+
+
+def bar_svg(rate: Rate, *, reference: float, kind: str) -> str:
+    """Return a bar from 0 to 100 % across the width it is given, its 95 % interval as a whisker.
+
+    Args:
+        rate: Length of the bar.
+        reference: A share marked by a dashed line; `nan` for none.
+        kind: Class of the bar: `"benign"`, `"attack"` or `"worst"`.
+    """
+    parts = ['<rect class="track" width="100%" height="20"/>']
+    if rate.total:
+        low, high = rate.interval
+        parts += [
+            f'<rect class="{kind}" y="3" width="{_share(rate.value)}" height="14"/>',
+            _line("whisker", (_share(low), "10"), (_share(high), "10")),
+            *(_line("whisker", (_share(end), "6"), (_share(end), "14")) for end in (low, high)),
+        ]
+    if reference == reference:
+        parts.append(_line("reference", (_share(reference), "0"), (_share(reference), "20")))
+    return f'<svg class="bar" width="100%" height="20" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def histogram_svg(benign: Sequence[int], attacked: Sequence[int], *, top: float, label: str) -> str:
+    """Return two histograms over [0, 1]: benign images as an area, attacked images as a line.
+
+    Args:
+        benign: Counts in equal bins.
+        attacked: The same number of bins.
+        top: Share of images at the upper edge, so that neighbouring drawings can be compared.
+        label: What the drawing shows, in words.
+    """
+    area, line = _steps(shares(benign), top), _steps(shares(attacked), top)
+    floor = _HEIGHT - _PAD
+    body = (
+        f'<line class="axis" x1="0" y1="{floor:g}" x2="{_WIDTH:g}" y2="{floor:g}"/>'
+        f'<path class="area" d="M0 {floor:g}L{area}L{_WIDTH:g} {floor:g}Z"/><path class="line" d="M{line}"/>'
+        + _tick(0, _HEIGHT - 3, "0", "start")
+        + _tick(_WIDTH / 2, _HEIGHT - 3, "confidence", "middle")
+        + _tick(_WIDTH, _HEIGHT - 3, "1", "end")
+    )
+    return _drawing(_WIDTH, _HEIGHT, label, body)
+
+
+def roc_svg(curve: Sequence[tuple[float, float]], *, threshold: tuple[float, float] | None, label: str) -> str:
+    """Return an ROC curve, with the diagonal of chance and a ring where the fixed threshold stands.
+
+    Args:
+        curve: False and true positive rates.
+        threshold: Of both, those at the fixed threshold.
+        label: What the drawing shows, in words.
+    """
+    points = "L".join(f"{_PAD + x * _SIDE:.4g} {(1 - y) * _SIDE:.4g}" for x, y in curve)
+    ring = ""
+    if threshold is not None:
+        x, y = threshold
+        ring = f'<circle class="ring" cx="{_PAD + x * _SIDE:.4g}" cy="{(1 - y) * _SIDE:.4g}" r="5"/>'
+    body = (
+        f'<rect class="frame" x="{_PAD:g}" width="{_SIDE:g}" height="{_SIDE:g}"/>'
+        f'<line class="chance" x1="{_PAD:g}" y1="{_SIDE:g}" x2="{_PAD + _SIDE:g}" y2="0"/>'
+        f'<path class="line" d="M{points}"/>{ring}'
+        + _tick(_PAD + _SIDE / 2, _SIDE + 11, "benign flagged", "middle")
+        + f'<text class="tick" transform="translate(10 {_SIDE / 2:g}) rotate(-90)" text-anchor="middle">'
+        "attacked flagged</text>"
+    )
+    return _drawing(_SIDE + _PAD + 6, _SIDE + _PAD, label, body)
+
+
+def shares(counts: Sequence[int]) -> list[float]:
+    """Return counts as shares of their sum, zeros where nothing was counted."""
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
+
+
+def mean_of_bins(counts: Sequence[int]) -> float:
+    """Return the mean of values in [0, 1] known by equal bins alone; `nan` where nothing was counted."""
+    total = sum(counts)
+    return sum((i + 0.5) / len(counts) * count for i, count in enumerate(counts)) / total if total else float("nan")
+
+
+def _steps(heights: Sequence[float], top: float) -> str:
+    floor = _HEIGHT - _PAD
+    levels = [f"{floor - (floor - 4) * min(height / top, 1):.4g}" for height in heights]
+    edges = [f"{_WIDTH * i / len(heights):.4g}" for i in range(len(heights) + 1)]
+    return "L".join(f"{left} {y}L{right} {y}" for (left, right), y in zip(pairwise(edges), levels, strict=True))
+
+
+def _drawing(width: float, height: float, label: str, body: str) -> str:
+    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape_html(label)}">'
+    return f"{opening}{body}</svg>"
+
+
+def _tick(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="tick" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{text}</text>'
+
+
+def _line(kind: str, start: tuple[str, str], end: tuple[str, str]) -> str:
+    return f'<line class="{kind}" x1="{start[0]}" y1="{start[1]}" x2="{end[0]}" y2="{end[1]}"/>'
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2f}%"

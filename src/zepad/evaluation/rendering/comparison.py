@@ -1,0 +1,176 @@
+"""Several models side by side: the same data, the same attackers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from ...errors import InputError
+from ..report import AttackResult, EvalReport
+from .content import pairs_table, rate_cell
+from .markdown import warning_block
+from .page import document, warning_box
+from .table import Cell, Row, Table, escape_html, escape_markdown, html_table, markdown_table
+from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, clean, counted
+
+INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
+
+
+def comparison_markdown(reports: Sequence[EvalReport]) -> str:
+    """Return models side by side as GitHub's Markdown.
+
+    Args:
+        reports: Of models evaluated on the same data under the same attackers; a white box may attack more of an
+            ensemble than of a plain classifier.
+
+    Returns:
+        One table with a column per model: accuracy with no attack, under each attacker, and the worst case per image.
+
+    Raises:
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
+            budgets differ; the error says which.
+    """
+    check_comparable(reports)
+    blocks = [f"# {escape_markdown(_heading(reports))}", INTERVALS]
+    blocks += [f"**{escape_markdown(report.model)}**\n\n{warning_block(report)}" for report in reports]
+    blocks += [markdown_table(comparison_table(reports)), "\n".join(f"* {said}" for said in _explanations(reports))]
+    blocks.append(markdown_table(_provenance(reports)))
+    return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
+
+
+def comparison_html(reports: Sequence[EvalReport]) -> str:
+    """Return models side by side as one self-contained HTML page.
+
+    Args:
+        reports: As in `comparison_markdown`.
+
+    Raises:
+        InputError: As in `comparison_markdown`.
+    """
+    check_comparable(reports)
+    said = "".join(f"<li>{line}</li>\n" for line in _explanations(reports))
+    body = (
+        f"<header>\n<h1>{escape_html(_heading(reports))}</h1>\n"
+        + "".join(warning_box(report, about=report.model) for report in reports)
+        + f"</header>\n<main>\n<p>{INTERVALS}</p>\n"
+        + html_table(comparison_table(reports))
+        + f"<ul>\n{said}</ul>\n<details>\n<summary>Where these numbers come from</summary>\n"
+        + html_table(_provenance(reports))
+        + "</details>\n</main>\n"
+    )
+    return document(_heading(reports), body)
+
+
+def comparison_table(reports: Sequence[EvalReport]) -> Table:
+    """Return accuracy by attacker (rows) and model (columns), the worst case of each group and of all included."""
+    first = reports[0]
+    by_name = [{result.name: result for result in report.attacks} for report in reports]
+    sections: list[tuple[str, tuple[Row, ...]]] = [
+        ("", (Row("No attack", tuple(rate_cell(report.benign_accuracy) for report in reports)),))
+    ]
+    for knowledge in first.groups:
+        # A white box attacks what there is: an ensemble has branches and a detector to aim at, a classifier has not.
+        shown = {result.name: result for report in reports for result in report.group(knowledge)}
+        rows = [
+            Row(
+                f"{result.name} (eps {budget(result.eps, result.norm)})",
+                tuple(_robust_cell(results.get(result.name)) for results in by_name),
+            )
+            for result in shown.values()
+        ]
+        rows.append(_worst_row(WORST, reports, knowledge))
+        sections.append((GROUPS[knowledge], tuple(rows)))
+    if len(first.groups) > 1:
+        sections.append(("All attackers", (_worst_row(WORST_OF_ALL, reports, "all"),)))
+    columns = "attacker", *(report.model for report in reports)
+    caption = f"Accuracy on {first.data}, {counted(first.images, 'image')}"
+    return Table(caption=caption, columns=columns, sections=tuple(sections))
+
+
+def _robust_cell(result: AttackResult | None) -> Cell:
+    return Cell("not run") if result is None else rate_cell(result.outcome.robust_accuracy)
+
+
+def _worst_row(title: str, reports: Sequence[EvalReport], group: str) -> Row:
+    return Row(title, tuple(rate_cell(report.worst[group].robust_accuracy) for report in reports), summary=True)
+
+
+def check_comparable(reports: Sequence[EvalReport]) -> None:
+    """Refuse reports whose numbers do not belong in one table.
+
+    Raises:
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
+            budgets differ; the error says which.
+    """
+    if not reports:
+        raise InputError("a comparison needs at least one report; got none.")
+    names = [report.model for report in reports]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"every model needs a name of its own; got {', '.join(repeated)} more than once.")
+    first = reports[0]
+    for report in reports:
+        if "data_digest" not in report.provenance:
+            raise InputError(
+                f'{report.model} does not say what data it was evaluated on: provenance["data_digest"] is missing. '
+                "Compare reports that zepad.evaluation.evaluate made."
+            )
+        if report.provenance["data_digest"] != first.provenance["data_digest"]:
+            raise InputError(
+                f"{first.model} and {report.model} were evaluated on different data ({first.data}, "
+                f"{counted(first.images, 'image')}; {report.data}, {counted(report.images, 'image')}). "
+                "Evaluate both on the same images in the same order."
+            )
+        differing = _differing_attackers(first, report)
+        if differing:
+            raise InputError(
+                f"{first.model} and {report.model} were attacked differently: {'; '.join(differing)}. "
+                "Evaluate both under the same attackers."
+            )
+
+
+def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
+    """What differs between attackers who know the same of every model, and between the budgets of white boxes."""
+    budgets = [sorted({(r.norm, r.eps) for r in report.group("white-box")}) for report in (first, second)]
+    if budgets[0] != budgets[1]:
+        return [f"white-box budgets {budgets[0]} and {budgets[1]}"]
+    ours, theirs = (
+        {result.name: _identity(result) for result in report.attacks if result.knowledge != "white-box"}
+        for report in (first, second)
+    )
+    only = [
+        f"only {report.model} under {name}"
+        for report, mine, other in ((first, ours, theirs), (second, theirs, ours))
+        for name in mine
+        if name not in other
+    ]
+    return only + [
+        f"{name} has another {' and '.join(_differing_keys(mine, theirs[name]))}"
+        for name, mine in ours.items()
+        if name in theirs and theirs[name] != mine
+    ]
+
+
+def _differing_keys(mine: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    return sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+
+
+def _identity(result: AttackResult) -> dict[str, str]:
+    settings = {f"settings.{key}": value for key, value in result.settings.items()}
+    facts = {"knowledge": result.knowledge, "eps": result.eps, "norm": result.norm, **settings}
+    return {key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()}
+
+
+def _heading(reports: Sequence[EvalReport]) -> str:
+    return clean(f"Robustness on {reports[0].data}: {', '.join(report.model for report in reports)}")
+
+
+def _explanations(reports: Sequence[EvalReport]) -> list[str]:
+    return [f"{GROUPS[knowledge]}: {EXPLANATIONS[knowledge]}" for knowledge in reports[0].groups]
+
+
+def _provenance(reports: Sequence[EvalReport]) -> Table:
+    facts: dict[str, str] = {}
+    for report in reports:
+        facts |= {f"{report.model}: {key}": value for key, value in report.provenance.items()}
+    return pairs_table("Where these numbers come from", "what", facts)

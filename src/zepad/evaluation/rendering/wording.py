@@ -1,0 +1,192 @@
+"""Numbers and sentences, the same in every format."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..attackers import Knowledge
+from ..report import AttackResult, EvalReport, Sample
+from ..statistics import Rate
+
+GROUPS: dict[Knowledge, str] = {
+    "semi-black-box": "Semi-black-box attackers",
+    "semi-black-box+": "Semi-black-box+ attackers",
+    "white-box": "White-box attackers",
+}
+
+EXPLANATIONS: dict[Knowledge, str] = {
+    "semi-black-box": "The attacker knows the public victim encoder the model is built on, and nothing else of it.",
+    "semi-black-box+": "The attacker knows both public encoders, and nothing that was trained on them.",
+    "white-box": "The attacker knows everything: all weights, how the branches are fused, and the detector.",
+}
+
+TERMS = {
+    "Robust accuracy": "images classified right after the attack, of all images.",
+    "Fooling rate": "images whose prediction the attack changed, right or wrong, of all images.",
+    "Attack success rate": "images right before and wrong after the attack, of those right before.",
+    "Worst for each image": "an image counts as robust only if it survives every attacker of the group.",
+}
+
+DETECTION_TERMS = {
+    "AUROC": "probability that an attacked image scores above a benign one; 0.5 is chance.",
+    "AUROC, fooling images": "the same, with only those images that were right before the attack and wrong after it.",
+    "FPR at 95 % TPR": "benign images flagged where 95 % of the attacked ones are flagged.",
+    "Evading": "images right before the attack, wrong after it, and not flagged: what the attacker is after.",
+}
+
+WORST = "Worst of these for each image"
+WORST_OF_ALL = "Worst of all attackers for each image"
+
+INTERVALS = "Ranges are 95 % intervals: Wilson for rates, bootstrap for AUROC."
+
+_JOINERS = "\u200c\u200d"  # invisible, and part of how Persian, Indic scripts and emoji are spelt
+_NAMED = 8  # attackers in the verdict; all are in the tables
+_NAME = 60  # letters of a name in the verdict; tables have all
+_NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
+
+
+def clean(text: str) -> str:
+    """Return text on one line in which control characters, which no format may hold, are replacement marks."""
+    joined = " ".join(text.split())
+    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in joined)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return the text cut to a length, with an ellipsis where something is missing."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def percent(value: float) -> str:
+    """Return a share in [0, 1] as per cent, a word where it is not a number."""
+    return "undefined" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def interval(bounds: tuple[float, float]) -> str:
+    """Return the ends of an interval of shares as per cent; empty where they are not numbers."""
+    low, high = bounds
+    return "" if math.isnan(low) else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def counts(rate: Rate) -> str:
+    """Return hits and total."""
+    return f"{rate.hits}/{rate.total}"
+
+
+def rate_in_words(rate: Rate) -> str:
+    """Return per cent and interval, for a sentence."""
+    return f"{percent(rate.value)} {_bounds(rate)}".rstrip()
+
+
+def budget(eps: float, norm: str) -> str:
+    """Return a budget as it is written in the field: in 255ths for whole 255ths of the L-infinity norm.
+
+    Examples:
+        >>> budget(8 / 255, "linf"), budget(0.03, "linf"), budget(0.5, "l2"), budget(0.05, "patch")
+        ('8/255 L∞', '0.03 L∞', '0.5 L2', '0.05 of the pixels')
+    """
+    steps = eps * 255
+    whole = norm == "linf" and round(steps) >= 1 and math.isclose(steps, round(steps), rel_tol=1e-6)
+    return f"{round(steps)}/255 {_NORMS[norm]}" if whole else f"{eps:.4g} {_NORMS.get(norm, norm)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def class_name(report: EvalReport, label: int) -> str:
+    """Return the name of a class, its number where there is none."""
+    return report.classes[label] if 0 <= label < len(report.classes) else f"class {label}"
+
+
+def heading(report: EvalReport) -> str:
+    """Return the title of a report."""
+    return f"Robustness of {report.model} on {report.data}"
+
+
+def verdict(report: EvalReport) -> str:
+    """Return the one sentence to quote: benign accuracy and the worst case of each group, with who attacked."""
+    clauses = [f"{number} {told}" if number else told for number, told in verdict_clauses(report)]
+    return f"{verdict_subject(report)} {'; '.join(clauses)}."
+
+
+def verdict_subject(report: EvalReport) -> str:
+    """Return what the verdict is about."""
+    model, data = (shorten(clean(name), _NAME) for name in (report.model, report.data))
+    return f"{model} on {counted(report.images, 'image')} of {data}:"
+
+
+def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
+    """Return the verdict's numbers, each with what it says.
+
+    A group without attackers is named as not measured, so that its absence cannot pass for strength.
+    """
+    clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
+    for knowledge in GROUPS:
+        attackers = report.group(knowledge)
+        if attackers:
+            worst = report.worst[knowledge].robust_accuracy
+            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, knowledge)}"))
+        elif knowledge != "semi-black-box+":
+            clauses.append(("", f"not measured under any {knowledge} attacker"))
+    return clauses
+
+
+def _bounds(rate: Rate) -> str:
+    return f"({interval(rate.interval)}) " if rate.total else ""
+
+
+def _who(attackers: Sequence[AttackResult], knowledge: Knowledge) -> str:
+    names = [shorten(clean(result.name), _NAME) for result in attackers]
+    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
+    if len(names) == 1:
+        return f"one {knowledge} attacker ({listed}; eps {budgets})"
+    return f"the worst of {len(names)} {knowledge} attackers for each image ({listed}; eps {budgets})"
+
+
+def sample_verdict(report: EvalReport, sample: Sample) -> str:
+    """Return in words what the model made of an image before and after the attack."""
+    flags = {None: "", True: "; flagged by the detector", False: "; not flagged by the detector"}
+    before, after = (
+        f"{class_name(report, seen)} ({'right' if seen == sample.label else 'wrong'})"
+        for seen in (sample.before, sample.after)
+    )
+    return (
+        f"Truth: {class_name(report, sample.label)}. Without the attack: {before}. "
+        f"Under the attack: {after}{flags[sample.flagged]}."
+    )
+
+
+def threshold_sentence(threshold: float, false_positive_rate: Rate | None) -> str:
+    """Return what the detector's threshold costs on benign images."""
+    said = f"An image is flagged where its score exceeds {threshold:.4g}."
+    if false_positive_rate is None:
+        return said
+    return f"{said} That flags {rate_in_words(false_positive_rate)} of the benign images."
+
+
+def checks_sentence(report: EvalReport) -> str:
+    """Return how the sanity checks went; that none was run is said too."""
+    if not report.checks:
+        return "No sanity check of this evaluation was run."
+    if report.warnings:
+        return (
+            f"{len(report.warnings)} of {counted(len(report.checks), 'sanity check')} failed: "
+            "the numbers below may overstate robustness."
+        )
+    return f"All {len(report.checks)} sanity checks of this evaluation passed."
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted names and exact values."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat

@@ -1,0 +1,116 @@
+"""What an evaluation has found so far, on disk: one file per attacker and batch, written as it comes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError, InputError
+from .identity import digest
+from .report import Cost
+
+_FINGERPRINT = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The folder of one evaluation.
+
+    Attributes:
+        folder: Holds `evaluation.json`, which says what is evaluated, and one safetensors file per attacker and batch.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: dict[str, Any], *, resume: bool) -> State:
+        """Start or go on.
+
+        Args:
+            folder: Created if need be.
+            fingerprint: What is evaluated: digests of model, data and attackers, and the seed.
+            resume: Go on where an evaluation of the same was interrupted.
+
+        Raises:
+            InputError: If the folder holds an evaluation and `resume` is off, or cannot be written.
+            CheckpointError: If it holds another evaluation; the error names what differs.
+        """
+        file = folder / _FINGERPRINT
+        held = _read_fingerprint(file)
+        if held is not None and not resume:
+            raise InputError(f"{folder} holds an evaluation already. Pass resume=True to go on, or another folder.")
+        if held is not None:
+            differing = sorted(key for key in {*held, *fingerprint} if held.get(key) != fingerprint.get(key))
+            if differing:
+                raise CheckpointError(
+                    f"the evaluation in {folder} was another; what differs: {', '.join(differing)}. Resume with what "
+                    "it was started with, or use another folder."
+                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if held is None:
+                _replace(file, lambda path: path.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
+        return cls(folder=folder)
+
+    def write(self, attacker: int, batch: int, tensors: dict[str, Tensor], cost: Cost) -> None:
+        """Keep the attacked images of one batch, what the model said of them, and what they cost.
+
+        Raises:
+            InputError: If the folder cannot be written.
+        """
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        paid = json.dumps([cost.seconds, cost.forwards, cost.gradients])
+        metadata = {"cost": paid, "sha256": digest(held)}
+        try:
+            _replace(self._file(attacker, batch), lambda path: save_file(held, path, metadata))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.folder} cannot be written: {error}. Free some space and resume.") from error
+
+    def read(self, attacker: int, batch: int) -> tuple[dict[str, Tensor], Cost] | None:
+        """Return what was kept of one batch, or None.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        file = self._file(attacker, batch)
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, "pt") as opened:
+                seconds, forwards, gradients = json.loads(opened.metadata()["cost"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+                if digest(tensors) != opened.metadata()["sha256"]:
+                    raise ValueError("its tensors are not those that were written")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}. Delete it and resume; it is computed again.") from error
+        return tensors, Cost(seconds=seconds, forwards=forwards, gradients=gradients)
+
+    def _file(self, attacker: int, batch: int) -> Path:
+        return self.folder / f"attacker-{attacker:02d}-batch-{batch:05d}.safetensors"
+
+
+def _read_fingerprint(file: Path) -> dict[str, Any] | None:
+    if not file.exists():
+        return None
+    try:
+        held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        held.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}. Use another folder.") from error
+    return held
+
+
+def _replace(file: Path, write: Any) -> None:
+    """Write beside the file and move it into place, so that an interruption leaves all of it or nothing."""
+    part = file.with_suffix(".part")
+    write(part)
+    os.replace(part, file)  # noqa: PTH105 - atomic on every platform

@@ -1,0 +1,198 @@
+"""Ready-made attackers, group by group, so that every model is measured by the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..attacks import (
+    APGD,
+    SSP,
+    UAP,
+    UAPGD,
+    AdvEncoder,
+    Attack,
+    DetectorEvading,
+    FeaturePGD,
+    PAPBase,
+    Square,
+    UniversalPerturbation,
+    cross_entropy,
+    dlr,
+    gap_score,
+    margin,
+    mean_logits,
+    one_branch,
+)
+from ..types import Branched, ImageModel, Loader
+from .attackers import Attacker, Knowledge, against, the_model, universal_attacker
+
+
+class UniversalAttack(Protocol):
+    """An attack that fits one perturbation for all images on encoders, whatever is built on them."""
+
+    def fit(self, encoder: Any, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
+        """Return the perturbation for an encoder, or for a sequence of encoders attacked at once."""
+
+
+def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack]:
+    """Return the five universal attacks on encoders with their default settings, by name.
+
+    Args:
+        eps: L-infinity budget in [0, 1] pixel units; the paper's is 10/255.
+        seed: Of each.
+
+    Examples:
+        >>> list(universal_attacks(eps=10 / 255))
+        ['AdvEncoder', 'PAP', 'UAP', 'UAPGD', 'SSP']
+    """
+    return {
+        "AdvEncoder": AdvEncoder(eps=eps, seed=seed),
+        "PAP": PAPBase(eps=eps, seed=seed),
+        "UAP": UAP(eps=eps, seed=seed),
+        "UAPGD": UAPGD(eps=eps, seed=seed),
+        "SSP": SSP(eps=eps, seed=seed),
+    }
+
+
+def semi_black_box(
+    victim: ImageModel,
+    loader: Tensor | Loader,
+    *,
+    eps: float,
+    universal: Mapping[str, UniversalAttack] | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Attacker]:
+    """Fit the paper's attackers on the public victim encoder: five universal attacks, and a per-image feature attack.
+
+    Args:
+        victim: The public encoder, images to features `(N, D)`, as it was before any hardening.
+        loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
+        eps: L-infinity budget in [0, 1] pixel units.
+        universal: Universal attacks by name, with settings of your own; None takes `universal_attacks`.
+        steps: Of the feature attack.
+        seed: Of the attacks.
+        progress: Show bars.
+
+    Returns:
+        One attacker for each universal attack, and the feature attack. They ask nothing of the evaluated model, so one
+        list serves every model.
+
+    Raises:
+        InputError: If images or labels do not fit the attacks.
+    """
+    return _on_encoders(
+        (victim,),
+        loader,
+        eps=eps,
+        universal=universal,
+        steps=steps,
+        seed=seed,
+        knowledge="semi-black-box",
+        suffix="",
+        progress=progress,
+    )
+
+
+def semi_black_box_plus(
+    victim: ImageModel,
+    auxiliary: ImageModel,
+    loader: Tensor | Loader,
+    *,
+    eps: float,
+    universal: Mapping[str, UniversalAttack] | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Attacker]:
+    """Fit the same attackers on both public encoders at once. Arguments as in `semi_black_box`."""
+    return _on_encoders(
+        (victim, auxiliary),
+        loader,
+        eps=eps,
+        universal=universal,
+        steps=steps,
+        seed=seed,
+        knowledge="semi-black-box+",
+        suffix=" (both encoders)",
+        progress=progress,
+    )
+
+
+def _on_encoders(
+    encoders: tuple[ImageModel, ...],
+    loader: Tensor | Loader,
+    *,
+    eps: float,
+    universal: Mapping[str, UniversalAttack] | None,
+    steps: int,
+    seed: int,
+    knowledge: Knowledge,
+    suffix: str,
+    progress: bool,
+) -> list[Attacker]:
+    fitted = [
+        universal_attacker(attack.fit(encoders, loader, progress=progress), knowledge=knowledge, name=name + suffix)
+        for name, attack in (universal_attacks(eps=eps, seed=seed) if universal is None else universal).items()
+    ]
+    per_image = Attacker(
+        name=f"feature PGD-{steps}{suffix}",
+        knowledge=knowledge,
+        attack=FeaturePGD(eps=eps, steps=steps),
+        target=against(*encoders),
+    )
+    return [*fitted, per_image]
+
+
+def white_box(
+    model: ImageModel, *, eps: float, num_classes: int, steps: int = 50, queries: int = 1000
+) -> list[Attacker]:
+    """Return attackers who know the whole model: APGD-CE, APGD-DLR and Square on its logits.
+
+    On a model of several branches they also attack the mean of the branches' logits, which hides no gradient behind the
+    fusion's weights, and each branch alone; where there is a detector, one attacker also keeps its score below the
+    threshold.
+
+    Args:
+        model: What will be evaluated; decides which attackers there are, and gives the detector's threshold.
+        eps: L-infinity budget in [0, 1] pixel units.
+        num_classes: With two, the margin takes the place of DLR, which compares three logits.
+        steps: Of each APGD.
+        queries: Of Square.
+    """
+    second, shown = (dlr, "DLR") if num_classes >= 3 else (margin, "margin")
+
+    def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model) -> Attacker:
+        return Attacker(name=name, knowledge="white-box", attack=attack, target=target)
+
+    attackers = [
+        row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, objective=cross_entropy)),
+        row(f"APGD-{shown}-{steps}", APGD(eps=eps, steps=steps, objective=second)),
+        row(f"Square-{queries}", Square(eps=eps, queries=queries)),
+    ]
+    if not isinstance(model, Branched):
+        return attackers
+    attackers += [
+        row(f"APGD-CE-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=cross_entropy), _mean_logits),
+        row(f"APGD-{shown}-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=second), _mean_logits),
+    ]
+    attackers += [
+        row(f"APGD-CE-{steps} on the {name} branch", APGD(eps=eps, steps=steps), _branch(index))
+        for index, name in enumerate(model.branch_names)
+    ]
+    if model.threshold is not None:
+        evading = DetectorEvading(eps=eps, steps=steps, score=gap_score(model.branch_logits), threshold=model.threshold)
+        attackers.append(row(f"detector-evading APGD-{steps}", evading))
+    return attackers
+
+
+def _mean_logits(model: Branched) -> ImageModel:
+    return mean_logits(model.branch_logits)
+
+
+def _branch(index: int) -> Callable[[Branched], ImageModel]:
+    return lambda model: one_branch(model.branch_logits, index)

@@ -1,0 +1,327 @@
+"""Experiments of the field, each one call: matched, transfer, and the paper's ablation."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .attacks import UniversalPerturbation
+from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
+from .encoders import Encoder
+from .evaluation import (
+    EvalReport,
+    UniversalAttack,
+    evaluate,
+    semi_black_box,
+    semi_black_box_plus,
+    universal_attacker,
+    white_box,
+)
+from .model import EncoderLike, ZePAD
+from .modules import Branch, Ensemble
+from .training import fit_heads
+from .types import HARDENED_ROLES, Loader
+
+ABLATION = ("nothing", "no adversarial tuning", "no MPAE", "no BMP", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a defense is trained and attacked in an experiment.
+
+    Attributes:
+        eps: L-infinity budget of every attack, in [0, 1] pixel units; the paper's is 10/255.
+        harden: Recipe of the hardened encoders.
+        benign: Recipe of the benign branch.
+        heads: How heads are fitted.
+        steps: Of the per-image attacks.
+        queries: Of Square.
+        universal: Universal attacks by name, with settings of their own; None takes the five defaults at `eps`.
+        plus: Attack both public encoders at once too (semi-black-box+).
+        seed: Of attacks and evaluation; the recipes have their own.
+        progress: Show bars.
+    """
+
+    eps: float = 10 / 255
+    harden: HardenConfig = field(default_factory=HardenConfig)
+    benign: BenignConfig = field(default_factory=BenignConfig)
+    heads: HeadConfig = field(default_factory=HeadConfig)
+    steps: int = 50
+    queries: int = 1000
+    universal: Mapping[str, UniversalAttack] | None = None
+    plus: bool = True
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        check_budget(self.eps)
+        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.queries >= 1, "queries", self.queries, "at least 1")
+
+
+def matched(
+    victim: EncoderLike,
+    auxiliary: EncoderLike,
+    train_loader: Loader,
+    test_loader: Loader,
+    *,
+    protocol: Protocol = Protocol(),
+    folder: str | Path | None = None,
+) -> dict[str, EvalReport]:
+    """Tune and test on one data set: an undefended classifier on the victim beside ZePAD.
+
+    Args:
+        victim: The public encoder; not modified.
+        auxiliary: The second public encoder; not modified.
+        train_loader: Yields `(images, labels)`; hardens, fits heads, and is the attacker's surrogate data.
+        test_loader: Yields `(images, labels)` in a fixed order; only scored.
+        protocol: Budgets and recipes.
+        folder: Gets a report for each model, in folders named by model; what is found is kept as it comes in
+            `folder/state`, and an interrupted evaluation goes on from there.
+
+    Returns:
+        Reports by model: `"undefended"` and `"ZePAD"`.
+
+    Raises:
+        InputError: If images, labels or encoders do not fit.
+    """
+    public, defense = _tuned(victim, auxiliary, train_loader, protocol)
+    models = {"undefended": _undefended(public["victim"], train_loader, defense, protocol), "ZePAD": defense}
+    return _measure_tuned(models, public, defense, train_loader, test_loader, "matched", protocol, folder)
+
+
+def transfer(
+    victim: EncoderLike,
+    auxiliary: EncoderLike,
+    tune_loader: Loader,
+    task_loader: Loader,
+    test_loader: Loader,
+    *,
+    protocol: Protocol = Protocol(),
+    folder: str | Path | None = None,
+) -> dict[str, EvalReport]:
+    """Harden on one data set, fit the heads on another and test there: fine-tune once, defend everywhere.
+
+    All three encoders come from `tune_loader`, the benign one included; the task sees new heads alone. The attacker's
+    surrogate data is `tune_loader`: the downstream task is unknown to whoever attacks the encoders.
+
+    Args:
+        victim: The public encoder; not modified.
+        auxiliary: The second public encoder; not modified.
+        tune_loader: Yields `(images, labels)` of the data the encoders are hardened on.
+        task_loader: Yields `(images, labels)` of the downstream task.
+        test_loader: Yields `(images, labels)` of the same task in a fixed order; only scored.
+        protocol: Budgets and recipes.
+        folder: As in `matched`.
+
+    Returns:
+        Reports by model: `"undefended"` and `"ZePAD"`.
+
+    Raises:
+        InputError: If images, labels or encoders do not fit.
+    """
+    public, defense = _tuned(victim, auxiliary, tune_loader, protocol)
+    defense.fit_heads(task_loader, protocol.heads, progress=protocol.progress)
+    models = {"undefended": _undefended(public["victim"], task_loader, defense, protocol), "ZePAD": defense}
+    return _measure_tuned(models, public, defense, tune_loader, test_loader, "transfer", protocol, folder)
+
+
+def ablation(
+    victim: EncoderLike,
+    auxiliary: EncoderLike,
+    train_loader: Loader,
+    test_loader: Loader,
+    *,
+    protocol: Protocol = Protocol(),
+    folder: str | Path | None = None,
+) -> dict[str, EvalReport]:
+    """Take each part of the method away, as the paper's ablation does.
+
+    One defense is trained and taken apart: `"nothing"` is the undefended classifier, `"no adversarial tuning"` fuses
+    the two public encoders as they are with the benign branch, `"no MPAE"` fuses one hardened encoder with the benign
+    branch (the paper does not say what is left; this is our reading), `"no BMP"` fuses the two hardened branches, and
+    `"all"` is ZePAD.
+
+    Args:
+        victim: As in `matched`.
+        auxiliary: As in `matched`.
+        train_loader: As in `matched`.
+        test_loader: As in `matched`.
+        protocol: Budgets and recipes.
+        folder: As in `matched`.
+
+    Returns:
+        Reports by what is taken away, in that order.
+
+    Raises:
+        InputError: As `matched`.
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), ablation study.
+    """
+    public, defense = _tuned(victim, auxiliary, train_loader, protocol)
+    clean = _with_heads(public, train_loader, defense, protocol)
+    benign = defense.branch("benign")
+    hardened: dict[str, Branch] = {role: defense.branch(role) for role in HARDENED_ROLES}
+    threshold = defense.threshold
+    models: dict[str, nn.Module] = {
+        "nothing": clean["victim"],
+        "no adversarial tuning": Ensemble({**clean, "benign": benign}, threshold=threshold),
+        "no MPAE": Ensemble({"victim": hardened["victim"], "benign": benign}, threshold=threshold),
+        "no BMP": Ensemble(hardened),
+        "all": defense,
+    }
+    assert tuple(models) == ABLATION
+    return _measure_tuned(models, public, defense, train_loader, test_loader, "ablation", protocol, folder)
+
+
+def _tuned(
+    victim: EncoderLike, auxiliary: EncoderLike, loader: Loader, protocol: Protocol
+) -> tuple[dict[str, Encoder], ZePAD]:
+    """The public encoders as they were, and the defense built on copies of them."""
+    defense = ZePAD.from_encoders(victim, auxiliary)
+    public = {role: copy.deepcopy(defense.encoder(role)) for role in HARDENED_ROLES}
+    defense.harden(loader, protocol.harden, progress=protocol.progress)
+    defense.fit_benign(loader, protocol.benign, head_config=protocol.heads, progress=protocol.progress)
+    return {role: encoder.to(defense.device) for role, encoder in public.items()}, defense
+
+
+def _with_heads(
+    encoders: Mapping[str, Encoder], loader: Loader, defense: ZePAD, protocol: Protocol
+) -> dict[str, Branch]:
+    assert defense.num_classes is not None
+    heads = fit_heads(
+        encoders,
+        loader,
+        protocol.heads,
+        channels=defense.channels,
+        num_classes=defense.num_classes,
+        progress=protocol.progress,
+    )
+    return {role: Branch(encoders[role], head).eval() for role, head in heads.items()}
+
+
+def _undefended(encoder: Encoder, loader: Loader, defense: ZePAD, protocol: Protocol) -> Branch:
+    return _with_heads({"victim": encoder}, loader, defense, protocol)["victim"]
+
+
+def _measure_tuned(
+    models: Mapping[str, nn.Module],
+    public: Mapping[str, Encoder],
+    defense: ZePAD,
+    surrogate: Loader,
+    test_loader: Loader,
+    data: str,
+    protocol: Protocol,
+    folder: str | Path | None,
+) -> dict[str, EvalReport]:
+    assert defense.num_classes is not None
+    reports = measure(
+        models,
+        test_loader,
+        public=public,
+        surrogate=surrogate,
+        num_classes=defense.num_classes,
+        data=data,
+        protocol=protocol,
+        folder=folder,
+    )
+    if folder is not None:
+        save_reports(reports, folder)
+    return reports
+
+
+def save_reports(reports: Mapping[str, EvalReport], folder: str | Path) -> None:
+    """Write each report into a folder of its own, named by its model.
+
+    Args:
+        reports: By model.
+        folder: Created if need be.
+
+    Raises:
+        InputError: If the folder cannot be written.
+    """
+    for name, report in reports.items():
+        report.save(Path(folder) / slug(name))
+
+
+def slug(name: str) -> str:
+    """Return a name as one part of a path: `"no BMP"` as `"no-bmp"`."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "model"
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    test_loader: Loader,
+    *,
+    public: Mapping[str, Encoder],
+    surrogate: Loader,
+    num_classes: int,
+    data: str = "data",
+    protocol: Protocol = Protocol(),
+    folder: str | Path | None = None,
+    perturbations: Sequence[UniversalPerturbation] = (),
+) -> dict[str, EvalReport]:
+    """Evaluate several models by the same attackers, and each by those who know it.
+
+    Args:
+        models: Images to logits `(N, K)`, by name.
+        test_loader: Yields `(images, labels)` in a fixed order.
+        public: The public encoders as they were before any hardening: `"victim"` and, for attackers who know both,
+            `"auxiliary"`; whichever is missing is not attacked.
+        surrogate: The attacker's images with labels.
+        num_classes: Of the task.
+        data: Name of the data, shown in the reports.
+        protocol: Budget of the attacks.
+        folder: Keeps what is found as it comes in `folder/state`, and resumes from there.
+        perturbations: Universal perturbations fitted before, as further semi-black-box attackers.
+
+    Returns:
+        Reports by model.
+
+    Raises:
+        InputError: As `zepad.evaluation.evaluate`.
+        CheckpointError: If `folder` holds evaluations of other models, data or attackers.
+    """
+    common = [
+        universal_attacker(perturbation, name=f"{perturbation.provenance.get('attack', 'universal')} #{number}")
+        for number, perturbation in enumerate(perturbations, start=1)
+    ]
+    settings: dict[str, Any] = {
+        "eps": protocol.eps,
+        "universal": protocol.universal,
+        "seed": protocol.seed,
+        "progress": protocol.progress,
+    }
+    if "victim" in public:
+        common += semi_black_box(public["victim"], surrogate, **settings)
+    if protocol.plus and {"victim", "auxiliary"} <= set(public):
+        common += semi_black_box_plus(public["victim"], public["auxiliary"], surrogate, **settings)
+    reports = {}
+    for name, model in models.items():
+        own = white_box(
+            model, eps=protocol.eps, num_classes=num_classes, steps=protocol.steps, queries=protocol.queries
+        )
+        reports[name] = evaluate(
+            model,
+            test_loader,
+            [*common, *own],
+            name=name,
+            data=data,
+            folder=None if folder is None else Path(folder) / "state" / slug(name),
+            resume=folder is not None,
+            seed=protocol.seed,
+            progress=protocol.progress,
+        )
+    return reports

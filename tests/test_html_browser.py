@@ -1,0 +1,157 @@
+"""Reports in a real browser: nothing is requested, nothing overflows, everybody can read them, and they print.
+
+Needs Chromium, Java, the dependency group `browser`, and a `node_modules` folder, named by ZEPAD_NODE_MODULES, with
+axe-core and vnu-jar (`npm install --ignore-scripts axe-core vnu-jar`). A test that lacks one of them is skipped, unless
+ZEPAD_REQUIRE_BROWSER=1 is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import example_reports as examples
+from zepad.evaluation.rendering import comparison_html, html_page
+
+REQUIRED = os.environ.get("ZEPAD_REQUIRE_BROWSER") == "1"
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+NAMES = [*sorted(examples.EXAMPLES), "comparison"]
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def missing(what: str) -> NoReturn:
+    if REQUIRED:
+        pytest.fail(f"{what}, and ZEPAD_REQUIRE_BROWSER=1 is set")
+    pytest.skip(what)
+
+
+def from_npm(file: str) -> Path:
+    path = Path(os.environ.get("ZEPAD_NODE_MODULES", "node_modules"), file)
+    if not path.is_file():
+        missing(f"{path} does not exist (npm install --ignore-scripts axe-core vnu-jar; set ZEPAD_NODE_MODULES)")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    texts = {name: html_page(make()) for name, make in examples.EXAMPLES.items()}
+    texts["comparison"] = comparison_html([examples.report(), examples.plain()])
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        missing("Chromium is not installed (apt-get install chromium)")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed (pip install --group browser)")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page opened offline, and everything it did."""
+
+    def __init__(self, browser: Any, path: Path, viewport: dict[str, int], scheme: str = "light") -> None:
+        mobile = viewport is PHONE  # a phone lays out at 980 pixels what does not ask for its own width
+        self.context = browser.new_context(viewport=viewport, is_mobile=mobile, color_scheme=scheme, offline=True)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.trouble: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.trouble.append(message.text))
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_works_offline_without_requests_errors_or_overflow(browser: Any, pages, name: str) -> None:
+    for viewport in (PHONE, DESKTOP):
+        with Visit(browser, pages[name], viewport) as visit:
+            visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            width = visit.page.evaluate("document.documentElement.scrollWidth")
+            assert width <= viewport["width"], f"{width} pixels in {viewport['width']}"
+            assert visit.page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            assert visit.page.evaluate("document.scripts.length") == 0
+            assert visit.requests == [pages[name].as_uri()]
+            assert visit.trouble == []
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("full", "light"), ("full", "dark"), ("hostile", "light"), ("unattacked", "dark"), ("comparison", "light")],
+)
+def test_a_page_is_accessible(browser: Any, pages, name: str, scheme: str) -> None:
+    axe = from_npm("axe-core/axe.min.js").read_text(encoding="utf-8")
+    with Visit(browser, pages[name], PHONE, scheme) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        visit.page.evaluate(axe)
+        found = visit.page.evaluate("axe.run()")
+    broken = [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]]
+    assert broken == []
+    assert {"color-contrast", "scrollable-region-focusable", "document-title"} <= {r["id"] for r in found["passes"]}
+
+
+@pytest.mark.parametrize("name", ["full", "comparison"])
+def test_a_page_prints_with_everything_on_paper(browser: Any, pages, name: str) -> None:
+    with Visit(browser, pages[name], DESKTOP, "dark") as visit:
+        pdf = visit.page.pdf(format="A4")
+        visit.page.emulate_media(media="print", color_scheme="dark")
+        assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 0
+        assert visit.page.evaluate(
+            "[...document.querySelectorAll('details td')].every(cell => cell.getBoundingClientRect().height > 0)"
+        ), "a closed detail is not printed"
+        assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        visit.page.set_viewport_size({"width": 703, "height": 1000})  # A4 less its margins
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 703, "a table is cut"
+
+
+def test_pages_are_valid_html(pages: dict[str, Path]) -> None:
+    checker, java = from_npm("vnu-jar/build/dist/vnu.jar"), shutil.which("java")
+    if java is None:
+        missing("Java is not installed (apt-get install default-jre-headless)")
+    command = [
+        java,
+        "-jar",
+        str(checker),
+        "--format",
+        "json",
+        "--stdout",
+        "--exit-zero-always",
+        *map(str, pages.values()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    messages = [(Path(m["url"]).name, m["message"]) for m in json.loads(done.stdout)["messages"]]
+    # The checker takes `img-src data:` to forbid data: pictures; that they load is tested above.
+    assert [said for said in messages if "blocked by “img-src” directive" not in said[1]] == []
