@@ -1,40 +1,14 @@
-"""The command line: `zepad demo`, `zepad info`, `zepad predict`."""
+"""Commands that show, describe and use a model: `zepad demo`, `zepad info`, `zepad predict`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ._version import __version__
-from .errors import ZePADError
-
-app = typer.Typer(
-    help="Make pre-trained image encoders safe to build on.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-JSON_OPTION = typer.Option("--json", help="Print one JSON object and nothing else.")
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"zepad {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    del version
+from .root import JSON_OPTION, app
 
 
 @app.command()
@@ -46,7 +20,7 @@ def demo(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Attack two public encoders, harden them, and compare: real images, no network, about 80 seconds on two cores."""
-    from .demo import format_table, run_demo
+    from ..demo import format_table, run_demo
 
     quiet = as_json
     result = run_demo(
@@ -72,7 +46,7 @@ def info(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Say what a saved model is, from its config alone."""
-    from .serialization import CONFIG_FILE, read_config
+    from ..serialization import CONFIG_FILE, read_config
 
     config = read_config(path / CONFIG_FILE)
     if as_json:
@@ -105,8 +79,8 @@ def predict(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Classify image files and say which look attacked."""
-    from .data import read_image
-    from .model import ZePAD
+    from ..data import read_image
+    from ..model import ZePAD
 
     defense = ZePAD.from_pretrained(path)
     rows = []
@@ -129,16 +103,3 @@ def predict(
         verdict = "looks attacked" if row["attacked"] else "ok"
         said = f"{row['label']:<12} {row['probability']:>7.1%}"
         typer.echo(f"{row['image']:<{width}}  {said}  {verdict} (score {row['score']:+.3f})")
-
-
-def main() -> None:
-    """Run the command line: 0 when all is well, 1 for an error of zepad's, 2 for wrong usage."""
-    try:
-        app()
-    except ZePADError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..attacks import PGD, UniversalFeatureAttack, attack_features, cross_entropy, margin
+from ..attacks import PGD, FeaturePGD, Transfer, UniversalFeatureAttack, WorstOf, margin, mean_logits
 from ..config import BenignConfig, HardenConfig, HeadConfig
-from ..data import digits
+from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
-from ..evaluation import auroc
+from ..evaluation import Attacker, EvalReport, evaluate
 from ..model import ZePAD
-from ..modules import Branch, evaluating
+from ..modules import Branch
 from ..training import autocast, fit_heads, prepare_folder
-from ..types import HARDENED_ROLES, ImageModel
+from ..types import HARDENED_ROLES, Branched, ImageModel
 
 EPS = 32 / 255  # of the attacks: large enough to break the undefended classifier
 # The default recipe at its least number of epochs, because digits are easy. Like the paper's, its budget is below the
@@ -115,11 +115,11 @@ def run_demo(
         undefended = Branch(public, head["victim"]).eval()
 
         say(f"2/5  two attacks on the public victim encoder alone, no label, no head, eps {EPS * 255:.0f}/255")
-        per_image = PGD(eps=EPS, steps=20, step_size=EPS / 8)
-        universal = UniversalFeatureAttack(eps=EPS, seed=seed).fit(public, loader)
+        universal = UniversalFeatureAttack(eps=EPS, seed=seed).fit(public, loader, progress=False)
+        per_image = FeaturePGD(eps=EPS, steps=20, step_size=EPS / 8)
         attacked = {
             "universal": universal.apply(images),
-            "per_image": attack_features(per_image, public, images, generator=_generator(seed)),
+            "per_image": per_image(public, images, generator=torch.Generator().manual_seed(seed)),
         }
 
         say(f"3/5  hardening both encoders on {len(train)} images, then the benign branch and the heads")
@@ -127,28 +127,23 @@ def run_demo(
         defense.fit_benign(loader, BenignConfig(seed=seed), head_config=HeadConfig(seed=seed), progress=progress)
 
         say(f"4/5  scoring {len(test)} test images, white-box attacks on the whole ensemble included")
-        white_box = {
-            "undefended": _white_box(per_image, undefended, (undefended, undefended), images, labels, seed),
-            "zepad": _white_box(per_image, defense, (defense, _MeanLogits(defense)), images, labels, seed),
+        shared = [
+            Attacker(name=name, knowledge="semi-black-box", attack=_Crafted(eps=EPS, attacked=batch))
+            for name, batch in attacked.items()
+        ]
+        models: dict[str, nn.Module] = {"undefended": undefended, "zepad": defense}
+        reports = {
+            name: _evaluate(name, model, test, [*shared, _white_box(EPS)], seed) for name, model in models.items()
         }
-        scores = {
-            name: _scores(model, images, labels, attacked, white_box[name])
-            for name, model in (("undefended", undefended), ("zepad", defense))
-        }
-        branches: dict[str, Scores] = {}
-        for role in HARDENED_ROLES:
-            branch = defense.branch(role).eval()
-            own_budget = PGD(eps=hardening.eps, steps=20, step_size=hardening.eps / 8)
-            survived = _white_box(own_budget, branch, (branch, branch), images, labels, seed)
-            branches[role] = _scores(branch, images, labels, attacked, survived)
-        benign_scores = defense.detection_score(images)
-        detection = {
-            name: auroc(benign=benign_scores, attacked=defense.detection_score(x)) for name, x in attacked.items()
+        own_budget = {
+            role: _evaluate(role, defense.branch(role).eval(), test, [_white_box(hardening.eps)], seed)
+            for role in HARDENED_ROLES
         }
 
         say(f"5/5  writing {out}")
         saved = out / "model"
-        defense.save_pretrained(saved)
+        defense.attach(reports["zepad"]).save_pretrained(saved)
+        reports["zepad"].save(out / "report")
         same = torch.equal(ZePAD.from_pretrained(saved).predict_proba(images), defense.predict_proba(images))
         if not same:
             raise CheckpointError(f"the model in {saved} does not predict the same after loading.")
@@ -156,10 +151,12 @@ def run_demo(
 
         draw(out / "picture.png", defense, undefended, images, labels, attacked, EPS)
     result = DemoResult(
-        undefended=scores["undefended"],
-        zepad=scores["zepad"],
-        hardened_branches=branches,
-        detection_auroc=detection,
+        undefended=_scores(reports["undefended"]),
+        zepad=_scores(reports["zepad"]),
+        hardened_branches={role: _branch_scores(role, reports["zepad"], own) for role, own in own_budget.items()},
+        detection_auroc={
+            row.name: row.detection.auroc for row in reports["zepad"].group("semi-black-box") if row.detection
+        },
         eps=EPS,
         hardening_eps=hardening.eps,
         test_images=len(test),
@@ -204,53 +201,73 @@ def format_table(result: DemoResult) -> str:
     return "\n".join(lines)
 
 
-class _MeanLogits(nn.Module):
-    """The ensemble with equal weights, a surrogate that gives the attacker the gradients RFDM's weights hide."""
+class _Fast(nn.Module):
+    """A model in half precision where that is faster: good enough to craft on, not to score with."""
 
-    def __init__(self, defense: ZePAD) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.defense = defense
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.defense.branch_logits(images).mean(dim=0)
+        with autocast(images.device, "auto"):
+            logits: Tensor = self.model(images)
+        return logits
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Crafted:
+    """Attacked images that were crafted before, on the public encoder: no model has a say in them."""
+
+    eps: float
+    attacked: Tensor
+    norm: str = "linf"
+
+    def __call__(
+        self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
+    ) -> Tensor:
+        del model, images, targets, generator
+        return self.attacked
 
 
-def _hits(model: ImageModel, images: Tensor, labels: Tensor) -> Tensor:
-    with evaluating(model), torch.no_grad():
-        return model(images).argmax(dim=1) == labels
+@dataclass(frozen=True, kw_only=True)
+class _BothWhiteBoxes:
+    """PGD on cross-entropy through the model, then on the margin of its branches' mean logits for what is left.
 
-
-def _white_box(
-    attack: PGD,
-    model: ImageModel,
-    surrogates: tuple[nn.Module, nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-) -> Tensor:
-    """Return which images survive both attacks: cross-entropy on the first surrogate, the margin on the second.
-
-    An image that is wrong already needs no further attack.
+    RFDM's weights hide gradients that the mean of the logits shows.
     """
-    survives = _hits(model, images, labels)
-    for objective, surrogate in zip((cross_entropy, margin), surrogates, strict=True):
-        left = survives.nonzero().flatten()
-        if len(left):
-            aimed = replace(attack, objective=objective)
-            with autocast(images.device, "auto"):  # crafted in half precision where that is faster, scored in full
-                attacked = aimed(surrogate, images[left], labels[left], generator=_generator(seed))
-            survives[left] = _hits(model, attacked, labels[left])
-    return survives
+
+    eps: float
+    steps: int = 20
+    norm: str = "linf"
+
+    def __call__(
+        self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
+    ) -> Tensor:
+        assert isinstance(model, nn.Module)
+        surrogate = mean_logits(model.branch_logits) if isinstance(model, Branched) else model
+        pgd = PGD(eps=self.eps, steps=self.steps, step_size=self.eps / 8)
+        second = Transfer(attack=replace(pgd, objective=margin), surrogate=_Fast(surrogate))
+        return WorstOf(attacks=(pgd, second))(_Fast(model), images, targets, generator=generator)
 
 
-def _scores(model: ImageModel, images: Tensor, labels: Tensor, attacked: dict[str, Tensor], survives: Tensor) -> Scores:
-    robust = {name: _hits(model, batch, labels) for name, batch in attacked.items()}
-    robust["white_box"] = survives
+def _white_box(eps: float) -> Attacker:
+    return Attacker(name="white_box", knowledge="white-box", attack=_BothWhiteBoxes(eps=eps))
+
+
+def _evaluate(name: str, model: nn.Module, data: LabelledImages, attackers: list[Attacker], seed: int) -> EvalReport:
+    loader = DataLoader(data, batch_size=len(data))
+    # The sanity checks cost more than the demo has time for; `zepad evaluate` makes them.
+    return evaluate(model, loader, attackers, name=name, data="digits (test)", seed=seed, sanity=False, progress=False)
+
+
+def _scores(report: EvalReport) -> Scores:
     return Scores(
-        benign_accuracy=float(_hits(model, images, labels).float().mean()),
-        robust_accuracy={name: float(hits.float().mean()) for name, hits in robust.items()},
+        benign_accuracy=report.benign_accuracy.value,
+        robust_accuracy={row.name: row.outcome.robust_accuracy.value for row in report.attacks},
     )
+
+
+def _branch_scores(role: str, ensemble: EvalReport, own: EvalReport) -> Scores:
+    """A hardened branch under the attacks on the public encoder, and under a white box aimed at the branch itself."""
+    shared = {row.name: row.outcome.branches[role].value for row in ensemble.group("semi-black-box")}
+    return Scores(benign_accuracy=own.benign_accuracy.value, robust_accuracy={**shared, **_scores(own).robust_accuracy})

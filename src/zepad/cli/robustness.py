@@ -1,0 +1,307 @@
+"""Commands that attack and measure: `zepad attack`, `zepad evaluate`, `zepad compare`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, InputError
+from .root import JSON_OPTION, app
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from ..encoders import Encoder
+    from ..evaluation import EvalReport, UniversalAttack
+
+_BATCH = 128
+
+DATA = typer.Option(help="digits, cifar10, stl10, gtsrb, svhn, animals10, imagenet20, folder:PATH or a .npz file.")
+ROOT = typer.Option(help="Folder of the named data sets.")
+DOWNLOAD = typer.Option("--download", help="Fetch a named data set that is missing.")
+SIZE = typer.Option(min=1, help="Resize images to this height and width.")
+EPS = typer.Option(help="L-infinity budget in [0, 1] pixel units, such as 10/255.")
+SEED = typer.Option(min=0, help="Of attacks and random subsets.")
+UNIVERSAL = typer.Option(help="Universal attacks to fit, separated by commas; an empty text for none.")
+FIVE = "AdvEncoder,PAP,UAP,UAPGD,SSP"
+QUIET = typer.Option("--quiet", help="Show no progress.")
+
+
+def parse_eps(text: str) -> float:
+    """Read a budget such as `10/255` or `0.04`.
+
+    Raises:
+        ConfigError: If it is no number, or lies outside (0, 1].
+    """
+    from ..config import check_budget
+
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(?:/\s*([0-9.]+)\s*)?", text)
+    try:
+        if match is None:
+            raise ValueError
+        eps = float(match[1]) / float(match[2] or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"eps must be a number or a fraction such as 10/255; got {text!r}.") from None
+    check_budget(eps)
+    return eps
+
+
+@app.command()
+def attack(
+    encoders: Annotated[list[str], typer.Argument(help="Public encoders, such as timm:resnet18; several at once.")],
+    out: Annotated[Path, typer.Option(help="File to write, *.safetensors.")],
+    data: Annotated[str, DATA] = "digits",
+    method: Annotated[str, typer.Option(help="AdvEncoder, PAP, UAP, UAPGD or SSP.")] = "AdvEncoder",
+    eps: Annotated[str, EPS] = "10/255",
+    split: Annotated[str, typer.Option(help="Of the data: train or test.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many images at most.")] = None,
+    size: Annotated[int | None, SIZE] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    download: Annotated[bool, DOWNLOAD] = False,
+    seed: Annotated[int, SEED] = 0,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Craft a universal perturbation on public encoders and save it."""
+    chosen = _chosen_attacks([method], parse_eps(eps), seed)[method]
+    attacked = [_encoder(name) for name in encoders]
+    loader = _loader(data, split, limit=limit, size=size, root=root, download=download, seed=seed)
+    perturbation = chosen.fit(attacked, loader, progress=not quiet)
+    perturbation.save(out)
+    typer.echo(
+        f"{method}, eps {perturbation.eps * 255:.3g}/255, {perturbation.provenance['images']} images of {data}: {out}"
+    )
+    typer.echo(f"Next: zepad evaluate MODEL --data {data} --perturbation {out} --out report")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a saved model, or an encoder to classify with undefended.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report; what is there already is not computed again.")],
+    data: Annotated[str, DATA] = "digits",
+    eps: Annotated[str, EPS] = "10/255",
+    steps: Annotated[int, typer.Option(min=1, help="Of APGD.")] = 50,
+    queries: Annotated[int, typer.Option(min=1, help="Of Square.")] = 1000,
+    victim: Annotated[str | None, typer.Option(help="The public victim encoder; the saved model's by default.")] = None,
+    auxiliary: Annotated[str | None, typer.Option(help="The public auxiliary encoder; likewise.")] = None,
+    universal: Annotated[str, UNIVERSAL] = FIVE,
+    perturbation: Annotated[list[Path] | None, typer.Option(help="Saved by zepad attack; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many test images at most.")] = None,
+    train_limit: Annotated[int | None, typer.Option(min=1, help="Give the attacker this many images at most.")] = None,
+    size: Annotated[int | None, SIZE] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    download: Annotated[bool, DOWNLOAD] = False,
+    seed: Annotated[int, SEED] = 0,
+    quiet: Annotated[bool, QUIET] = False,
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Attack a model in every way there is and write report.html, report.md, report.json and report.png.
+
+    The attackers' images are the train split of the data, the scored ones its test split.
+    """
+    from ..evaluation.rendering import markdown_tables
+
+    reports = _measure(
+        [model],
+        out,
+        data=data,
+        eps=eps,
+        steps=steps,
+        queries=queries,
+        victim=victim,
+        auxiliary=auxiliary,
+        universal=universal,
+        perturbation=perturbation,
+        limit=limit,
+        train_limit=train_limit,
+        size=size,
+        root=root,
+        download=download,
+        seed=seed,
+        progress=not (quiet or as_json),
+    )
+    (report,) = reports.values()
+    report.save(out)
+    if as_json:
+        typer.echo(json.dumps(json.loads(report.to_json())))
+        return
+    typer.echo(markdown_tables(report))
+    typer.echo(f"report    {out / 'report.html'}")
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Saved models, undefended encoders, or folders of reports.")],
+    out: Annotated[Path, typer.Option(help="Folder of the reports and of compare.html and compare.md.")],
+    data: Annotated[str, DATA] = "digits",
+    eps: Annotated[str, EPS] = "10/255",
+    steps: Annotated[int, typer.Option(min=1, help="Of APGD.")] = 50,
+    queries: Annotated[int, typer.Option(min=1, help="Of Square.")] = 1000,
+    victim: Annotated[str | None, typer.Option(help="The public victim encoder; the first saved model's.")] = None,
+    auxiliary: Annotated[str | None, typer.Option(help="The public auxiliary encoder; likewise.")] = None,
+    universal: Annotated[str, UNIVERSAL] = FIVE,
+    perturbation: Annotated[list[Path] | None, typer.Option(help="Saved by zepad attack; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many test images at most.")] = None,
+    train_limit: Annotated[int | None, typer.Option(min=1, help="Give the attacker this many images at most.")] = None,
+    size: Annotated[int | None, SIZE] = None,
+    root: Annotated[Path | None, ROOT] = None,
+    download: Annotated[bool, DOWNLOAD] = False,
+    seed: Annotated[int, SEED] = 0,
+    quiet: Annotated[bool, QUIET] = False,
+) -> None:
+    """Put several defenses side by side: one table, every model under the same attackers.
+
+    Folders that hold a report.json are read; everything else is evaluated first, as by zepad evaluate.
+    """
+    from ..evaluation import EvalReport
+    from ..evaluation.rendering import comparison_html, comparison_markdown
+    from ..protocols import save_reports
+
+    done = {name: EvalReport.load(name) for name in models if (Path(name) / "report.json").exists()}
+    todo = [name for name in models if name not in done]
+    measured: dict[str, EvalReport] = {}
+    if todo:
+        measured = _measure(
+            todo,
+            out,
+            data=data,
+            eps=eps,
+            steps=steps,
+            queries=queries,
+            victim=victim,
+            auxiliary=auxiliary,
+            universal=universal,
+            perturbation=perturbation,
+            limit=limit,
+            train_limit=train_limit,
+            size=size,
+            root=root,
+            download=download,
+            seed=seed,
+            progress=not quiet,
+        )
+        save_reports(measured, out)
+    reports = [done[name] if name in done else measured[name] for name in models]
+    table = comparison_markdown(reports)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "compare.md").write_text(table, encoding="utf-8")
+        (out / "compare.html").write_text(comparison_html(reports), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
+    typer.echo(table)
+    typer.echo(f"page      {out / 'compare.html'}")
+
+
+def _measure(
+    names: list[str],
+    out: Path,
+    *,
+    data: str,
+    eps: str,
+    steps: int,
+    queries: int,
+    victim: str | None,
+    auxiliary: str | None,
+    universal: str,
+    perturbation: list[Path] | None,
+    limit: int | None,
+    train_limit: int | None,
+    size: int | None,
+    root: Path | None,
+    download: bool,
+    seed: int,
+    progress: bool,
+) -> dict[str, EvalReport]:
+    from ..attacks import UniversalPerturbation
+    from ..model import ZePAD
+    from ..protocols import Protocol, measure
+
+    budget = parse_eps(eps)
+    attacks = _chosen_attacks([name for name in universal.split(",") if name], budget, seed)
+    protocol = Protocol(eps=budget, universal=attacks, steps=steps, queries=queries, seed=seed, progress=progress)
+    source: dict[str, Any] = {"size": size, "root": root, "download": download, "seed": seed}
+    saved = [UniversalPerturbation.load(path) for path in perturbation or ()]
+    test = _loader(data, "test", limit=limit, **source)
+    surrogate = _loader(data, "train", limit=train_limit, **source)
+    models: dict[str, nn.Module] = {}
+    public: dict[str, Encoder] = {}
+    for name in names:
+        if Path(name).is_dir():
+            defense = ZePAD.from_pretrained(name)
+            models[name] = defense
+            public = public or _public_encoders(defense)
+        else:
+            models[name] = _undefended(name, surrogate, len(test.dataset.classes), seed, progress)  # type: ignore[attr-defined]
+    for role, given in (("victim", victim), ("auxiliary", auxiliary)):
+        if given is not None:
+            public[role] = _encoder(given)
+    if not public:
+        typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
+    return measure(
+        models,
+        test,
+        public=public,
+        surrogate=surrogate,
+        num_classes=len(test.dataset.classes),  # type: ignore[attr-defined]
+        data=f"{data} (test)",
+        protocol=protocol,
+        folder=out,
+        perturbations=saved,
+    )
+
+
+def _chosen_attacks(names: list[str], eps: float, seed: int) -> dict[str, UniversalAttack]:
+    from ..evaluation import universal_attacks
+
+    attacks = universal_attacks(eps=eps, seed=seed)
+    unknown = [name for name in names if name not in attacks]
+    if unknown:
+        raise ConfigError(f"universal attacks are {', '.join(attacks)}; got {', '.join(unknown)}.")
+    return {name: attacks[name] for name in names}
+
+
+def _public_encoders(defense: Any) -> dict[str, Encoder]:
+    """The encoders a saved model started from, where their source can build them again with their weights."""
+    from ..encoders import build_encoder
+    from ..types import HARDENED_ROLES
+
+    specs = {role: defense.encoder(role).spec for role in HARDENED_ROLES}
+    return {role: build_encoder(spec, pretrained=True) for role, spec in specs.items() if spec.source != "custom"}
+
+
+def _encoder(name: str) -> Encoder:
+    from ..encoders import EncoderSpec, build_encoder
+
+    return build_encoder(EncoderSpec.parse(name), pretrained=True)
+
+
+def _undefended(name: str, loader: DataLoader[Any], classes: int, seed: int, progress: bool) -> nn.Module:
+    """A public encoder with a head fitted to the task: what a defense is compared with."""
+    from ..config import HeadConfig
+    from ..encoders import probe
+    from ..modules import Branch
+    from ..training import fit_heads
+
+    encoder = _encoder(name)
+    heads = fit_heads(
+        {name: encoder},
+        loader,
+        HeadConfig(seed=seed),
+        channels=probe(encoder)[0],
+        num_classes=classes,
+        progress=progress,
+    )
+    return Branch(encoder, heads[name]).eval()
+
+
+def _loader(data: str, split: str, **settings: Any) -> DataLoader[Any]:
+    from torch.utils.data import DataLoader
+
+    from ..data import load_data
+
+    return DataLoader(load_data(data, split, **settings), batch_size=_BATCH)  # type: ignore[arg-type]

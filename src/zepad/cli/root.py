@@ -1,0 +1,33 @@
+"""The application that commands register with, and the options they share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+
+app = typer.Typer(
+    help="Make pre-trained image encoders safe to build on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JSON_OPTION = typer.Option("--json", help="Print one JSON object and nothing else.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zepad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version

@@ -1,0 +1,156 @@
+"""`zepad attack`, `evaluate` and `compare` in processes of their own, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from zepad import BenignConfig, ConfigError, HardenConfig, HeadConfig, ZePAD
+from zepad.attacks import UniversalPerturbation
+from zepad.cli.robustness import parse_eps
+from zepad.data import digits
+from zepad.evaluation import EvalReport
+
+VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
+QUICK = ("--steps", 2, "--queries", 3, "--limit", 12, "--train-limit", 64, "--quiet")
+
+
+def zepad(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "zepad", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def perturbation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("attack") / "pap.safetensors"
+    done = zepad("attack", VICTIM, "--method", "PAP", "--eps", "32/255", "--limit", 64, "--out", file, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert f"eps 32/255, 64 images of digits: {file}" in done.stdout
+    return file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with a recipe far too short to defend anything."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("model")
+    loader = DataLoader(Subset(digits("train"), range(128)), batch_size=64, shuffle=True)
+    defense = ZePAD.from_encoders(VICTIM, AUXILIARY, num_classes=10)
+    defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
+    defense.fit_benign(loader, BenignConfig(epochs=1), head_config=HeadConfig(epochs=5), progress=False)
+    defense.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(model: Path, perturbation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    arguments = ("--universal", "", "--perturbation", perturbation, "--eps", "32/255", "--out", out, *QUICK)
+    done = zepad("evaluate", model, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "white-box" in done.stdout
+    assert str(out / "report.html") in done.stdout
+    return out
+
+
+def test_attack_writes_a_perturbation_that_fits_the_data(perturbation: Path) -> None:
+    found = UniversalPerturbation.load(perturbation)
+    assert found.eps == pytest.approx(32 / 255)
+    assert found.delta.shape == (1, 3, 32, 32)
+    assert found.provenance["images"] == 64
+    assert "digits-barlow-twins" in str(found.provenance["encoders"])
+
+
+def test_evaluate_attacks_in_every_group_and_writes_every_report(evaluated: Path) -> None:
+    assert {"report.html", "report.md", "report.json", "report.png"} <= {path.name for path in evaluated.iterdir()}
+    report = EvalReport.load(evaluated)
+    assert report.groups == ("semi-black-box", "semi-black-box+", "white-box")
+    assert report.images == 12
+    assert {a.eps for a in report.attacks} == {32 / 255}
+    assert any(a.name == "PAPBase #1" for a in report.attacks)
+    assert any("detector-evading" in a.name for a in report.attacks)
+    assert set(report.benign_branches) == {"victim", "auxiliary", "benign"}
+
+
+def test_evaluate_goes_on_where_it_was_and_refuses_other_settings(
+    evaluated: Path, model: Path, perturbation: Path
+) -> None:
+    files = {path: path.stat().st_mtime_ns for path in (evaluated / "state").rglob("*.safetensors")}
+    assert files
+    common = ("--universal", "", "--eps", "32/255", "--out", evaluated, *QUICK)
+    again = zepad("evaluate", model, "--perturbation", perturbation, *common, "--json")
+    assert again.returncode == 0, again.stderr
+    record = json.loads(again.stdout)
+    assert record["images"] == 12
+    assert {path: path.stat().st_mtime_ns for path in files} == files  # nothing was computed twice
+    other = zepad("evaluate", model, *common)  # without the perturbation
+    assert other.returncode == 1
+    assert "attackers_digest" in other.stderr
+
+
+def test_compare_puts_a_report_beside_an_undefended_encoder(
+    evaluated: Path, perturbation: Path, tmp_path: Path
+) -> None:
+    arguments = ("--universal", "", "--perturbation", perturbation, "--eps", "32/255", "--out", tmp_path, *QUICK)
+    done = zepad("compare", evaluated, VICTIM, "--victim", VICTIM, "--auxiliary", AUXILIARY, *arguments)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "compare.md").read_text()
+    assert table.strip() in done.stdout
+    row = next(line for line in table.splitlines() if line.startswith("| APGD-CE-2 "))
+    assert row.count("%") == 2
+    assert "<table" in (tmp_path / "compare.html").read_text()
+
+
+def test_evaluate_reads_npz_files(model: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        data = digits(split)
+        pixels = (data.images[:24].permute(0, 2, 3, 1) * 255).round().byte().numpy()
+        classes = np.array([str(name) for name in range(10)])
+        np.savez(tmp_path / f"{split}.npz", images=pixels, labels=data.labels[:24].numpy(), classes=classes)
+    source = f"npz:{tmp_path}/{{split}}.npz"
+    done = zepad("evaluate", model, "--data", source, "--universal", "", "--out", tmp_path / "out", *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["data"] == f"{source} (test)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attack", VICTIM, "--eps", "10", "--out", "x.safetensors"], "Write 10 / 255"),
+        (["attack", VICTIM, "--method", "FGSM", "--out", "x.safetensors"], "AdvEncoder, PAP, UAP, UAPGD, SSP"),
+        (["attack", VICTIM, "--data", "mnist", "--out", "x.safetensors"], "source must be one of"),
+        (["evaluate", VICTIM, "--universal", "PAP,FGSM", "--out", "x"], "got FGSM"),
+        (["evaluate", VICTIM, "--perturbation", "absent.safetensors", "--out", "x"], "absent.safetensors"),
+        (["evaluate", "timm:no_such_model", "--out", "x"], "no_such_model"),
+        (["compare", __file__, "--out", "x"], "spec"),
+    ],
+)
+def test_bad_arguments_give_a_message_and_an_exit_code(arguments, message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = zepad(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "eps"), [("10/255", 10 / 255), (" 8 / 255 ", 8 / 255), ("0.04", 0.04), ("1", 1.0)])
+def test_budgets_are_read_as_people_write_them(text: str, eps: float) -> None:
+    assert parse_eps(text) == pytest.approx(eps)
+
+
+@pytest.mark.parametrize("text", ["10", "ten", "", "1/0", "-1/255", "nan", "1/2/3"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="eps"):
+        parse_eps(text)
