@@ -252,8 +252,7 @@ def test_a_sequence_of_one_is_that_encoder_and_of_two_attacks_both(make, toy):
 
 
 @pytest.mark.parametrize("make", [LABEL_FREE[name] for name in ("feature", "pap", "pap fuse", "pap ugs", "ssp")])
-def test_the_loss_is_the_mean_over_encoders(make, toy):
-    """Of the same encoder twice it is the loss of the one, whereas a sum over features would not be."""
+def test_an_encoder_named_twice_counts_as_once(make, toy):
     encoder = TinyEncoder()
     torch.testing.assert_close(fit(make(), [encoder] * 2, toy[0]).delta, fit(make(), encoder, toy[0]).delta)
 
@@ -371,15 +370,33 @@ class Counting:
 def test_whole_passes_until_the_least_number_of_updates(epochs, batches, expected):
     """200 updates for PAP where the user does not say: 50 passes over 4 batches, one over 300."""
     data = Counting([torch.rand(1, 3, 4, 4)] * batches)
-    fit(PAPBase(eps=EPS, epochs=epochs), nn.Sequential(nn.Conv2d(3, 1, 1)), data)
+    fit(PAPBase(eps=EPS, epochs=epochs, layer="stage1"), nn.Sequential(nn.Conv2d(3, 1, 1)), data)
     assert data.passes == expected
+
+
+def test_pap_without_a_layer_takes_the_stage_that_moves_the_features_most(toy):
+    """The choice is made on the attacker's images, and the rest is PAP on that stage."""
+    torch.manual_seed(3)
+    encoder = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)), nn.Flatten()).eval()
+    images = toy[0]
+    moved = {}
+    for stage in ("stage1", "stage2", "stage3", "stage4"):
+        trial = fit(PAPBase(eps=EPS, epochs=40, step_size=EPS / 12, layer=stage), encoder, images)
+        with torch.no_grad():
+            features, attacked = encoder(images), encoder(trial.apply(images))
+        moved[stage] = float(1 - nn.functional.cosine_similarity(attacked, features).mean())
+    best = max(moved, key=moved.__getitem__)
+    assert min(moved.values()) < max(moved.values())
+    chosen, named = (fit(PAPBase(eps=EPS, layer=layer), encoder, images) for layer in (None, best))
+    assert torch.equal(chosen.delta, named.delta)
+    assert chosen.provenance["layers_used"] == named.provenance["layers_used"]
 
 
 def test_a_tensor_is_read_in_batches():
     sizes = []
     encoder = nn.Conv2d(3, 1, 1)
     encoder.register_forward_hook(lambda _, __, output: sizes.append(len(output)))
-    fit(PAPBase(eps=EPS, epochs=1), nn.Sequential(encoder), torch.rand(600, 3, 2, 2))
+    fit(PAPBase(eps=EPS, epochs=1, layer="stage1"), nn.Sequential(encoder), torch.rand(600, 3, 2, 2))
     assert sizes == [256, 256, 88]
 
 

@@ -308,8 +308,8 @@ class _Training:
             self._set_rates(epoch, batch_index)
             self._train_mode()
             attacked, targets = self._attack(images, labels, generator)
-            # A context of its own: in older torch autocast caches weights cast without gradients, as for the targets, and
-            # they would have none here.
+            # A context of its own: in older torch autocast caches the weights that were cast without gradients, as for
+            # the targets, and they would have none here.
             with autocast(self.device, config.precision):
                 outcome: Outcome = self.module(images, attacked, labels, targets)
             loss = outcome.loss.item()

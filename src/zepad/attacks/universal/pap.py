@@ -1,17 +1,22 @@
-"""Pre-trained adversarial perturbations (PAP): raise the activations of the lowest layers."""
+"""Pre-trained adversarial perturbations (PAP): raise the activations of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...config import require
-from ...types import Loader
+from ...functional.precision import accurate
+from ...types import ImageModel, Loader
+from ..layers import STAGES, stage_layers
+from ..pgd import cosine_distance
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, capture_all, crafting, layers_used
 from .perturbation import UniversalPerturbation
+
+_TRIAL_UPDATES = 40  # of each stage, before one is chosen
 
 
 def activation_energy(activations: Sequence[Tensor]) -> Tensor:
@@ -30,23 +35,25 @@ def activation_energy(activations: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PAPBase(_SignAttack):
-    """One L-infinity perturbation that raises the activations of a low layer, PAP in its basic form (L4A-base).
+    """One L-infinity perturbation that raises the activations of one layer, PAP in its basic form (L4A-base).
 
-    Low layers change least when an encoder is fine-tuned, so the attack survives fine-tuning. No label and no head is
-    needed.
+    The paper raises a low layer, because low layers change least when an encoder is fine-tuned. On small encoders the
+    energy of the first stage does little harm, so without a layer the attacker tries every stage for a while, and keeps
+    the one that moves the features of the attacker's images most. No label and no head is needed.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
         step_size: Length of one step; None takes `eps / 50`.
         epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 1.
         seed: Of the random start and of the loader's order.
-        layer: A stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
+        layer: A stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module; the paper's is the first stage.
+            None chooses among the stages.
 
     References:
         Ban and Dong, Pre-trained Adversarial Perturbations, NeurIPS 2022, arXiv 2210.03372.
     """
 
-    layer: str = "stage1"
+    layer: str | None = None
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on an encoder, or on several at once.
@@ -57,12 +64,30 @@ class PAPBase(_SignAttack):
             progress: Show a bar.
 
         Returns:
-            The perturbation, on the device of the encoder.
+            The perturbation, on the device of the encoder. Its provenance names the layer.
 
         Raises:
             InputError: If images do not fit or differ in size, or the encoder is no module or has no such layer.
         """
-        return _raise_activations(self, encoder, images, [self.layer], progress)
+        layer = self.layer or self._most_harmful(encoder, images, progress)
+        return _raise_activations(self, encoder, images, [layer], progress)
+
+    def _most_harmful(self, encoder: Encoders, images: Tensor | Loader, progress: bool) -> str:
+        encoders = as_encoders(encoder)
+        known = [stage_layers(one) for one in encoders]
+        stages = [stage for stage in STAGES[1:] if all(stage in layers for layers in known)]
+        moved = {}
+        for stage in stages:
+            trial = _raise_activations(
+                replace(self, layer=stage, step_size=self.eps / 12, epochs=None),
+                encoders,
+                images,
+                [stage],
+                progress,
+                least_updates=_TRIAL_UPDATES,
+            )
+            moved[stage] = _distance_moved(encoders, AttackerImages(images, encoders), trial, self.seed)
+        return max(moved, key=moved.__getitem__, default=STAGES[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +182,20 @@ def gaussian_images(
     return (means + deviations * noise).clamp(0, 1).to(like.dtype)
 
 
+def _distance_moved(
+    encoders: Sequence[ImageModel], attacker: AttackerImages, perturbation: UniversalPerturbation, seed: int
+) -> float:
+    """The mean cosine distance between clean and attacked features, over the attacker's images and the encoders."""
+    total = torch.zeros(())
+    with crafting(encoders, seed), torch.no_grad():
+        for images in attacker.one_pass():
+            attacked = perturbation.apply(images)
+            for encoder in encoders:
+                clean, moved = (accurate(encoder(batch)).flatten(1) for batch in (images, attacked))
+                total += cosine_distance(moved, clean).sum().cpu() / len(encoders)
+    return float(total) / attacker.count
+
+
 def _raise_activations(
     attack: _SignAttack,
     encoder: Encoders,
@@ -164,12 +203,13 @@ def _raise_activations(
     layers: Sequence[str],
     progress: bool,
     joined: Callable[[Iterable[Tensor]], Iterable[Tensor]] = lambda batches: batches,
+    least_updates: int = 200,
 ) -> UniversalPerturbation:
     encoders = as_encoders(encoder)
     attacker = AttackerImages(images, encoders)
     with crafting(encoders, attack.seed), capture_all(encoders, layers) as read:
         batches = attacker.passes(
-            attack.epochs, least_epochs=1, least_updates=200, name=type(attack).__name__, progress=progress
+            attack.epochs, least_epochs=1, least_updates=least_updates, name=type(attack).__name__, progress=progress
         )
         delta = ascend(
             lambda _, attacked: torch.stack([activation_energy(outputs) for outputs in read(attacked)]).mean(),
