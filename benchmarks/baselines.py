@@ -24,7 +24,7 @@ import torch
 from common import load_encoders, load_images
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import UniversalPerturbation
@@ -41,7 +41,7 @@ from zepad.evaluation import (
 )
 from zepad.modules import Branch, Ensemble, MLPHead
 from zepad.objectives import fare, gen_af, mart, pgd_at, trades
-from zepad.training import fit_heads, harden_branch
+from zepad.training import fit_heads, harden_branch, training_device
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Setting:
     encoders: str
     train_images: int | None
     test_images: int | None
+    attacker_images: int
     epochs: int
     hardening_eps: float
     eps: float
@@ -61,8 +62,11 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting("digits-train", "digits-test", "digits", None, None, 10, 25 / 255, 32 / 255, 30, 300),
-    "cifar": Setting("cifar10_train_a", "cifar10_test", "cifar", 3000, 500, 10, 8 / 255, 10 / 255, 30, 300),
+    "digits": Setting("digits-train", "digits-test", "digits", None, None, 1300, 10, 25 / 255, 32 / 255, 30, 300),
+    "resnet18": Setting(
+        "cifar10_train", "cifar10_test", "resnet18", None, None, 5000, 20, 8 / 255, 10 / 255, 100, 5000
+    ),
+    "cifar": Setting("cifar10_train_a", "cifar10_test", "cifar", 3000, 500, 500, 10, 8 / 255, 10 / 255, 30, 300),
 }
 BASELINES: dict[str, Callable[[], object]] = {
     "PGD-AT": pgd_at,
@@ -99,15 +103,18 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.setting, self.seed = SETTINGS[args.setting], args.seed
+        given = {"train_images": args.train_images, "test_images": args.test_images, "epochs": args.epochs}
+        self.setting = replace(self.setting, **{name: value for name, value in given.items() if value is not None})
         self.folder = args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train = load_images(self.setting.train, args.shared, self.setting.train_images)
         self.test = load_images(self.setting.test, args.shared, self.setting.test_images)
         victim, auxiliary = (
             encoder if isinstance(encoder, Encoder) else wrap_module(encoder)
-            for encoder in load_encoders(self.setting.encoders, args.shared)
+            for encoder in load_encoders(self.setting.encoders, args.shared, args.encoders)
         )
-        self.public = {"victim": victim, "auxiliary": auxiliary}
+        self.device = training_device()
+        self.public = {"victim": victim.to(self.device), "auxiliary": auxiliary.to(self.device)}
         torch.manual_seed(self.seed)
         self.loader = DataLoader(self.train, batch_size=BATCH, shuffle=True)
         self.test_loader = DataLoader(self.test, batch_size=250)
@@ -128,7 +135,7 @@ class Bench:
             branches = jobs[name]()
             for part, branch in branches.items():
                 save_file(
-                    {k: v.detach().clone().contiguous() for k, v in branch.state_dict().items()}, self._file(part)
+                    {k: v.detach().cpu().clone().contiguous() for k, v in branch.state_dict().items()}, self._file(part)
                 )
             record.write_text(json.dumps({"branches": list(branches), "seconds": time.perf_counter() - start}))
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -164,7 +171,7 @@ class Bench:
         encoder = copy.deepcopy(self.public[role])
         branch = Branch(encoder, MLPHead(probe(encoder)[1], CLASSES))
         branch.load_state_dict(load_file(self._file(part)))
-        return branch.eval().requires_grad_(False)
+        return branch.eval().requires_grad_(False).to(self.device)
 
     def models(self) -> dict[str, nn.Module]:
         """Every model of the table whose parts are trained."""
@@ -190,13 +197,12 @@ class Bench:
         common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
         attacks = universal_attacks(eps=self.setting.eps, seed=self.seed)
         kept = {name: Kept(attack, self.folder / f"{name}.perturbation", self.seed) for name, attack in attacks.items()}
-        both = {
-            name: Kept(attack, self.folder / f"{name} both.perturbation", self.seed) for name, attack in attacks.items()
-        }
         victim, auxiliary = self.public["victim"], self.public["auxiliary"]
+        surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
+        loader = DataLoader(surrogate, batch_size=BATCH, shuffle=True)
         return [
-            *semi_black_box(victim, self.loader, universal=kept, **common),
-            *semi_black_box_plus(victim, auxiliary, self.loader, universal=both, **common),
+            *semi_black_box(victim, loader, universal=kept, **common),
+            *semi_black_box_plus(victim, auxiliary, loader, universal={}, **common),  # the feature attack alone
         ]
 
     def evaluate_all(self, chosen: list[str], data: str) -> None:
@@ -222,6 +228,7 @@ class Bench:
                 data=data,
                 folder=self.folder / f"{name} state",
                 resume=True,
+                sanity=self.seed == 0,
                 seed=self.seed,
                 progress=False,
             )
@@ -270,6 +277,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--encoders", type=Path, help="Where pretrain_cifar.py left the ResNet-18s.")
+    parser.add_argument("--train-images", type=int, help="In place of the setting's.")
+    parser.add_argument("--test-images", type=int, help="In place of the setting's.")
+    parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--models", nargs="*", default=[], help="These alone; all by default.")
     args = parser.parse_args()

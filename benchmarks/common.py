@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +34,10 @@ def load_images(name: str, shared: Path | None, limit: int | None, size: int = 3
     if name.startswith("digits-"):
         data = digits(name.removeprefix("digits-"))
         return LabelledImages(data.images[:limit], data.labels[:limit], data.classes)
+    if name == "cifar10_train":  # stored in two halves
+        halves = [load_images(f"cifar10_train_{half}", shared, limit) for half in "ab"]
+        images, targets = (torch.cat([getattr(half, what) for half in halves])[:limit] for what in ("images", "labels"))
+        return LabelledImages(images, targets, halves[0].classes)
     array, labels, classes = _module(shared / "data" / "load.py").load(name, limit)
     images = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
     if images.shape[-1] != size:
@@ -39,14 +45,35 @@ def load_images(name: str, shared: Path | None, limit: int | None, size: int = 3
     return LabelledImages(images, torch.from_numpy(labels), classes)
 
 
-def load_encoders(name: str, shared: Path | None) -> tuple[nn.Module, nn.Module]:
-    """Return victim and auxiliary: the packaged digits encoders, or the supervised CIFAR ResNets of depth 20 and 32."""
+def cifar_resnet18() -> nn.Module:
+    """Return torchvision's ResNet-18 with the stem of small images (3x3, stride 1, no pooling) and no classifier."""
+    model = torchvision.models.resnet18()
+    model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    model.maxpool, model.fc = nn.Identity(), nn.Identity()
+    return model
+
+
+def load_encoders(name: str, shared: Path | None, folder: Path | None = None) -> tuple[nn.Module, nn.Module]:
+    """Return victim and auxiliary.
+
+    The packaged digits encoders, the supervised CIFAR ResNets of depth 20 and 32, or, from the folder where
+    `pretrain_cifar.py` left them, ResNet-18s by Barlow Twins and SimCLR.
+    """
+    if name == "resnet18":
+        return tuple(_pretrained(folder / f"resnet18-{method}.safetensors") for method in ("barlow-twins", "simclr"))
     if name == "digits":
         return tuple(
             build_encoder(EncoderSpec.parse(f"zepad:digits-{m}"), pretrained=True) for m in ("barlow-twins", "simclr")
         )
     load = _module(shared / "encoders" / "cifar_resnet.py").load
     return tuple(Encoder(load(depth), preprocessing=Preprocessing(size=(32, 32))) for depth in (20, 32))
+
+
+def _pretrained(file: Path) -> Encoder:
+    model = cifar_resnet18()
+    model.load_state_dict(load_file(file))
+    half = (0.5, 0.5, 0.5)
+    return Encoder(model.eval(), preprocessing=Preprocessing(mean=half, std=half, size=(32, 32)))
 
 
 def white_box(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps: int = 20) -> float:
