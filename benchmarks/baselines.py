@@ -66,7 +66,7 @@ SETTINGS = {
     "resnet18": Setting(
         "cifar10_train", "cifar10_test", "resnet18", None, None, 5000, 20, 8 / 255, 10 / 255, 100, 5000
     ),
-    "cifar": Setting("cifar10_train_a", "cifar10_test", "cifar", 3000, 500, 500, 10, 8 / 255, 10 / 255, 30, 300),
+    "cifar": Setting("cifar10_train_a", "cifar10_test", "cifar", 3000, 300, 500, 10, 8 / 255, 10 / 255, 30, 300),
 }
 BASELINES: dict[str, Callable[[], object]] = {
     "PGD-AT": pgd_at,

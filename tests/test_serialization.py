@@ -349,8 +349,10 @@ class ForeignState(TinyEncoder):
         pass
 
 
-def _foreign_state(_: Path) -> ZePAD:
-    return ZePAD.from_encoders(ForeignState(), TinyEncoder())
+def _foreign_state(folder: Path) -> ZePAD:
+    model = load(folder)
+    model.encoder("victim").backbone = ForeignState()  # from_encoders would refuse it
+    return model
 
 
 def _foreign_provenance(folder: Path) -> ZePAD:

@@ -6,7 +6,7 @@ Budgets are in [0, 1] pixel units, written `8 / 255`.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
 
@@ -26,7 +26,8 @@ def require(condition: bool, name: str, got: object, expected: str) -> None:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a setting is a finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not converted: an int may be too large for a float, and a comparison with NaN is false.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_integer(value: object) -> TypeGuard[int]:
