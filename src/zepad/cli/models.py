@@ -34,6 +34,7 @@ def demo(
         return
     typer.echo(f"\n{format_table(result)}\n")
     typer.echo(f"picture   {out / 'picture.png'}")
+    typer.echo(f"report    {out / 'report' / 'report.html'}")
     typer.echo(f"model     {out / 'model'}   (reloaded: predictions equal)")
     typer.echo(f"numbers   {out / 'result.json'}")
     typer.echo(f"time      {result.seconds:.0f} s\n")

@@ -87,7 +87,7 @@ def run_demo(
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DemoResult:
-    """Run the whole story and leave `picture.png`, `result.json` and `model/` in a folder.
+    """Run the whole story and leave `picture.png`, `result.json`, `report/` and `model/` in a folder.
 
     Args:
         out: Created if need be; proved writable before anything is computed.
