@@ -34,9 +34,10 @@ from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead
 from zepad.objectives import Batch, Outcome, zepad_objective
+from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads
 from zepad.training.features import FeatureCache
-from zepad.training.loaders import derive_seed, hold_out, seeded
+from zepad.training.loaders import hold_out
 
 FAST = HardenConfig(epochs=2, steps=2)
 

@@ -142,3 +142,11 @@ def check_reiterable(loader: Loader) -> None:
             f"a loader must be iterable more than once; got {type(loader).__name__}, a one-shot iterator. "
             "Pass a DataLoader, a list of batches, or an object whose __iter__ starts afresh."
         )
+
+
+def batches_in(loader: Loader) -> int | None:
+    """Return the number of batches, or None where the loader does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None

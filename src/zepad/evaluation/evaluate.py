@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import platform
 import time
 import warnings
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -27,6 +25,7 @@ from ..functional import attack_success_count, correct_count, detection_score, f
 from ..functional.precision import accurate
 from ..inputs import check_images, check_labels, check_reiterable, split_batch
 from ..modules import evaluating
+from ..seeding import derive_seed
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker
 from .identity import digest, digest_tensor, weights_digest
@@ -250,7 +249,7 @@ class _Bench:
             "weights_digest": weights_digest(self.model) if isinstance(self.model, nn.Module) else None,
             "threshold": self.threshold,
             "data_digest": hashlib.sha256("".join(self.digests).encode()).hexdigest(),
-            "attackers_digest": hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest(),
+            "attackers_digest": digest(described),
             "batches": len(self.digests),
             "seed": self.seed,
         }
@@ -291,7 +290,7 @@ class _Bench:
             attacked = tensors.pop("images").to(images.device)
             return attacked, _Seen.of(tensors), cost
         name_seed = int.from_bytes(hashlib.sha256(attacker.name.encode()).digest()[:4], "big")
-        seed = int(np.random.SeedSequence([self.seed, name_seed, batch]).generate_state(1)[0])
+        seed = derive_seed(self.seed, name_seed, batch)
         generator = torch.Generator(images.device).manual_seed(seed)
         target = attacker.target(self.model)
         start = time.perf_counter()

@@ -18,10 +18,11 @@ from ..errors import InputError
 from ..inputs import check_reiterable
 from ..modules import Branch
 from ..objectives import Adaptation, Batch, HardeningMethod, Objective, benign_objective, zepad_method
+from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .checkpoints import checkpoint_folder
 from .heads import fit_heads
-from .loaders import count_classes, derive_seed, hold_out, random_part, seeded
+from .loaders import count_classes, hold_out, random_part
 from .loop import Recipe, Run, autocast, labelled_batches, train_branch, train_parts, training_device
 
 _SECOND_STAGE = 1000  # added to the index of a run, so that its second stage draws other seeds

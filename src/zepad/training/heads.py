@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from ..config import HeadConfig
 from ..encoders import Encoder
 from ..errors import InputError, TrainingError
-from ..inputs import check_reiterable
+from ..inputs import batches_in, check_reiterable
 from ..modules import MLPHead, evaluating
+from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .features import FeatureCache, shuffled_batches
-from .loaders import batches_in, derive_seed, seeded
 from .loop import autocast, labelled_batches, make_accelerator, prepare_loader
 
 _MIN_EPOCHS, _MIN_UPDATES = 20, 200

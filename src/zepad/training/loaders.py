@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ..errors import InputError
 from ..inputs import check_images, check_labels, split_batch
+from ..seeding import seeded
 from ..types import Loader
-
-
-def batches_in(loader: Loader) -> int | None:
-    """Return the number of batches, or None where the loader does not know."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
 
 
 def images_in(loader: Loader) -> int | None:
@@ -116,27 +105,3 @@ def _like(loader: DataLoader[Any], dataset: Dataset[Any], shuffle: bool) -> Data
         prefetch_factor=loader.prefetch_factor if workers else None,
         persistent_workers=loader.persistent_workers,
     )
-
-
-def derive_seed(*parts: int) -> int:
-    """Return a seed that depends on every part, such as run, stage, epoch and process."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch for a while and give the caller's generators back as they were.
-
-    Training is seeded per epoch, so that a run resumed at an epoch sees what an undisturbed run sees.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms use the global one
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002

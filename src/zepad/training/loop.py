@@ -21,12 +21,13 @@ from ..config import Precision, _TrainingConfig
 from ..encoders import Encoder
 from ..errors import CheckpointError, InputError, TrainingError
 from ..functional import Count, correct_count
-from ..inputs import check_images, check_labels, check_reiterable, split_batch
+from ..inputs import batches_in, check_images, check_labels, check_reiterable, split_batch
 from ..modules import Branch, MLPHead
 from ..objectives import CROSS_ENTROPY, Batch, Inner, Objective, Outcome
+from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .checkpoints import load_latest, newest, save_epoch
-from .loaders import batches_in, derive_seed, hold_out, images_in, seeded
+from .loaders import hold_out, images_in
 
 
 @dataclass(frozen=True, kw_only=True)

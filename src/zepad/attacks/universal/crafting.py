@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -20,8 +18,9 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...functional.precision import accurate
 from ...functional.projection import project_linf, random_linf, steepest_linf
-from ...inputs import check_images, check_labels, check_reiterable
+from ...inputs import batches_in, check_images, check_labels, check_reiterable
 from ...modules import evaluating
+from ...seeding import seeded
 from ...types import ImageModel, Loader
 from ..layers import capture_layers, find_layer
 
@@ -96,7 +95,7 @@ class AttackerImages:
         reference = next(parameters, None)
         self._device = None if reference is None else reference.device
         self.count = 0
-        self.updates = math.ceil(len(images) / _BATCH) if isinstance(images, Tensor) else _length(images)
+        self.updates = math.ceil(len(images) / _BATCH) if isinstance(images, Tensor) else batches_in(images)
 
     def one_pass(self) -> Iterator[Tensor]:
         """Yield every batch once.
@@ -163,13 +162,6 @@ class AttackerImages:
         return self._images.split(_BATCH) if isinstance(self._images, Tensor) else self._images
 
 
-def _length(loader: Loader) -> int | None:
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
     """Return the encoders as a tuple.
 
@@ -186,25 +178,12 @@ def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
 
 @contextmanager
 def crafting(models: Iterable[object], seed: int) -> Iterator[None]:
-    """Put the models in evaluation mode and seed Python, NumPy and torch for a while; give everything back as it was.
-
-    Shuffling loaders and random transforms draw from the global generators, and an attack must depend on its seed
-    alone.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms use the global one
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    """Put the models in evaluation mode and seed every generator for a while; give everything back as it was."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        stack.enter_context(torch.random.fork_rng(devices))
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+        stack.enter_context(seeded(seed))
+        yield
 
 
 @contextmanager
