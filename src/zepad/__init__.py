@@ -10,6 +10,7 @@ labels, flagged = defense.predict(images), defense.detect(images)
 """
 
 from ._version import __version__
+from .card import CardDetails
 from .config import BenignConfig, FusionConfig, HardenConfig, HeadConfig
 from .encoders import Encoder, EncoderSpec, Preprocessing
 from .errors import (
@@ -23,10 +24,12 @@ from .errors import (
 )
 from .inspection import BranchReport
 from .model import ZePAD
+from .zero_shot import ZeroShotHead
 
 __all__ = [
     "BenignConfig",
     "BranchReport",
+    "CardDetails",
     "CheckpointError",
     "ConfigError",
     "Encoder",
@@ -41,5 +44,6 @@ __all__ = [
     "TrainingError",
     "ZePAD",
     "ZePADError",
+    "ZeroShotHead",
     "__version__",
 ]

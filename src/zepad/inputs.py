@@ -91,13 +91,18 @@ def check_labels(labels: object, *, count: int, num_classes: int | None = None) 
     return labels.long()
 
 
+def has_labels(batch: Any) -> bool:
+    """Whether what a loader yielded is a pair, whose second part is then taken for labels."""
+    return isinstance(batch, (tuple, list)) and len(batch) >= 2
+
+
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """Take `(images, labels)` out of what a loader yielded.
 
     Raises:
         InputError: If the batch carries no labels.
     """
-    if isinstance(batch, (tuple, list)) and len(batch) >= 2:
+    if has_labels(batch):
         return batch[0], batch[1]
     got = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise InputError(f"the loader must yield (images, labels); got {got}. Training needs the label of every image.")

@@ -5,32 +5,34 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from .card import model_card
+from .card import CardDetails, model_card
 from .config import BenignConfig, FusionConfig, HardenConfig, HeadConfig
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
-from .errors import CheckpointError, ConfigError, InputError, StageError
+from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
+from .export import export_model
 from .functional import conformal_threshold, detection_score
-from .hub import HubRepo, locate
+from .hub import HubRepo, Published
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
-from .modules import Branch, Fusion, evaluating
+from .loading import load_saved
+from .modules import Branch, Ensemble, Fusion, evaluating
 from .objectives import HardeningMethod, Objective
+from .publishing import publish_folder, write_card
 from .serialization import (
-    HEADS_AT,
-    HEADS_FILE,
-    encoder_file,
-    read_config,
-    read_weights,
-    rebuild_encoder,
-    rebuild_heads,
+    Base,
+    SavedConfig,
+    SavedFile,
+    describe_model,
     save_model,
 )
 from .training import (
@@ -45,11 +47,13 @@ from .training import (
     harden_recipe,
     hardening_method,
     images_in,
+    plan_labels,
     run_method,
     train_branch,
     training_device,
 )
 from .types import HARDENED_ROLES, ROLES, Loader, Role, Stage
+from .zero_shot import ZeroShotHead
 
 PAPER_THRESHOLD = 0.1
 _CHUNK = 256  # images of one tensor that are classified at a time
@@ -119,6 +123,7 @@ class ZePAD(
         self._declared_classes = num_classes
         self._features = dict(features)
         self._shared_architecture = dict(shared_architecture or {})
+        self._published: tuple[Base, Mapping[str, SavedFile]] | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -172,7 +177,7 @@ class ZePAD(
         if len(channels) != 1:
             each = ", ".join(f"{role} {c}" for role, (c, _) in shapes.items())
             raise InputError(f"all encoders must take images of the same channels; got {each}. Adapt one of them.")
-        return cls(
+        model = cls(
             dict(encoders),
             channels=channels.pop(),
             features={role: width for role, (_, width) in shapes.items()},
@@ -180,6 +185,9 @@ class ZePAD(
             fusion=fusion,
             shared_architecture=shared,
         )
+        origins = {role: encoder.origin for role, encoder in encoders.items() if encoder.origin}
+        model.provenance = {"encoders": origins} if origins else {}
+        return model
 
     # training ---------------------------------------------------------------------------------------------------
 
@@ -189,6 +197,7 @@ class ZePAD(
         config: HardenConfig = HardenConfig(),
         *,
         objective: Objective | HardeningMethod | None = None,
+        zero_shot: Mapping[str, ZeroShotHead] | None = None,
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
@@ -200,37 +209,52 @@ class ZePAD(
         trained on.
 
         Args:
-            loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; of known or unknown length.
+            loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; of known or unknown length. Images
+                alone will do with `objective=fare()`, and with `zero_shot` heads, which then label them.
             config: The recipe; `HardenConfig.paper()` for the paper's.
             objective: What is minimised, ZePAD's own by default: a method of `zepad.objectives` such as
                 `trades(beta=6)`, or a plain function from branch and batch to an `Outcome`.
+            zero_shot: Heads made from class names, for victim and auxiliary, that stand in for trained ones and stay as
+                they are. Images without labels get those of the public encoders' zero-shot classifiers, averaged.
             val_loader: For choosing the best epoch; None holds out a part of `loader` where it can be split.
             checkpoint_dir: Keeps the newest epochs of each encoder there.
             resume: Go on from `checkpoint_dir`; the result is that of an undisturbed run.
             progress: Show bars with loss, adversarial and clean accuracy, and the time left.
 
         Returns:
-            Itself, at stage `"hardened"`. Heads of an earlier task are dropped.
+            Itself, at stage `"hardened"`. Heads of an earlier task are dropped. Next comes `fit_benign`, or
+            `fit_zero_shot` for a classifier made from class names.
 
         Raises:
+            ConfigError: If `zero_shot` heads do not fit the encoders.
             InputError: If a batch does not fit, the loader is empty, or the folder cannot be written.
             TrainingError: If the loss is not finite.
             CheckpointError: If the folder holds another run.
         """
         self._require_whole("harden")
         folder = checkpoint_folder(checkpoint_dir, resume=resume)
-        num_classes = self._count_classes(loader)
         method, recipe = hardening_method(config, objective), harden_recipe(config, objective)
+        heads: dict[Role, ZeroShotHead] = {} if zero_shot is None else self._check_text_heads(zero_shot, HARDENED_ROLES)
+        device = training_device()
+        public = {str(role): Branch(self._copy(role), head).to(device).eval() for role, head in heads.items()}
+        num_classes, labeller = plan_labels(
+            loader,
+            method,
+            num_classes=heads["victim"].classes if heads else self._declared_classes,
+            classifier=Ensemble(public, fusion=FusionConfig(rule="mean")) if heads else None,
+        )
         branches: dict[str, Branch] = {}
         history: dict[str, Any] = {}
         record = {"config": config.to_dict(), "method": method.name, "images": images_in(loader), "history": history}
         for index, role in enumerate(HARDENED_ROLES):
             run = self._run(f"harden {role}", index, role, recipe, config, num_classes, folder, resume, progress)
+            run = replace(run, head=heads.get(role), labeller=labeller)
             branches[role], stages = run_method(self._copy(role), method, run, loader, val_loader)
             history[role] = stages.pop("hardening")
             history.update({f"{role} {stage}": what for stage, what in stages.items()})
-        self._install(branches, num_classes, loader, stage="hardened")
-        self._record("harden", record)
+        names = None if num_classes is None or heads else class_names(loader)
+        self._install(branches, num_classes, names, stage="hardened")
+        self._record("harden", record, keep=("encoders",))
         return self
 
     def fit_benign(
@@ -288,7 +312,7 @@ class ZePAD(
             hardened, loader, head_config, channels=self.channels, num_classes=num_classes, progress=progress
         )
         branches = {role: Branch(hardened[role], head) for role, head in heads.items()}
-        self._install({**branches, "benign": benign}, num_classes, loader, stage="fitted")
+        self._install({**branches, "benign": benign}, num_classes, class_names(loader), stage="fitted")
         self._record(
             "benign",
             {
@@ -297,7 +321,7 @@ class ZePAD(
                 "images": images_in(loader),
                 "history": history,
             },
-            keep=("harden",),
+            keep=("encoders", "harden"),
         )
         return self
 
@@ -331,9 +355,39 @@ class ZePAD(
         self.to(training_device())
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
         heads = fit_heads(encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress)
-        self._install({r: Branch(encoders[r], heads[r]) for r in ROLES}, classes, loader, stage="fitted")
+        self._install({r: Branch(encoders[r], heads[r]) for r in ROLES}, classes, class_names(loader), stage="fitted")
         record = {"config": config.to_dict(), "images": images_in(loader)}
-        self._record("heads", record, keep=("harden", "benign"))
+        self._record("heads", record, keep=("encoders", "harden", "benign"))
+        return self
+
+    def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
+        """Classify by class names: three heads made from text take the place of fitted ones. Nothing is trained.
+
+        The benign encoder may be as it was given: a public encoder that never saw an attack.
+
+        Args:
+            heads: `ZeroShotHead` for victim, auxiliary and benign, each made with the text tower of that very encoder.
+                A benign encoder that started as a copy of the auxiliary takes the auxiliary's.
+            class_names: One per class, for reports.
+
+        Returns:
+            Itself, at stage `"fitted"`. The detection threshold goes back to the paper's 0.1: calibrate it.
+
+        Raises:
+            StageError: If the encoders are not hardened.
+            ConfigError: If heads are missing or do not fit the encoders or each other.
+        """
+        self._require_whole("fit_zero_shot")
+        if self.stage == "built":
+            raise StageError("fit_zero_shot needs hardened encoders. Call harden(loader) first.")
+        checked = self._check_text_heads(heads, ROLES)
+        classes = checked["victim"].classes
+        if class_names is not None and len(class_names) != classes:
+            raise ConfigError(f"class_names must name {classes} classes; got {len(class_names)}.")
+        branches = {str(role): Branch(self.encoder(role), copy.deepcopy(head)) for role, head in checked.items()}
+        names = None if class_names is None else tuple(map(str, class_names))
+        self._install(branches, classes, names, stage="fitted")
+        self._record("zero_shot", {"classes": classes}, keep=("encoders", "harden", "benign"))
         return self
 
     def calibrate(self, loader: Loader | Tensor, *, fpr: float = 0.05) -> ZePAD:
@@ -356,7 +410,11 @@ class ZePAD(
             self.threshold = conformal_threshold(scores, fpr=fpr)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._record("calibration", {"fpr": fpr, "images": len(scores)}, keep=("harden", "benign", "heads"))
+        self._record(
+            "calibration",
+            {"fpr": fpr, "images": len(scores)},
+            keep=("encoders", "harden", "benign", "heads", "zero_shot"),
+        )
         return self
 
     def attach(self, report: EvalReport) -> ZePAD:
@@ -450,7 +508,7 @@ class ZePAD(
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters(), torch.zeros(())).device
+        return _device(self)
 
     @property
     def branch_names(self) -> tuple[str, ...]:
@@ -491,37 +549,11 @@ class ZePAD(
     # saving and loading -----------------------------------------------------------------------------------------
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self._require_whole("save_pretrained")
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or torch.distributed.get_rank() == 0:
-            save_model(
-                save_directory,
-                stage=self.stage,
-                channels=self.channels,
-                num_classes=self.num_classes,
-                class_names=self.class_names,
-                encoders={role: self.encoder(role) for role in ROLES},
-                features=self._features,
-                shared_architecture=self._shared_architecture,
-                heads={role: self.heads[role] for role in HEADS_AT[self.stage]},
-                fusion=self.fusion.config,
-                threshold=self.threshold,
-                provenance=self.provenance,
-            )
-            self.generate_model_card().save(save_directory / "README.md")
-        if distributed:
-            torch.distributed.barrier()
+        self.save_pretrained(save_directory)
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        config: Any = None,  # noqa: ARG002 - config.json is written from the model alone
-        model_card_kwargs: Any = None,  # noqa: ARG002
-        **push_kwargs: Any,
-    ) -> str | None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, heads_only: bool = False, card: CardDetails = CardDetails()
+    ) -> None:
         """Write config.json, one safetensors file per encoder, one for the heads, and a model card.
 
         Under several processes the main one writes and the others wait. A model that cannot be saved leaves an older
@@ -529,35 +561,114 @@ class ZePAD(
 
         Args:
             save_directory: Created if need be.
-            repo_id: On the Hub; the folder's name by default.
-            push_to_hub: Publish it as well.
-            config: Ignored; of `huggingface_hub.ModelHubMixin`.
-            model_card_kwargs: Ignored; of `huggingface_hub.ModelHubMixin`.
-            **push_kwargs: Of `push_to_hub`.
+            heads_only: Leave out encoders that are on the Hub already, and name their repository and commit instead.
+            card: What only you know of the model: license, data sets, base models.
 
         Raises:
-            CheckpointError: If the folder cannot be written or something in the model cannot be stored.
+            StageError: If `heads_only` and the encoders are not on the Hub, or there are no heads.
+            CheckpointError: If the folder cannot be written, something in the model cannot be stored, or `heads_only`
+                and the encoders changed since they were published.
         """
         # Not the mixin's: that deletes an older config.json before it is known whether this model can be saved.
-        folder = Path(save_directory)
-        try:
-            self._save_pretrained(folder)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error}. Choose a writable folder.") from error
-        return self.push_to_hub(repo_id or folder.name, **push_kwargs) if push_to_hub else None
+        self._require_whole("save_pretrained")
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or torch.distributed.get_rank() == 0:
+            self._write(Path(save_directory), heads_only, card, None)
+        if distributed:
+            torch.distributed.barrier()
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Push a model with zepad",
+        heads_only: bool = False,
+        card: CardDetails = CardDetails(),
+    ) -> Published:
+        """Publish the model in one commit, or not at all. Under several processes, call it on one.
+
+        Args:
+            repo_id: `"user/name"`; created if need be. An existing repository must be one of zepad's.
+            private: Visibility; None is your account's default for a new repository and changes nothing in an old one.
+            revision: Branch to commit to, created if need be; None is the default branch.
+            token: Of the Hub; None is the stored one.
+            commit_message: Its first line.
+            heads_only: Publish the heads of a task alone; loading fetches the encoders from where they are.
+            card: What only you know of the model: license, data sets, base models.
+
+        Returns:
+            Repository, commit and address. Load with `revision=` that commit to get these very weights.
+
+        Raises:
+            HubError: Saying whether anything was published.
+            StageError: As `save_pretrained`.
+            CheckpointError: As `save_pretrained`.
+        """
+        self._require_whole("push_to_hub")
+        with TemporaryDirectory() as folder:
+            config = self._write(Path(folder), heads_only, card, repo_id)
+            published = publish_folder(
+                Path(folder), repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+            )
+        if not heads_only:
+            home = Base(repo_id=published.repo_id, revision=published.revision)
+            self._published = (home, config.files)
+        return published
+
+    def _write(self, folder: Path, heads_only: bool, card: CardDetails, model_id: str | None) -> SavedConfig:
+        if heads_only and not self.heads:
+            raise StageError(f"there are no heads to save alone. Call {self._next_call()} first.")
+        if heads_only and self._published is None:
+            raise StageError(
+                "the encoders of this model are not on the Hub, so heads alone could not be loaded. "
+                'Publish the whole model first: push_to_hub("user/name").'
+            )
+        published = self._published if heads_only else None
+        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
+        heads = dict(self.heads.items())
+        config = save_model(folder, self._describe(), encoders=encoders, heads=heads, published=published)
+        write_card(folder, config, model_id=model_id, details=card)
+        return config
+
+    def _describe(self) -> SavedConfig:
+        return describe_model(
+            stage=self.stage,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            class_names=self.class_names,
+            encoders={role: self.encoder(role) for role in ROLES},
+            features=self._features,
+            shared_architecture=self._shared_architecture,
+            heads=dict(self.heads.items()),
+            fusion=self.fusion.config,
+            threshold=self.threshold,
+            provenance=self.provenance,
+        )
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002 - the mixin's signature
-        """Return the model card: what the model is, what it was trained on, how to use it, and its limits."""
-        return ModelCard(
-            model_card(
-                stage=self.stage,
-                encoders={role: str(self.encoder(role).spec) for role in ROLES},
-                num_classes=self.num_classes,
-                threshold=self.threshold,
-                provenance=self.provenance,
-            ),
-            ignore_metadata_errors=False,
-        )
+        """Return the model card: what the model is, what was measured, how to use it, and its limits."""
+        return ModelCard(model_card(self._describe()), ignore_metadata_errors=False)
+
+    def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
+        """Write one graph of the whole defense: logits, probabilities, weights and detection score of a batch.
+
+        Args:
+            path: `"model.onnx"`, or `"model.pt2"` for `torch.export`.
+            image_size: `(height, width)` of the images to come; None takes the encoders' own.
+
+        Returns:
+            The path.
+
+        Raises:
+            StageError: If the model is not fitted.
+            ConfigError: If the suffix is another, the size is not known, or a package is missing.
+            CheckpointError: If the file cannot be written.
+        """
+        self._require_fitted("export")
+        return export_model(self, Path(path), image_size=image_size)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -609,22 +720,11 @@ class ZePAD(
         unknown = sorted(set(branches or ()) - set(ROLES))
         if unknown or (branches is not None and not branches):
             raise ConfigError(f"branches must be some of {ROLES}; got {list(branches or ())!r}.")
-        config_path, remote = locate(repo.repo_id, repo)
-        config = read_config(config_path)
-        folder = config_path.parent
         modules = {r: m for r, m in (("victim", victim), ("auxiliary", auxiliary), ("benign", benign)) if m is not None}
-
-        def weights(name: str) -> dict[str, Tensor]:
-            path = remote.fetch(name, revision=folder.name) if remote else folder / name
-            return read_weights(path, config.files[name])
-
-        roles = [role for role in ROLES if branches is None or role in branches]
-        encoders: dict[str, Encoder] = {
-            role: rebuild_encoder(role, config, modules, weights(encoder_file(role)), encoder_file(role))
-            for role in roles
-        }
+        saved = load_saved(repo.repo_id, repo, branches=branches, modules=modules)
+        config = saved.config
         model = cls(
-            encoders,
+            saved.encoders,
             channels=config.channels,
             features={role: record.features for role, record in config.encoders.items()},
             num_classes=config.num_classes,
@@ -633,10 +733,10 @@ class ZePAD(
                 role: record.architecture_of for role, record in config.encoders.items() if record.architecture_of
             },
         )
-        if branches is None and HEADS_AT[config.stage]:
-            model.heads.update(rebuild_heads(config, weights(HEADS_FILE), HEADS_FILE))
+        model.heads.update(saved.heads)
         model.stage, model.class_names = config.stage, config.class_names
         model.threshold, model.provenance = config.threshold, config.provenance
+        model._published = None if saved.home is None else (saved.home, config.files)
         model.eval()
         return model if device is None else model.to(device)
 
@@ -669,7 +769,7 @@ class ZePAD(
         role: Role,
         recipe: Recipe,
         config: HardenConfig | BenignConfig,
-        num_classes: int,
+        num_classes: int | None,
         folder: Path | None,
         resume: bool,
         progress: bool,
@@ -690,13 +790,34 @@ class ZePAD(
     def _copy(self, role: Role) -> Encoder:
         return copy.deepcopy(self.encoder(role))
 
-    def _install(self, branches: Mapping[str, Branch], num_classes: int, loader: Loader, *, stage: Stage) -> None:
+    def _check_text_heads(self, heads: Mapping[str, ZeroShotHead], roles: Sequence[Role]) -> dict[Role, ZeroShotHead]:
+        missing = [role for role in roles if not isinstance(heads.get(role), ZeroShotHead)]
+        if missing or set(heads) - set(ROLES):
+            raise ConfigError(
+                f"zero-shot heads must be a mapping of {', '.join(roles)} to ZeroShotHead; got "
+                f"{', '.join(f'{role} {type(head).__name__}' for role, head in heads.items()) or 'none'}. "
+                "Make each with ZeroShotHead.from_text."
+            )
+        checked = {role: heads[role] for role in roles}
+        for role, head in checked.items():
+            if head.features != self._features[role]:
+                raise ConfigError(
+                    f"the zero-shot head of {role} takes {head.features} features and the encoder gives "
+                    f"{self._features[role]}. Make it with the text tower of that very encoder."
+                )
+        if len({head.classes for head in checked.values()}) != 1:
+            each = ", ".join(f"{role} {head.classes}" for role, head in checked.items())
+            raise ConfigError(f"zero-shot heads must agree on the number of classes; got {each}.")
+        return checked
+
+    def _install(
+        self, branches: Mapping[str, Branch], num_classes: int | None, names: tuple[str, ...] | None, *, stage: Stage
+    ) -> None:
         """Take over trained branches at once; until here nothing of the model has changed."""
         self.encoders.update({role: branch.encoder for role, branch in branches.items()})
-        self.heads = nn.ModuleDict({role: branch.head for role, branch in branches.items()})
-        self.to(next(self.heads.parameters()).device)
+        self.heads = nn.ModuleDict({} if num_classes is None else {role: b.head for role, b in branches.items()})
+        self.to(_device(*branches.values()))
         self.stage, self.num_classes, self.threshold = stage, num_classes, PAPER_THRESHOLD
-        names = class_names(loader)
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()
 
@@ -718,6 +839,11 @@ class ZePAD(
                 for chunk in batch.split(_CHUNK)
             ]
         return torch.cat(scores)
+
+
+def _device(*modules: nn.Module) -> torch.device:
+    """Where the first weight is; a model without any is on the CPU."""
+    return next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))
 
 
 def _probe(role: str, encoder: Encoder) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,19 +22,24 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import FusionConfig, _JSONConfig
+from .config import FusionConfig, _JSONConfig, require
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
 from .errors import CheckpointError, ConfigError
 from .modules import MLPHead
 from .types import HARDENED_ROLES, ROLES, Role, Stage
+from .zero_shot import ZeroShotHead
 
 _Record = TypeVar("_Record", bound=_JSONConfig)
 
-FORMAT = 1
+FORMAT = 2  # 1 never left this repository
 CONFIG_FILE = "config.json"
 HEADS_FILE = "heads.safetensors"
-HEADS_AT: dict[Stage, tuple[Role, ...]] = {"built": (), "hardened": HARDENED_ROLES, "fitted": ROLES}
-"""Which branches have a head at each stage."""
+_HEADS_AT: dict[Stage, tuple[tuple[Role, ...], ...]] = {
+    "built": ((),),
+    "hardened": (HARDENED_ROLES, ()),  # hardening without labels leaves no heads
+    "fitted": (ROLES,),
+}
+_HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "zero_shot": ZeroShotHead}
 
 _MAX_CONFIG_BYTES = 10 * 2**20
 _MAX_WIDTH = 2**24  # of features and classes: beyond it a head cannot even be laid out
@@ -44,16 +50,12 @@ class EncoderRecord(_JSONConfig):
     """How one encoder is rebuilt.
 
     Attributes:
-        spec: Source, name and arguments.
-        preprocessing: Resize and normalisation.
-        pooling: Of token sequences, or None.
+        spec: Source, name, arguments, preprocessing and pooling.
         features: Width of the output.
         architecture_of: Another role whose module serves as the architecture of a custom encoder, or None.
     """
 
     spec: EncoderSpec
-    preprocessing: Preprocessing
-    pooling: str | None
     features: int
     architecture_of: str | None = None
 
@@ -64,6 +66,30 @@ class SavedFile(_JSONConfig):
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(_JSONConfig):
+    """Where the encoders of a model are published that adds heads alone.
+
+    Attributes:
+        repo_id: `"user/name"` on the Hub.
+        revision: The commit, 40 hexadecimal digits.
+    """
+
+    repo_id: str
+    revision: str
+
+    def __post_init__(self) -> None:
+        """Check both: they end up in requests to the Hub.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        named = isinstance(self.repo_id, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id, re.ASCII)
+        require(bool(named), "base.repo_id", self.repo_id, 'a Hub id such as "user/name"')
+        pinned = isinstance(self.revision, str) and re.fullmatch(r"[0-9a-f]{40}", self.revision)
+        require(bool(pinned), "base.revision", self.revision, "a commit of 40 hexadecimal digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +105,12 @@ class SavedConfig(_JSONConfig):
         num_classes: Of the present task, or None before there is one.
         class_names: One per class, or None.
         encoders: By role.
+        heads: The kind of each head, `"mlp"` or `"zero_shot"`, by role.
         fusion: Rule and sharpness.
         threshold: Of the detection score.
         provenance: Recipes, data sizes and results of training.
         files: Weight files by name.
+        base: Where the encoders' files are, if not beside this config.
     """
 
     format: int
@@ -93,10 +121,12 @@ class SavedConfig(_JSONConfig):
     num_classes: int | None
     class_names: tuple[str, ...] | None
     encoders: dict[str, EncoderRecord]
+    heads: dict[str, str]
     fusion: FusionConfig
     threshold: float
     provenance: dict[str, Any]
     files: dict[str, SavedFile]
+    base: Base | None = None
 
 
 def encoder_file(role: str) -> str:
@@ -104,11 +134,14 @@ def encoder_file(role: str) -> str:
     return f"{role}.safetensors"
 
 
+WEIGHT_FILES = (*map(encoder_file, ROLES), HEADS_FILE)
+"""Every weight file that a saved model may have."""
+
+
 # writing --------------------------------------------------------------------------------------------------------
 
 
-def save_model(
-    folder: Path,
+def describe_model(
     *,
     stage: Stage,
     channels: int,
@@ -122,16 +155,8 @@ def save_model(
     threshold: float,
     provenance: dict[str, Any],
 ) -> SavedConfig:
-    """Write weights first and config.json last, so that an interrupted save is never mistaken for a whole one.
-
-    Raises:
-        CheckpointError: If the folder cannot be written or an encoder has state that is no tensor.
-    """
-    files = {encoder_file(role): _tensors(role, encoder.backbone) for role, encoder in encoders.items()}
-    if heads:
-        files[HEADS_FILE] = {f"{r}.{key}": t for r, head in heads.items() for key, t in _tensors(r, head).items()}
-    blobs = {name: save(tensors) for name, tensors in files.items()}
-    config = SavedConfig(
+    """Return the config of a model, with no files yet."""
+    return SavedConfig(
         format=FORMAT,
         library="zepad",
         library_version=__version__,
@@ -141,21 +166,67 @@ def save_model(
         class_names=class_names,
         encoders={
             role: EncoderRecord(
-                spec=encoder.spec,
-                preprocessing=encoder.preprocessing,
-                pooling=encoder.pooling,
-                features=features[role],
-                architecture_of=shared_architecture.get(role),
+                spec=encoder.spec, features=features[role], architecture_of=shared_architecture.get(role)
             )
             for role, encoder in encoders.items()
         },
+        heads={role: _kind(head) for role, head in heads.items()},
         fusion=fusion,
         threshold=float(threshold),
         provenance=provenance,
-        files={
-            name: SavedFile(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob)) for name, blob in blobs.items()
-        },
+        files={},
     )
+
+
+def _kind(head: nn.Module) -> str:
+    for kind, cls in _HEADS.items():
+        if isinstance(head, cls):
+            return kind
+    raise CheckpointError(f"a head must be an MLPHead or a ZeroShotHead to be saved; got {type(head).__name__}.")
+
+
+def save_model(
+    folder: Path,
+    config: SavedConfig,
+    *,
+    encoders: Mapping[str, Encoder],
+    heads: Mapping[str, nn.Module],
+    published: tuple[Base, Mapping[str, SavedFile]] | None = None,
+) -> SavedConfig:
+    """Write weights first and config.json last, so that an interrupted save is never mistaken for a whole one.
+
+    Args:
+        folder: Created if need be. Weight files of an earlier save that this one has not are removed.
+        config: What `describe_model` says.
+        encoders: By role.
+        heads: By role.
+        published: Where the encoders are published and as which files; their files are then left out.
+
+    Returns:
+        The config as written, files included.
+
+    Raises:
+        CheckpointError: If the folder cannot be written, something in the model cannot be stored, or the encoders are
+            no longer those that are published.
+    """
+    files = {encoder_file(role): _tensors(role, encoder.backbone) for role, encoder in encoders.items()}
+    if heads:
+        files[HEADS_FILE] = {f"{r}.{key}": t for r, head in heads.items() for key, t in _tensors(r, head).items()}
+    blobs = {name: save(tensors) for name, tensors in files.items()}
+    records = {
+        name: SavedFile(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob)) for name, blob in blobs.items()
+    }
+    base = None
+    if published is not None:
+        base, theirs = published
+        changed = [name for name in records if name != HEADS_FILE and records[name] != theirs.get(name)]
+        if changed:
+            raise CheckpointError(
+                f"{', '.join(changed)} changed since the encoders were published as {base.repo_id}, so heads alone "
+                "would not fit them. Save or push the whole model: heads_only=False."
+            )
+        blobs = {name: blob for name, blob in blobs.items() if name == HEADS_FILE}
+    config = dataclasses.replace(config, files=records, base=base)
     try:
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -165,7 +236,7 @@ def save_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for stale in {encoder_file(role) for role in ROLES} | {HEADS_FILE}:
+        for stale in WEIGHT_FILES:
             if stale not in blobs:
                 (folder / stale).unlink(missing_ok=True)
         for name, blob in blobs.items():
@@ -222,6 +293,8 @@ def parse_config(values: object, origin: str) -> SavedConfig:
     version = values.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{origin}: format must be a positive integer; got {version!r}.")
+    if version < FORMAT:
+        raise CheckpointError(f"{origin} has format {version}, older than zepad's first release. Save the model again.")
     if version > FORMAT:
         raise CheckpointError(
             f"{origin} has format {version}, written by zepad {values.get('library_version')}; this is "
@@ -236,19 +309,13 @@ def parse_config(values: object, origin: str) -> SavedConfig:
             {
                 **values,
                 "encoders": {
-                    role: _complete(
-                        EncoderRecord,
-                        {
-                            **record,
-                            "spec": _complete(EncoderSpec, record["spec"]),
-                            "preprocessing": _complete(Preprocessing, record["preprocessing"]),
-                        },
-                    )
+                    role: _complete(EncoderRecord, {**record, "spec": _complete_spec(record["spec"])})
                     for role, record in values["encoders"].items()
                 },
                 "fusion": _complete(FusionConfig, values["fusion"]),
                 "class_names": None if values["class_names"] is None else tuple(values["class_names"]),
                 "files": {name: _complete(SavedFile, record) for name, record in values["files"].items()},
+                "base": None if values["base"] is None else _complete(Base, values["base"]),
             },
         )
         _check_config(config)
@@ -265,6 +332,10 @@ def _complete(cls: type[_Record], values: Any) -> _Record:
     return cls.from_dict(values)
 
 
+def _complete_spec(values: Any) -> EncoderSpec:
+    return _complete(EncoderSpec, {**values, "preprocessing": _complete(Preprocessing, values["preprocessing"])})
+
+
 def _check_config(config: SavedConfig) -> None:
     def check(condition: bool, field: str, value: object) -> None:
         if not condition:
@@ -277,7 +348,6 @@ def _check_config(config: SavedConfig) -> None:
     check(whole(config.channels, 1), "channels", config.channels)
     check(isinstance(config.library_version, str), "library_version", config.library_version)
     check(config.num_classes is None or whole(config.num_classes, 1, _MAX_WIDTH), "num_classes", config.num_classes)
-    check(config.stage == "built" or config.num_classes is not None, "num_classes", config.num_classes)
     names = config.class_names
     check(
         names is None or (len(names) == config.num_classes and all(isinstance(n, str) for n in names)),
@@ -285,42 +355,57 @@ def _check_config(config: SavedConfig) -> None:
         names,
     )
     check(set(config.encoders) == set(ROLES), "encoders", sorted(config.encoders))
+    check(isinstance(config.heads, dict), "heads", config.heads)
+    check(any(set(config.heads) == set(roles) for roles in _HEADS_AT[config.stage]), "heads", config.heads)
+    check(all(isinstance(k, str) and k in _HEADS for k in config.heads.values()), "heads", config.heads)
+    check(not config.heads or config.num_classes is not None, "num_classes", config.num_classes)
     check(isinstance(config.threshold, float) and math.isfinite(config.threshold), "threshold", config.threshold)
     steps = config.provenance.values() if isinstance(config.provenance, dict) else [None]
     check(all(isinstance(step, dict) for step in steps), "provenance", config.provenance)
-    expected = {encoder_file(role) for role in ROLES} | ({HEADS_FILE} if config.stage != "built" else set())
+    expected = {encoder_file(role) for role in ROLES} | ({HEADS_FILE} if config.heads else set())
     check(set(config.files) == expected, "files", sorted(config.files))
     for name, file in config.files.items():
         check(isinstance(file.sha256, str) and len(file.sha256) == 64, f"sha256 of {name}", file.sha256)
         check(whole(file.bytes, 1), f"bytes of {name}", file.bytes)
     for role, record in config.encoders.items():
-        mean = record.preprocessing.mean
+        mean = record.spec.preprocessing.mean if record.spec.preprocessing else None
         check(mean is None or len(mean) == config.channels, f"mean of {role}", mean)
+        check(not record.spec.weights, f"weights of {role}", record.spec.weights)  # a path or an address
         check(whole(record.features, 1, _MAX_WIDTH), f"features of {role}", record.features)
-        check(record.pooling in (None, "class_token", "mean"), f"pooling of {role}", record.pooling)
         check(record.architecture_of in (None, *ROLES), f"architecture_of of {role}", record.architecture_of)
 
 
-def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
-    """Read a weight file whose size and digest are those the config vouches for.
+def check_weights(path: Path, record: SavedFile) -> bytes:
+    """Return the content of a weight file whose size and digest are those the config vouches for.
 
     Raises:
-        CheckpointError: If the file is missing, of another size or content, or no safetensors file.
+        CheckpointError: If the file is missing, or of another size or content.
     """
     try:
+        size = path.stat().st_size
+        if size != record.bytes:  # before a byte is read: the file may be anything
+            kind = "truncated" if size < record.bytes else "not the file that was saved"
+            raise CheckpointError(
+                f"{path} has {size} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
+            )
         blob = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Save or download the model again.") from error
-    if len(blob) != record.bytes:
-        kind = "truncated" if len(blob) < record.bytes else "not the file that was saved"
-        raise CheckpointError(
-            f"{path} has {len(blob)} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
-        )
     digest = hashlib.sha256(blob).hexdigest()
     if digest != record.sha256:
         raise CheckpointError(
             f"{path} has sha256 {digest}, expected {record.sha256}: its content was changed. Save or download it again."
         )
+    return blob
+
+
+def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
+    """Return the tensors of a weight file, as `check_weights` lets it through.
+
+    Raises:
+        CheckpointError: As `check_weights`, or if it is no safetensors file.
+    """
+    blob = check_weights(path, record)
     try:
         return load(blob)
     # Types that safetensors knows and torch does not come as a KeyError; other nonsense as the rest.
@@ -388,17 +473,19 @@ def rebuild_encoder(
     role: Role,
     config: SavedConfig,
     modules: Mapping[str, nn.Module],
-    weights: Mapping[str, Tensor],
+    read: Callable[[str], Mapping[str, Tensor]],
     origin: str,
 ) -> Encoder:
     """Build the encoder of a role from its spec or from the caller's module, and load its weights.
+
+    The architecture comes first: for a spec that cannot be built no weights are fetched.
 
     Args:
         role: Which encoder.
         config: Of the saved model.
         modules: What the caller passed, by role; copied, never modified.
-        weights: Of the role's file.
-        origin: Named in errors.
+        read: Returns the tensors of a file.
+        origin: The role's file.
 
     Raises:
         CheckpointError: If a custom module is needed and was not passed, or the weights do not fit.
@@ -418,27 +505,32 @@ def rebuild_encoder(
             f"architecture (weights do "
             f"not matter): from_pretrained(..., {wanted}=module)."
         )
-    load_strictly(backbone, weights, origin)
-    pooling: Any = record.pooling
-    encoder = Encoder(backbone, preprocessing=record.preprocessing, pooling=pooling, spec=record.spec)
-    return encoder.requires_grad_(False).eval()
+    load_strictly(backbone, read(origin), origin)
+    return Encoder(backbone, spec=record.spec).requires_grad_(False).eval()
 
 
-def rebuild_heads(config: SavedConfig, weights: Mapping[str, Tensor], origin: str) -> dict[str, MLPHead]:
-    """Build the heads that the stage has and load their weights.
+def rebuild_heads(config: SavedConfig, weights: Mapping[str, Tensor], origin: str) -> dict[str, nn.Module]:
+    """Build the heads that the config names and load their weights.
 
     Raises:
         CheckpointError: If a key belongs to no head, or the weights do not fit.
     """
-    stray = [key for key in weights if key.partition(".")[0] not in HEADS_AT[config.stage]]
+    stray = [key for key in weights if key.partition(".")[0] not in config.heads]
     if stray:
         raise CheckpointError(f"{origin} holds tensors of no branch: {', '.join(sorted(stray)[:5])}.")
-    heads: dict[str, MLPHead] = {}
-    for role in HEADS_AT[config.stage]:
-        record = config.encoders[role]
+    heads: dict[str, nn.Module] = {}
+    for role in (role for role in ROLES if role in config.heads):
         own = {key.removeprefix(f"{role}."): t for key, t in weights.items() if key.startswith(f"{role}.")}
-        with torch.device("meta"):
-            head = MLPHead(record.features, config.num_classes or 0)
+        head = _blank_head(config.heads[role], config.encoders[role].features, config.num_classes or 0, own)
         load_strictly(head, own, f"{origin} ({role})")
         heads[role] = head.eval()
     return heads
+
+
+def _blank_head(kind: str, features: int, classes: int, stored: Mapping[str, Tensor]) -> nn.Module:
+    """A head of the right shape, which takes no more memory than what is stored."""
+    if kind == "mlp":
+        with torch.device("meta"):
+            return MLPHead(features, classes)
+    fits = "weight" in stored and stored["weight"].shape == (classes, features)
+    return ZeroShotHead(torch.ones(classes, features) if fits else torch.ones(1, 1))

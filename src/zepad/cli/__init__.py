@@ -1,4 +1,4 @@
-"""The command line: `zepad demo`, `info`, `predict`, `attack`, `evaluate` and `compare`."""
+"""The command line: `zepad demo`, `info`, `predict`, `attack`, `evaluate`, `compare`, `push`, `pull` and `card`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 import typer
 
 from ..errors import ZePADError
-from . import models, robustness
+from . import models, publishing, robustness
 from .root import app
 
-__all__ = ["app", "main", "models", "robustness"]
+__all__ = ["app", "main", "models", "publishing", "robustness"]
 
 
 def main() -> None:

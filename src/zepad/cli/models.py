@@ -59,7 +59,8 @@ def info(
     typer.echo(f"fusion      {config.fusion.rule}, sharpness {config.fusion.sharpness:g}")
     typer.echo(f"threshold   {config.threshold:.4g}")
     for role, record in config.encoders.items():
-        size = "x".join(map(str, record.preprocessing.size)) if record.preprocessing.size else "any size"
+        preprocessing = record.spec.preprocessing
+        size = "x".join(map(str, preprocessing.size)) if preprocessing and preprocessing.size else "any size"
         typer.echo(f"{role:<11} {record.spec}, {record.features} features, images {size}")
     hardening = config.provenance.get("harden")
     if hardening:

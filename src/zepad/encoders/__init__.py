@@ -1,10 +1,10 @@
 """Encoders: the wrapper that owns preprocessing, and the sources encoders come from."""
 
-from .encoder import Encoder, Pooling, probe
+from .encoder import Encoder, probe
 from .preprocessing import Preprocessing
 from .small_resnet import SmallResNet
 from .sources import build_encoder, wrap_module
-from .spec import EncoderSpec
+from .spec import EncoderSpec, Pooling
 
 __all__ = [
     "Encoder",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError, InputError
 from .preprocessing import Preprocessing
-from .spec import EncoderSpec
-
-Pooling = Literal["class_token", "mean"]
+from .spec import POOLINGS, EncoderSpec, Pooling
 
 _PROBE_SIZES = (32, 64, 224)  # tried in turn on a backbone that states no input size
 
@@ -28,9 +26,13 @@ class Encoder(nn.Module):
     Args:
         backbone: Any module that maps images to a feature tensor. It is taken as it is: not copied, and a classifier
             it carries stays (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model).
-        preprocessing: What the backbone expects; the default passes images through untouched.
-        pooling: `"class_token"` (the first) or `"mean"`, for token sequences alone.
+        preprocessing: What the backbone expects; the default is the spec's, or passes images through untouched.
+        pooling: `"class_token"` (the first) or `"mean"`, for token sequences alone; the default is the spec's.
         spec: Where the backbone comes from, so that it can be rebuilt without the caller.
+        origin: Hub id of the pre-trained weights, where known: what a model card names as its base.
+
+    Attributes:
+        spec: Source, name and arguments, and the preprocessing and pooling in use.
 
     Examples:
         >>> import torch
@@ -49,14 +51,17 @@ class Encoder(nn.Module):
         preprocessing: Preprocessing | None = None,
         pooling: Pooling | None = None,
         spec: EncoderSpec | None = None,
+        origin: str = "",
     ) -> None:
         super().__init__()
-        if pooling not in (None, "class_token", "mean"):
+        if pooling not in (None, *POOLINGS):
             raise ConfigError(f'pooling must be "class_token", "mean" or None; got {pooling!r}.')
         self.backbone = backbone
-        self.preprocessing = preprocessing or Preprocessing()
-        self.pooling = pooling
-        self.spec = spec or EncoderSpec(source="custom")
+        spec = spec or EncoderSpec(source="custom")
+        self.preprocessing = preprocessing or spec.preprocessing or Preprocessing()
+        self.pooling = pooling or spec.pooling
+        self.spec = replace(spec, preprocessing=self.preprocessing, pooling=self.pooling, weights="")
+        self.origin = origin
         reference = next(backbone.parameters(), None)
         device = None if reference is None else reference.device
         for name in ("mean", "std"):

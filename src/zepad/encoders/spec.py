@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..config import _JSONConfig, require
 from ..errors import ConfigError
+from .preprocessing import Preprocessing
 
-Source = Literal["timm", "torchvision", "zepad", "custom"]
+Source = Literal["timm", "torchvision", "open_clip", "transformers", "solo", "lightly", "zepad", "custom"]
+Pooling = Literal["class_token", "mean"]
 
-SOURCES: tuple[Source, ...] = ("timm", "torchvision", "zepad", "custom")
+SOURCES: tuple[Source, ...] = get_args(Source)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
+# How each source's string form reads, for messages.
+FORMS = (
+    "timm:<model>",
+    "torchvision:<model>",
+    "open_clip:<model>@<weights>",
+    "transformers:<Hub id or folder>",
+    "solo:<file>",
+    "lightly:<file>",
+    "zepad:<model>",
+)
+
+# Of these sources the string form names a file or a repository of weights, from which the architecture is read.
+_NAMED_BY_WEIGHTS = ("transformers", "solo", "lightly")
+
+# Of these, weights have names of their own beside the architecture's.
+_TAKES_WEIGHTS = ("torchvision", "open_clip", *_NAMED_BY_WEIGHTS)
 
 # Arguments of timm and torchvision that choose weights, some of them from any path: a published config must not.
 _WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")
@@ -20,23 +39,38 @@ _WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(_JSONConfig):
-    """A name that a known source can build an architecture from. It holds names and numbers, never code.
+    """A name that a known source can build an architecture from, and how images go in and features come out.
+
+    It holds names and numbers, never code.
 
     Attributes:
-        source: `"timm"`, `"torchvision"`, `"zepad"` (encoders shipped inside this package), or `"custom"` for a
-            module that only the caller can build.
+        source: `"timm"`, `"torchvision"`, `"open_clip"`, `"transformers"`, `"solo"` and `"lightly"` (checkpoints of
+            solo-learn and lightly), `"zepad"` (encoders shipped inside this package), or `"custom"` for a module that
+            only the caller can build.
         name: The architecture's name at its source; empty for `"custom"`.
-        arguments: Keyword arguments of the architecture, JSON scalars only.
+        arguments: Keyword arguments of the architecture: JSON scalars, or lists of them.
+        preprocessing: What the backbone expects; None takes it from the model's own configuration.
+        pooling: Of token sequences; None takes the model's own.
+        weights: Which pre-trained weights are meant: a file for solo and lightly, a tag for open_clip and torchvision,
+            a Hub id or folder for transformers. Used when pre-trained weights are asked for, and never saved with a
+            model.
 
     Examples:
         >>> spec = EncoderSpec.parse("timm:resnet18")
         >>> spec.source, spec.name, str(spec)
         ('timm', 'resnet18', 'timm:resnet18')
+        >>> EncoderSpec.parse("open_clip:ViT-B-32@laion2b_s34b_b79k").weights
+        'laion2b_s34b_b79k'
+        >>> EncoderSpec.parse("solo:runs/byol.ckpt").weights
+        'runs/byol.ckpt'
     """
 
     source: Source
     name: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    pooling: Pooling | None = None
+    weights: str = ""
 
     def __post_init__(self) -> None:
         """Check every field. A name is an identifier: no path, no address, no dotted import.
@@ -46,34 +80,61 @@ class EncoderSpec(_JSONConfig):
         """
         require(self.source in SOURCES, "source", self.source, f"one of {SOURCES}")
         require(isinstance(self.name, str), "name", self.name, "a string")
+        taken = isinstance(self.weights, str) and (not self.weights or self.source in _TAKES_WEIGHTS)
+        require(taken, "weights", self.weights, f"a string, and empty for {self.source}, whose names say it all")
         if self.source == "custom":
             require(not self.name and not self.arguments, "name", self.name, 'empty for source "custom"')
-        else:
+        elif self.name or not (self.weights and self.source in _NAMED_BY_WEIGHTS):
             plain = bool(self.name) and all(c.isalnum() or c in "_-." for c in self.name) and self.name[0] not in "-."
             require(plain, "name", self.name, f"a plain model name of {self.source}, without ':' or '/'")
-        scalars = isinstance(self.arguments, dict) and all(
-            isinstance(k, str)
-            and isinstance(v, (str, int, float, bool, type(None)))
-            and not (isinstance(v, float) and not math.isfinite(v))
-            for k, v in self.arguments.items()
+        plain = isinstance(self.arguments, dict) and all(
+            isinstance(name, str) and (all(map(_is_scalar, value)) if isinstance(value, list) else _is_scalar(value))
+            for name, value in self.arguments.items()
         )
-        require(scalars, "arguments", self.arguments, "a mapping of names to JSON scalars")
+        require(plain, "arguments", self.arguments, "a mapping of names to plain JSON scalars or lists of them")
         harmless = not any(name.startswith(_WEIGHTS) for name in self.arguments)
         require(harmless, "arguments", self.arguments, f"of the architecture, none named {', '.join(_WEIGHTS)}...")
+        typed = self.preprocessing is None or isinstance(self.preprocessing, Preprocessing)
+        require(typed, "preprocessing", self.preprocessing, "a Preprocessing or None")
+        require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {POOLINGS} or None")
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.name}" if self.name else self.source
+        if not self.name:
+            return f"{self.source}:{self.weights}" if self.weights else self.source
+        return f"{self.source}:{self.name}" + (f"@{self.weights}" if self.weights else "")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderSpec:
+        """Rebuild a spec from its JSON form.
+
+        Raises:
+            ConfigError: If a name is unknown or a value out of range.
+        """
+        inner = values.get("preprocessing")
+        if isinstance(inner, dict):
+            values = {**values, "preprocessing": Preprocessing.from_dict(inner)}
+        return super().from_dict(values)
 
     @classmethod
     def parse(cls, text: str) -> EncoderSpec:
-        """Read the string form `"source:name"`.
+        """Read the string form, `"source:name"` or `"source:weights"`.
 
         Raises:
             ConfigError: If the source is unknown or the name is not plain.
         """
-        source, colon, name = text.partition(":")
-        known = [s for s in SOURCES if s != "custom"]
-        if not colon or source not in known:
-            forms = ", ".join(f'"{s}:<name>"' for s in known)
-            raise ConfigError(f"an encoder spec must read {forms}; got {text!r}.")
-        return cls(source=source, name=name)
+        source, _, rest = text.partition(":")
+        if not rest or source == "custom" or source not in SOURCES:
+            raise ConfigError(f"an encoder spec must read {', '.join(FORMS)}; got {text!r}.")
+        if source in _NAMED_BY_WEIGHTS:
+            return cls(source=source, weights=rest)
+        name, _, weights = rest.partition("@")
+        return cls(source=source, name=name, weights=weights)
+
+
+def _is_scalar(value: object) -> bool:
+    """A number, a flag, nothing, or a word; text with ':' or '/' could be an address or a path."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return not set(value) & set(":/\\")
+    return isinstance(value, (int, type(None)))

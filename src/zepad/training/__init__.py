@@ -2,7 +2,7 @@
 
 from .benign import benign_recipe
 from .checkpoints import checkpoint_folder, prepare_folder
-from .harden import check_state, harden_branch, harden_recipe, hardening_method, run_method
+from .harden import check_state, harden_branch, harden_recipe, hardening_method, plan_labels, run_method
 from .heads import fit_heads
 from .loaders import class_names, count_classes, images_in
 from .loop import Recipe, Run, autocast, train_branch, training_device
@@ -21,6 +21,7 @@ __all__ = [
     "harden_recipe",
     "hardening_method",
     "images_in",
+    "plan_labels",
     "prepare_folder",
     "run_method",
     "train_branch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ from ..inputs import check_reiterable
 from ..modules import Branch
 from ..objectives import Adaptation, Batch, HardeningMethod, Objective, benign_objective, zepad_method
 from ..seeding import derive_seed, seeded
-from ..types import Loader
+from ..types import ImageModel, Loader
 from .checkpoints import checkpoint_folder
 from .heads import fit_heads
-from .loaders import count_classes, hold_out, random_part
-from .loop import Recipe, Run, autocast, labelled_batches, train_branch, train_parts, training_device
+from .loaders import count_classes, hold_out, is_labelled, random_part
+from .loop import (
+    Labeller,
+    Recipe,
+    Run,
+    autocast,
+    labelled_batches,
+    train_branch,
+    train_parts,
+    training_device,
+    unlabelled,
+)
 
 _SECOND_STAGE = 1000  # added to the index of a run, so that its second stage draws other seeds
 
@@ -82,7 +93,7 @@ def harden_branch(
 
     Args:
         encoder: An `Encoder`, or any module from images to features; copied, never modified.
-        loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1].
+        loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; images alone will do for FARE.
         config: Rates, length and budget of the inner attack, for every method alike.
         objective: A method such as `trades(beta=6)`, or a plain function from branch and batch to an `Outcome`, which
             is minimised outside an attack on cross-entropy. None is ZePAD's own.
@@ -94,9 +105,9 @@ def harden_branch(
 
     Returns:
         The branch in evaluation mode on the training device, its encoder frozen, and the history. The head is the one
-        trained along with the encoder; for a method that trains none (FARE), one fitted afterwards on clean features.
-        The history holds a list of records per epoch under `"hardening"`, and for a method with a second stage
-        `"adaptation"` and the names of the `"adapted_layers"`.
+        trained along with the encoder; for a method that trains none (FARE), one fitted afterwards on clean features,
+        or the identity if there are no labels to fit it to. The history holds a list of records per epoch under
+        `"hardening"`, and for a method with a second stage `"adaptation"` and the names of the `"adapted_layers"`.
 
     Raises:
         InputError: If the encoder, a batch or the folder does not fit.
@@ -108,7 +119,8 @@ def harden_branch(
     check_state("encoder", copied)
     channels, features = probe(copied)
     folder = checkpoint_folder(checkpoint_dir, resume=resume)
-    check_reiterable(loader)
+    method = hardening_method(config, objective)
+    classes, labeller = plan_labels(loader, method, num_classes=num_classes)
     run = Run(
         name="harden encoder",
         index=0,
@@ -116,12 +128,48 @@ def harden_branch(
         config=config,
         features=features,
         channels=channels,
-        num_classes=num_classes or count_classes(loader),
+        num_classes=classes,
+        labeller=labeller,
         checkpoint_dir=folder,
         resume=resume,
         progress=progress,
     )
-    return run_method(copied, hardening_method(config, objective), run, loader, val_loader)
+    return run_method(copied, method, run, loader, val_loader)
+
+
+def plan_labels(
+    loader: Loader, method: HardeningMethod, *, num_classes: int | None = None, classifier: ImageModel | None = None
+) -> tuple[int | None, Labeller | None]:
+    """Say where the labels of a hardening come from: the loader, a zero-shot classifier, or nowhere.
+
+    Args:
+        loader: Yields `(images, labels)`, or images alone.
+        method: Which may need no labels.
+        num_classes: Of the task, where known.
+        classifier: Images to the logits of the public encoders' zero-shot heads, which label images that have no label.
+
+    Returns:
+        The number of classes, None where no label is used; and what labels the images of a loader that does not.
+
+    Raises:
+        InputError: If the loader yields images alone and the method needs labels.
+    """
+    check_reiterable(loader)
+    if is_labelled(loader):
+        return num_classes or count_classes(loader), None
+    if not method.trains_head:
+        return (None if classifier is None else num_classes), unlabelled
+    if classifier is None:
+        raise InputError(
+            f"the loader yields images alone, and {method.name} needs their labels. Yield (images, labels), pass "
+            "zero_shot= heads made from class names, or harden with objective=fare(), which needs none."
+        )
+    return num_classes, partial(_most_likely, classifier)
+
+
+def _most_likely(classifier: ImageModel, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier(images).argmax(dim=1)
 
 
 def run_method(
@@ -149,8 +197,8 @@ def run_method(
         loader, val_loader = hold_out(loader, run.config.val_fraction, run.config.seed)
     branch, records = train_branch(encoder, run, loader, val_loader)
     history: dict[str, Any] = {"hardening": records}
-    if not method.trains_head:
-        branch = Branch(encoder, _fit_head(encoder, run, loader)).eval()
+    if not method.trains_head and run.head is None and run.num_classes is not None:
+        branch = Branch(encoder, _fit_head(encoder, run, loader, run.num_classes)).eval()
     if method.adaptation is not None:
         layers = _choose_layers(branch, method.adaptation, run, loader)
         adapting = _second_stage(method, method.adaptation, layers, run)
@@ -177,14 +225,14 @@ def check_state(name: str, encoder: nn.Module) -> None:
             )
 
 
-def _fit_head(encoder: Encoder, run: Run, loader: Loader) -> nn.Module:
+def _fit_head(encoder: Encoder, run: Run, loader: Loader, num_classes: int) -> nn.Module:
     config = HeadConfig(seed=run.config.seed, precision=run.config.precision)
     heads = fit_heads(
         {"encoder": encoder},
         loader,
         config,
         channels=run.channels,
-        num_classes=run.num_classes,
+        num_classes=num_classes,
         progress=run.progress,
     )
     return heads["encoder"]
@@ -200,7 +248,10 @@ def _choose_layers(branch: Branch, adaptation: Adaptation, run: Run, loader: Loa
     # Every process reads the same images, so the loader is not shared out; a run that resumes reads them again.
     part = random_part(loader, adaptation.images, seed)
     with seeded(seed):
-        for images, labels in labelled_batches(part, device, channels=run.channels, num_classes=run.num_classes):
+        batches_of_part = labelled_batches(
+            part, device, channels=run.channels, num_classes=run.num_classes, labeller=run.labeller
+        )
+        for images, labels in batches_of_part:
             images, labels = images[:left], labels[:left]
             with autocast(device, run.config.precision):
                 attacked = run.recipe.attack(branch, images, labels, generator=generator)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ..errors import InputError
-from ..inputs import check_images, check_labels, split_batch
+from ..inputs import check_images, check_labels, has_labels, split_batch
 from ..seeding import seeded
 from ..types import Loader
 
@@ -28,6 +28,18 @@ def class_names(loader: Loader) -> tuple[str, ...] | None:
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None)
     return tuple(str(name) for name in names) if names else None
+
+
+def is_labelled(loader: Loader) -> bool:
+    """Return whether the loader yields labels with its images, from its first batch.
+
+    Raises:
+        InputError: If the loader is empty.
+    """
+    with seeded(0):  # iterating draws from the caller's generator
+        for batch in loader:
+            return has_labels(batch)
+    raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
 
 
 def count_classes(loader: Loader) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +23,18 @@ from ..config import Precision, _TrainingConfig
 from ..encoders import Encoder
 from ..errors import CheckpointError, InputError, TrainingError
 from ..functional import Count, correct_count
-from ..inputs import batches_in, check_images, check_labels, check_reiterable, split_batch
+from ..inputs import batches_in, check_images, check_labels, check_reiterable, has_labels, split_batch
 from ..modules import Branch, MLPHead
 from ..objectives import CROSS_ENTROPY, Batch, Inner, Objective, Outcome
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .checkpoints import load_latest, newest, save_epoch
 from .loaders import hold_out, images_in
+
+Labeller = Callable[[Tensor], Tensor]
+"""Images `(N, C, H, W)` to labels, int64 `(N,)`."""
+
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,9 @@ class Run:
         config: Rates, length, seed and precision.
         features: Width of the encoder's output.
         channels: Of the images.
-        num_classes: Bound of the labels.
+        num_classes: Bound of the labels; None where the loader has none and none are needed.
+        head: Starts as a copy of this one instead of a fresh `MLPHead`.
+        labeller: Labels images `(N, C, H, W)` whose loader does not.
         checkpoint_dir: Where this run keeps its epochs, or None.
         resume: Go on from the newest epoch there.
         progress: Show a progress bar.
@@ -89,7 +98,9 @@ class Run:
     config: _TrainingConfig
     features: int
     channels: int
-    num_classes: int
+    num_classes: int | None
+    head: nn.Module | None = None
+    labeller: Labeller | None = None
     checkpoint_dir: Path | None = None
     resume: bool = False
     progress: bool = True
@@ -169,18 +180,39 @@ def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:
 
 
 def labelled_batches(
-    loader: Loader, device: torch.device, *, channels: int, num_classes: int | None
+    loader: Loader,
+    device: torch.device,
+    *,
+    channels: int,
+    num_classes: int | None,
+    labeller: Labeller | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over checked batches on the device.
+
+    Args:
+        loader: Yields `(images, labels)`, or images alone where a `labeller` is given.
+        device: Where batches go.
+        channels: Of the images.
+        num_classes: Bound of the labels, where known.
+        labeller: Labels the images of a loader that does not.
 
     Raises:
         InputError: If an image or label does not fit.
     """
     for batch in loader:
+        if labeller is not None and not has_labels(batch):
+            images = check_images(batch[0] if isinstance(batch, (tuple, list)) else batch, channels=channels).to(device)
+            yield images, labeller(images)
+            continue
         images, labels = split_batch(batch)
         checked = check_images(images, channels=channels)
         targets = check_labels(labels, count=len(checked), num_classes=num_classes)
         yield checked.to(device), targets.to(device)
+
+
+def unlabelled(images: Tensor) -> Tensor:
+    """Label images as what they are where no label is used: all `UNLABELLED`, of which a loss on labels would raise."""
+    return torch.full((len(images),), UNLABELLED, device=images.device)
 
 
 def train_branch(
@@ -208,10 +240,17 @@ def train_branch(
     check_reiterable(loader)
     if val_loader is None:
         loader, val_loader = hold_out(loader, run.config.val_fraction, run.config.seed)
-    with seeded(derive_seed(run.config.seed, run.index)):
-        head = MLPHead(run.features, run.num_classes)
-    branch = Branch(encoder, head)
+    branch = Branch(encoder, _starting_head(run))
     return branch, train_parts(branch, run, loader, val_loader)
+
+
+def _starting_head(run: Run) -> nn.Module:
+    if run.head is not None:
+        return copy.deepcopy(run.head)
+    if run.num_classes is None:
+        return nn.Identity()  # features are all that such a method looks at
+    with seeded(derive_seed(run.config.seed, run.index)):
+        return MLPHead(run.features, run.num_classes)
 
 
 def train_parts(branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -> list[dict[str, float]]:
@@ -238,6 +277,14 @@ def train_parts(branch: Branch, run: Run, loader: Loader, val_loader: Loader | N
     branch.encoder.requires_grad_(False)
     branch.head.requires_grad_(True)
     return history
+
+
+def _digest(head: nn.Module) -> str:
+    """Tell one given head from another: a run goes on under the same one alone."""
+    digest = hashlib.sha256()
+    for key, value in head.state_dict().items():
+        digest.update(key.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class _Training:
@@ -270,6 +317,7 @@ class _Training:
             "objective": self.recipe.name,
             "trained": list(self.recipe.trained),
             "num_classes": run.num_classes,
+            "head": None if run.head is None else _digest(run.head),
             "total_epochs": self.epochs,
             "images": images_in(loader),
         }
@@ -297,14 +345,14 @@ class _Training:
         return self.history
 
     def _train_epoch(self, epoch: int, seed: int, bar: Any) -> dict[str, float]:
-        spec, config = self.spec, self.spec.config
+        config = self.spec.config
         generator = torch.Generator(self.device).manual_seed(seed)
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
         total_loss, seen = 0.0, 0
         adversarial, benign = Count(0, 0), Count(0, 0)
         batch_index = -1
-        batches = labelled_batches(self.loader, self.device, channels=spec.channels, num_classes=spec.num_classes)
+        batches = self._batches(self.loader)
         for batch_index, (images, labels) in enumerate(batches):
             self._set_rates(epoch, batch_index)
             self._train_mode()
@@ -343,6 +391,12 @@ class _Training:
             record["adversarial_accuracy"] = adversarial.rate
         return record
 
+    def _batches(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+        spec = self.spec
+        return labelled_batches(
+            loader, self.device, channels=spec.channels, num_classes=spec.num_classes, labeller=spec.labeller
+        )
+
     def _attack(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.recipe.attack is None:
             return images, labels
@@ -374,7 +428,7 @@ class _Training:
         generator = torch.Generator(self.device).manual_seed(seed)
         benign, adversarial = Count(0, 0), Count(0, 0)
         self.branch.eval()
-        batches = labelled_batches(self.val_loader, self.device, channels=spec.channels, num_classes=spec.num_classes)
+        batches = self._batches(self.val_loader)
         for images, labels in batches:
             with autocast(self.device, spec.config.precision):
                 benign += self._count(images, labels)

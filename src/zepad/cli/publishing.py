@@ -1,0 +1,79 @@
+"""Commands that move a saved model to the Hub and back, and write its card: `zepad push`, `zepad pull`, `zepad card`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .root import JSON_OPTION, app
+
+_TOKEN = typer.Option(help="Of the Hub; the stored one by default.", envvar="HF_TOKEN", show_envvar=True)
+
+
+@app.command()
+def push(
+    path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: user/name. Created if need be.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Visibility; your account's default if not given.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, created if need be.")] = None,
+    token: Annotated[str | None, _TOKEN] = None,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Push a model with zepad",
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Publish a saved model on the Hugging Face Hub, in one commit or not at all."""
+    from ..publishing import publish_folder
+
+    published = publish_folder(path, repo_id, private=private, revision=revision, token=token, commit_message=message)
+    if as_json:
+        typer.echo(json.dumps({"repo_id": published.repo_id, "revision": published.revision, "url": published.url}))
+        return
+    typer.echo(f"published   {published.url}")
+    typer.echo(f'load it     ZePAD.from_pretrained("{published.repo_id}", revision="{published.revision}")')
+
+
+@app.command()
+def pull(
+    repo_id: Annotated[str, typer.Argument(help="Where from: user/name.")],
+    path: Annotated[Path, typer.Argument(help="Folder to write.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    token: Annotated[str | None, _TOKEN] = None,
+    as_json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Copy a published model into a folder: verified, and whole even where it only adds heads to a base."""
+    from ..hub import HubRepo
+    from ..publishing import download
+
+    config = download(repo_id, HubRepo(repo_id=repo_id, revision=revision, token=token), path)
+    size = sum(file.bytes for file in config.files.values())
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "bytes": size, "files": sorted(config.files)}))
+        return
+    typer.echo(f"model       {path}   ({size / 1e6:.1f} MB in {len(config.files)} files, digests verified)")
+    typer.echo(f"Next: zepad info {path}")
+
+
+@app.command()
+def card(
+    path: Annotated[Path, typer.Argument(help="Folder of a saved model; its README.md is written anew.")],
+    repo_id: Annotated[str | None, typer.Option(help="Where it will be published, for the usage lines.")] = None,
+    license_id: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of training data; repeat for more.")] = None,
+    base_model: Annotated[list[str] | None, typer.Option(help="Hub id of a public encoder; repeat for more.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Repeat for more.")] = None,
+) -> None:
+    """Write the model card: metadata for the Hub, threat model, measured numbers with their attackers, limits."""
+    from ..card import CardDetails
+    from ..publishing import check_folder, write_card
+
+    details = CardDetails(
+        license=license_id,
+        datasets=tuple(dataset or ()),
+        base_models=tuple(base_model or ()),
+        tags=tuple(tag or ()),
+    )
+    typer.echo(f"card        {write_card(path, check_folder(path), model_id=repo_id, details=details)}")

@@ -1,0 +1,200 @@
+"""A fitted defense as one file that serves without this library: ONNX, or PyTorch's own exported program."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ._version import __version__
+from .config import require
+from .encoders import Encoder
+from .errors import CheckpointError, ConfigError, InputError, ZePADError
+from .functional import detection_score
+from .modules import Fusion, evaluating
+
+METADATA_FILE = "zepad.json"
+"""Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""
+
+_OUTPUTS = ("logits", "probabilities", "weights", "detection_score")
+
+
+class Exportable(Protocol):
+    """What an export needs of a fitted defense, an `nn.Module` as a `ZePAD` is."""
+
+    fusion: Fusion
+    channels: int
+    class_names: tuple[str, ...] | None
+    threshold: float
+
+    def branch_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of every branch, `(B, N, K)`."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Iterate over the module and all its parts."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the weights."""
+
+
+class _Deployed(nn.Module):
+    """All that a defense says of each image, in one graph and by name; a dict, for `.pt2` files know no own types."""
+
+    def __init__(self, defense: Exportable) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        branches = self.defense.branch_logits(images)
+        logits = self.defense.fusion(branches)
+        weights = self.defense.fusion.weights(branches).T  # a server splits batches along the first axis
+        outputs = (logits, logits.softmax(dim=-1), weights, detection_score(branches))
+        return dict(zip(_OUTPUTS, outputs, strict=True))
+
+
+def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
+    """Write a fitted defense, resize and normalisation included, to one file that needs no zepad to run.
+
+    The graph maps `images`, float32 `(N, C, H, W)` in [0, 1] for any N from 1 on, to `logits (N, K)`,
+    `probabilities (N, K)`, the `weights (N, B)` of the branches (victim, auxiliary, benign) and the
+    `detection_score (N,)`; an image is suspicious where that exceeds the threshold. Values are not checked. Library,
+    version, class names and threshold travel along: in the `metadata_props` of an `.onnx`, in the extra file
+    `zepad.json` of a `.pt2`.
+
+    * `.onnx`: for any ONNX runtime, the weights inside. One such file ends at 2 GB, so that weights beyond 1.5 GB lie
+      beside it, in a file of the same name with `.data` appended: keep the two together.
+    * `.pt2`: for `torch.export.load(path).module()`, which returns a dict; on the device where the defense is now.
+
+    Args:
+        defense: Fitted; it is left as it is.
+        path: With the suffix `.onnx` or `.pt2`. An older file there is replaced, but only once the new one is whole.
+        image_size: `(height, width)` of the images to come; None takes the size that the encoders state. Another size
+            than theirs is resized inside the graph, as the encoders always do.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: If the suffix or the size is no good, no size is known, or the packages for ONNX are missing.
+        StageError: If the defense is not fitted.
+        InputError: If an encoder does not take images of that size, or cannot be written as a graph.
+        CheckpointError: If the file cannot be written.
+
+    Examples:
+        >>> defense = ZePAD.from_pretrained("me/my-encoder-zepad")  # doctest: +SKIP
+        >>> export_model(defense, "defense.onnx", image_size=(224, 224))  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise ConfigError(f"path must end in {' or '.join(_WRITERS)}; got {str(path)!r}. The suffix names the format.")
+    if path.suffix == ".onnx":
+        _require_onnx()
+    height, width = _known_size(defense) if image_size is None else _checked_size(image_size)
+    device = next(defense.parameters()).device
+    # Two images, because a graph traced with one would serve one alone.
+    images = torch.full((2, defense.channels, height, width), 0.5, device=device)
+    program = _trace(_Deployed(defense), images)
+    metadata = {
+        "library": "zepad",
+        "version": __version__,
+        "class_names": json.dumps(defense.class_names, ensure_ascii=False),
+        "threshold": json.dumps(float(defense.threshold)),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            _WRITERS[path.suffix](program, Path(folder) / path.name, metadata)
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph itself after its .data
+                file.replace(path.parent / file.name)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. Choose a writable path.") from error
+    return path
+
+
+def _require_onnx() -> None:
+    try:
+        importlib.import_module("onnx")
+        importlib.import_module("onnxscript")
+    except ImportError as error:
+        raise ConfigError(f"ONNX cannot be written: {error}. Install it with: pip install 'zepad[onnx]'.") from error
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    require(pair, "image_size", size, "a pair of positive integers (height, width), or None")
+    return size
+
+
+def _known_size(defense: Exportable) -> tuple[int, int]:
+    sizes = {
+        size
+        for part in defense.modules()
+        if isinstance(part, Encoder) and (size := part.preprocessing.size) is not None
+    }
+    if len(sizes) != 1:
+        stated = " and ".join(f"{height}x{width}" for height, width in sorted(sizes)) or "none"
+        raise ConfigError(
+            f"the graph is made for images of one size; of the encoders' own there must be one, got {stated}. "
+            "Say how large the images to come are: image_size=(height, width)."
+        )
+    return sizes.pop()
+
+
+def _trace(graph: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    with evaluating(graph):
+        try:
+            with torch.no_grad():
+                graph(images)  # an image that does not fit is told apart from a graph that does not
+        except ZePADError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the encoders do not take images of shape {tuple(images.shape)}: {_brief(error)}. "
+                "Pass another image_size=(height, width)."
+            ) from error
+        try:
+            # Strict: Dynamo alone keeps the batch open through the len(images) in Encoder.
+            return torch.export.export(
+                graph, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}, strict=True
+            )
+        except Exception as error:
+            raise InputError(
+                f"an encoder cannot be written as a graph for batches of any size: {_brief(error)}. "
+                "torch.export must be able to trace it."
+            ) from error
+
+
+def _brief(error: BaseException) -> str:
+    while error.__cause__ is not None:  # exporters wrap what went wrong in pages of advice
+        error = error.__cause__
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+    try:
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=list(_OUTPUTS),
+            dynamic_shapes={"images": {0: "batch"}},  # for the name: which axis it is the program says
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(f"an encoder cannot be expressed in ONNX: {_brief(error)}. Export a .pt2 instead.") from error
+    assert onnx_program is not None  # it is without dynamo
+    onnx_program.model.metadata_props.update(metadata)
+    onnx_program.save(path)
+
+
+def _write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+_WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}

@@ -1,0 +1,133 @@
+"""A saved model from a folder or the Hub: which file comes from where, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from .encoders import Encoder
+from .hub import HubRepo, locate
+from .serialization import (
+    CONFIG_FILE,
+    HEADS_FILE,
+    Base,
+    SavedConfig,
+    check_weights,
+    encoder_file,
+    read_config,
+    read_weights,
+    rebuild_encoder,
+    rebuild_heads,
+)
+from .types import ROLES, Role
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a saved model holds.
+
+    Attributes:
+        config: Of the model.
+        encoders: By role, frozen and in evaluation mode.
+        heads: By role, in evaluation mode.
+        home: The repository and commit that hold the encoders' files, if they are on the Hub.
+    """
+
+    config: SavedConfig
+    encoders: dict[str, Encoder]
+    heads: dict[str, nn.Module]
+    home: Base | None
+
+
+class SavedFiles:
+    """The files of one saved model, all of one commit where they come from the Hub.
+
+    Args:
+        model_id: A folder, or a Hub id.
+        repo: How to reach the Hub.
+
+    Raises:
+        CheckpointError: If there is no such folder, or its config is damaged.
+        HubError: If the Hub cannot deliver.
+    """
+
+    def __init__(self, model_id: str, repo: HubRepo) -> None:
+        config_path, remote = locate(model_id, repo)
+        self.config = read_config(config_path)
+        self._folder = config_path.parent
+        self._remote = None if remote is None else replace(remote, revision=self._folder.name)
+        base = self.config.base
+        self._base = None if base is None else replace(repo, repo_id=base.repo_id, revision=base.revision)
+
+    @property
+    def home(self) -> Base | None:
+        """The repository and commit that hold the encoders' files, if they are on the Hub."""
+        if self.config.base is not None or self._remote is None:
+            return self.config.base
+        return Base(repo_id=self._remote.repo_id, revision=self._folder.name)
+
+    def path(self, name: str) -> Path:
+        """Return a file beside the config, or of the base repository; downloaded if need be."""
+        return self._parsed(name, lambda path: path)
+
+    def verified(self, name: str) -> Path:
+        """Return a weight file that is the one the config vouches for.
+
+        Raises:
+            CheckpointError: If it is not that file.
+            HubError: If the Hub cannot deliver.
+        """
+
+        def check(path: Path) -> Path:
+            check_weights(path, self.config.files[name])
+            return path
+
+        return self._parsed(name, check)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a weight file. Errors as `verified`."""
+        return self._parsed(name, lambda path: read_weights(path, self.config.files[name]))
+
+    def _parsed(self, name: str, parse: Callable[[Path], _T]) -> _T:
+        source = self._source(name)
+        return parse(self._folder / name) if source is None else source.read(name, parse)
+
+    def _source(self, name: str) -> HubRepo | None:
+        """Where a file is fetched from; None is the folder itself."""
+        from_base = self._base is not None and name not in (CONFIG_FILE, HEADS_FILE)
+        if from_base and not (self._remote is None and (self._folder / name).exists()):
+            return self._base
+        return self._remote
+
+
+def load_saved(
+    model_id: str, repo: HubRepo, *, branches: Collection[Role] | None, modules: Mapping[str, nn.Module]
+) -> Saved:
+    """Read a saved model strictly, and no file that is not needed.
+
+    Args:
+        model_id: A folder, or a Hub id.
+        repo: How to reach the Hub.
+        branches: Encoders to load, without heads; None loads everything.
+        modules: Architectures of custom encoders, by role.
+
+    Raises:
+        CheckpointError: If anything is missing, damaged, or does not fit.
+        ConfigError: If a source no longer knows an encoder's name.
+        HubError: If the Hub cannot deliver.
+    """
+    files = SavedFiles(model_id, repo)
+    config = files.config
+    encoders: dict[str, Encoder] = {
+        role: rebuild_encoder(role, config, modules, files.weights, encoder_file(role))
+        for role in ROLES
+        if branches is None or role in branches
+    }
+    heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and branches is None else {}
+    return Saved(config=config, encoders=encoders, heads=heads, home=files.home)

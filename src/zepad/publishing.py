@@ -1,0 +1,112 @@
+"""A saved model's folder to the Hub and back, without building the model: no module of the caller's is needed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .card import CardDetails, model_card
+from .errors import CheckpointError
+from .hub import HubRepo, Published, publish
+from .loading import SavedFiles
+from .serialization import CONFIG_FILE, HEADS_FILE, WEIGHT_FILES, SavedConfig, check_weights, read_config
+
+CARD_FILE = "README.md"
+
+
+def check_folder(folder: Path) -> SavedConfig:
+    """Return the config of a saved model whose weight files are those it vouches for.
+
+    Raises:
+        CheckpointError: If anything is missing or damaged.
+    """
+    config = read_config(folder / CONFIG_FILE)
+    for name in _own_files(config):
+        check_weights(folder / name, config.files[name])
+    return config
+
+
+def write_card(
+    folder: Path, config: SavedConfig, *, model_id: str | None = None, details: CardDetails = CardDetails()
+) -> Path:
+    """Write the model card of a saved model.
+
+    Raises:
+        CheckpointError: If the folder cannot be written.
+    """
+    path = folder / CARD_FILE
+    try:
+        path.write_text(model_card(config, model_id=model_id, details=details), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
+    return path
+
+
+def publish_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Push a model with zepad",
+) -> Published:
+    """Publish a saved model as it is, in one commit or not at all.
+
+    Args:
+        folder: Checked before anything is sent; files that are not the model's stay here.
+        repo_id: As in `ZePAD.push_to_hub`, like all that follows.
+        private: Visibility.
+        revision: Branch.
+        token: Of the Hub.
+        commit_message: Its first line.
+
+    Raises:
+        CheckpointError: If the folder holds no whole model.
+        HubError: Saying whether anything was published.
+    """
+    own = _own_files(check_folder(folder))
+    card = [CARD_FILE] if (folder / CARD_FILE).is_file() else []
+    return publish(
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        token=token,
+        commit_message=commit_message,
+        files=[CONFIG_FILE, *card, *own],
+        obsolete=[name for name in WEIGHT_FILES if name not in own],
+    )
+
+
+def download(model_id: str, repo: HubRepo, folder: Path) -> SavedConfig:
+    """Copy a published model into a folder, whole: heads that name a base bring its encoders along.
+
+    Args:
+        model_id: Hub id.
+        repo: How to reach the Hub.
+        folder: Created if need be; config.json comes last, so that an interrupted copy never passes for a whole one.
+
+    Raises:
+        CheckpointError: If what came is damaged, or the folder cannot be written.
+        HubError: If the Hub cannot deliver.
+    """
+    files = SavedFiles(model_id, repo)
+    paths = {name: files.verified(name) for name in files.config.files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for stale in set(WEIGHT_FILES) - set(paths):
+            (folder / stale).unlink(missing_ok=True)
+        for name, path in paths.items():
+            shutil.copyfile(path, folder / name)
+        write_card(folder, files.config, model_id=model_id)
+        shutil.copyfile(files.path(CONFIG_FILE), folder / CONFIG_FILE)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
+    return files.config
+
+
+def _own_files(config: SavedConfig) -> list[str]:
+    """The weight files that lie beside the config."""
+    return [HEADS_FILE] if config.base is not None else list(config.files)

@@ -1,0 +1,182 @@
+"""Classification by class names alone: the text tower of a CLIP model becomes the head of its image tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import InputError
+from .modules import evaluating
+
+IMAGENET_TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+"""The seven prompts that suffice for ImageNet, in place of CLIP's eighty (github.com/openai/CLIP, notebooks)."""
+
+_BATCH = 256  # texts per pass
+
+
+class ZeroShotHead(nn.Module):
+    """Features `(N, D)` to logits `(N, K)`: the cosine of the angle to each class's text, times `scale`, plus `bias`.
+
+    Everything it holds is a buffer, saved and moved with the module and never trained. Features of half precision
+    are normalised and compared in float32, also under autocast: the logits are float32, or float64 for such features.
+
+    Args:
+        weight: One embedding per class, `(K, D)`; its rows are brought to length one.
+        scale: What CLIP calls `logit_scale.exp()`.
+        bias: What SigLIP calls `logit_bias`.
+
+    Attributes:
+        features: `D`.
+        classes: `K`.
+
+    Raises:
+        InputError: If the embeddings are no matrix, not finite or zero, or scale and bias are no finite numbers.
+
+    Examples:
+        >>> import torch
+        >>> ZeroShotHead(torch.eye(2), scale=10)(torch.tensor([[3.0, 4.0]]))
+        tensor([[6., 8.]])
+
+    References:
+        Radford et al., Learning Transferable Visual Models From Natural Language Supervision (CLIP), ICML 2021;
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training (SigLIP), ICCV 2023.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, *, scale: float | Tensor = 1.0, bias: float | Tensor = 0.0) -> None:
+        super().__init__()
+        if not (weight.ndim == 2 and weight.numel() and weight.is_floating_point()):
+            raise InputError(
+                f"the embeddings of the classes must be floating-point of shape (K, D); got {weight.dtype} of shape "
+                f"{tuple(weight.shape)}."
+            )
+        weight = weight.detach().float()
+        lengths = weight.norm(dim=1)
+        if not (lengths.isfinite() & (lengths > 0)).all():
+            raise InputError("the embeddings of the classes must be finite and not zero; got one that is not.")
+        self.classes, self.features = weight.shape
+        self.register_buffer("weight", F.normalize(weight))
+        for name, value in (("scale", scale), ("bias", bias)):
+            number = torch.as_tensor(value, dtype=torch.float32, device=weight.device).detach().clone()
+            if number.numel() != 1 or not number.isfinite():
+                raise InputError(f"{name} must be one finite number; got {value!r}.")
+            self.register_buffer(name, number.reshape(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits."""
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            cosines = F.normalize(features.to(dtype), dim=-1) @ self.weight.to(dtype).T
+            return cosines * self.scale.to(dtype) + self.bias.to(dtype)
+
+    def extra_repr(self) -> str:
+        """Show the sizes and the scale."""
+        return f"features={self.features}, classes={self.classes}, scale={self.scale.item():g}"
+
+    @classmethod
+    def from_text(
+        cls,
+        model: nn.Module,
+        tokenizer: Callable[..., Any],
+        class_names: Sequence[str],
+        templates: Sequence[str] = ("a photo of a {}.",),
+    ) -> ZeroShotHead:
+        """Make the head that names its classes in words.
+
+        The embedding of a class is the mean over all templates of the normalised text embeddings, normalised again
+        (CLIP, section 3.1.4, prompt ensembling).
+
+        Args:
+            model: Of open_clip, or a transformers `CLIPModel` or `SiglipModel`: image and text tower together. Left
+                as found; the head is on its device.
+            tokenizer: The model's own: `open_clip.get_tokenizer(name)`, or `AutoTokenizer.from_pretrained(name)`.
+            class_names: Different names, in the order of the labels.
+            templates: Sentences with `{}` where the name goes, such as `IMAGENET_TEMPLATES`.
+
+        Raises:
+            InputError: If there is no name or template, a name occurs twice, a template has no `{}`, the model has
+                no text tower, or the tokens or embeddings of the texts are not one row per text.
+        """
+        names, sentences = _texts(class_names, "class_names"), _texts(templates, "templates")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"class_names must differ; {twice[0]!r} occurs {names.count(twice[0])} times.")
+        unfilled = [sentence for sentence in sentences if "{}" not in sentence]
+        if unfilled:
+            raise InputError(
+                f'a template must hold {{}} where the name goes, as "a photo of a {{}}."; got {unfilled[0]!r}.'
+            )
+        scale = getattr(model, "logit_scale", None)
+        if not (hasattr(model, "encode_text") or hasattr(model, "get_text_features")) or not isinstance(scale, Tensor):
+            raise InputError(
+                f"{type(model).__name__} has no text tower. Pass the whole model: one of open_clip, or a CLIPModel or "
+                "SiglipModel of transformers."
+            )
+        bias = getattr(model, "logit_bias", None)
+        with torch.no_grad(), evaluating(model):
+            total = sum(
+                F.normalize(_embed(model, tokenizer, [sentence.replace("{}", name) for name in names]))
+                for sentence in sentences
+            )
+            return cls(total, scale=scale.float().exp(), bias=0.0 if bias is None else bias)  # type: ignore[arg-type]
+
+
+def _texts(texts: Sequence[str], name: str) -> list[str]:
+    listed = [] if isinstance(texts, str) else list(texts)
+    if not listed or not all(isinstance(text, str) and text for text in listed):
+        raise InputError(f"{name} must be a list of one or more strings; got {texts!r}.")
+    return listed
+
+
+def _embed(model: Any, tokenizer: Callable[..., Any], texts: list[str]) -> Tensor:
+    """Return the embeddings `(len(texts), D)` in float32."""
+    return torch.cat([_embed_batch(model, tokenizer, texts[i : i + _BATCH]) for i in range(0, len(texts), _BATCH)])
+
+
+def _embed_batch(model: Any, tokenizer: Callable[..., Any], texts: list[str]) -> Tensor:
+    of_transformers = hasattr(model, "get_text_features")
+    tokens = _tokenize_for_transformers(model, tokenizer, texts) if of_transformers else {"text": tokenizer(texts)}
+    for name, value in tokens.items():
+        if not (isinstance(value, Tensor) and value.ndim == 2 and len(value) == len(texts)):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"the tokenizer must make a tensor ({len(texts)}, L) of {len(texts)} texts; {name} is {got}."
+            )
+    device = next(model.parameters()).device
+    tokens = {name: value.to(device) for name, value in tokens.items()}
+    try:
+        output = model.get_text_features(**tokens) if of_transformers else model.encode_text(**tokens)
+    except (RuntimeError, IndexError, ValueError) as error:
+        shapes = {name: tuple(value.shape) for name, value in tokens.items()}
+        raise InputError(
+            f"the text tower of {type(model).__name__} did not take tokens of shape {shapes}: {error} Pass the "
+            "tokenizer that belongs to the model."
+        ) from error
+    embeddings: Tensor = getattr(output, "pooler_output", output)  # a record since transformers 5
+    return embeddings.float()
+
+
+def _tokenize_for_transformers(model: Any, tokenizer: Callable[..., Any], texts: list[str]) -> dict[str, Any]:
+    config = model.config
+    # SigLIP was trained on texts padded to full length and reads its embedding off the last position.
+    padding = "max_length" if config.model_type.startswith("siglip") else True
+    length = config.text_config.max_position_embeddings
+    tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+    if not isinstance(tokens, Mapping):
+        return {"input_ids": tokens}
+    return {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
