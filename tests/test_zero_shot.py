@@ -28,7 +28,7 @@ def head(encoder: nn.Module, classes: int = 3) -> ZeroShotHead:
     with torch.no_grad():
         features = encoder.eval()(IMAGES)
     centre = features.mean(0)
-    weight = torch.stack([features[LABELS == label % 3].mean(0) - centre for label in range(classes)])
+    weight = torch.stack([features[label % 3 == LABELS].mean(0) - centre for label in range(classes)])
     return ZeroShotHead(weight, scale=10.0)
 
 

@@ -665,6 +665,7 @@ class ZePAD(
         Raises:
             StageError: If the model is not fitted.
             ConfigError: If the suffix is another, the size is not known, or a package is missing.
+            InputError: If an encoder does not take such images, or cannot be written as a graph.
             CheckpointError: If the file cannot be written.
         """
         self._require_fitted("export")

@@ -76,7 +76,8 @@ class Encoder(nn.Module):
         Raises:
             InputError: If the backbone's output is not a feature tensor.
         """
-        return self._pool(self.backbone(self._prepare(images)), len(images))
+        # shape[0], not len(): an exported graph would hold the length of its example.
+        return self._pool(self.backbone(self._prepare(images)), images.shape[0])
 
     def _prepare(self, images: Tensor) -> Tensor:
         size, mode = self.preprocessing.size, self.preprocessing.interpolation
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
                 f"an encoder must return one feature tensor; {type(self.backbone).__name__} returned "
                 f"{type(output).__name__}. Wrap it in a module that picks the tensor out."
             )
-        if not output.is_floating_point() or output.ndim not in (2, 3, 4) or len(output) != count:
+        if not output.is_floating_point() or output.ndim not in (2, 3, 4) or output.shape[0] != count:
             raise InputError(
                 f"an encoder must map {count} images to floating-point features of shape ({count}, D), "
                 f"({count}, D, H, W) "
