@@ -5,8 +5,8 @@ python examples/clip_zero_shot.py --train cifar10_train_a.npz --test cifar10_tes
 
 The two CLIPs are small and trained here, on captions such as "a photo of a {class}.", so that nothing has to be
 downloaded. They saw the classes they are asked for: the numbers show what hardening keeps of them, and nothing about
-transfer to unseen classes. With public weights, put `open_clip.create_model("ViT-B-32", pretrained=...)` in the place of
-`small_clip`, and `--lr 1e-5`, which is what fine-tuning a large vision transformer takes.
+transfer to unseen classes. With public weights, `open_clip.create_model("ViT-B-32", pretrained=...)` takes the place of
+`small_clip`, and `--lr 1e-5` suits a large vision transformer.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import zepad.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
-from zepad.encoders import Encoder, EncoderSpec, Preprocessing
+from zepad.encoders import Encoder, Preprocessing
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
 from zepad.types import ROLES
 

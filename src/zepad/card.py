@@ -10,8 +10,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .config import _JSONConfig, require
+from .config import _JSONConfig, is_number, require
 from .errors import CheckpointError
+from .evaluation.rendering.table import escape_markdown
+from .evaluation.rendering.wording import clean
 from .serialization import SavedConfig
 
 _CARD = """---
@@ -124,12 +126,14 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
         CheckpointError: If the config's provenance is not as zepad writes it.
     """
     try:
-        return _card(config, model_id, details)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        text = _card(config, model_id, details)
+        text.encode()  # JSON can hold half a letter, which no file can
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(
             f"no card can be written: the provenance in config.json is not as zepad writes it "
             f"({type(error).__name__}: {error}). Save the model again."
         ) from error
+    return text
 
 
 def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> str:
@@ -160,7 +164,8 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
 def _metadata(
     config: SavedConfig, model_id: str | None, details: CardDetails, measured: Mapping[str, Any] | None
 ) -> ModelCardData:
-    known = [origin for origin in config.provenance.get("encoders", {}).values() if origin]
+    origins = config.provenance.get("encoders", {}).values()
+    known = [origin for origin in origins if isinstance(origin, str) and _is_hub_id(origin)]
     bases = [*([config.base.repo_id] if config.base else known), *details.base_models]
     return ModelCardData(
         library_name="zepad",
@@ -189,10 +194,10 @@ def _eval_results(measured: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", measured["data"].lower()).strip("-") or "data",
-            dataset_name=measured["data"],
+            dataset_name=clean(measured["data"]),
             metric_type="accuracy",
-            metric_name=name,
-            metric_value=round(value, 4),
+            metric_name=clean(name),
+            metric_value=round(_share(value), 4),
         )
         for name, value in claims
     ]
@@ -213,7 +218,7 @@ def _facts(config: SavedConfig, custom: list[str]) -> str:
     facts = [f"Stage: {config.stage}.", f"Classes: {config.num_classes or 'none yet'}."]
     facts += [f"Fusion: {config.fusion.rule}.", f"Detection threshold: {config.threshold:.4g}."]
     if config.class_names and len(config.class_names) <= 100:
-        facts.append(f"Class names: {', '.join(config.class_names)}.")
+        facts.append(f"Class names: {', '.join(map(escape_markdown, config.class_names))}.")
     if config.base is not None:
         facts.append(
             f"The encoders are those of [{config.base.repo_id}](https://huggingface.co/{config.base.repo_id}/tree/"
@@ -237,19 +242,26 @@ def _measured(summary: Mapping[str, Any]) -> str:
         for group, found in summary["groups"].items()
     ]
     table = "\n".join(
-        f"| {attack} | {budget} | {value:.1%} | {low:.1%} to {high:.1%} |"
+        f"| {escape_markdown(attack)} | {escape_markdown(budget)} | {_share(value):.1%} | "
+        f"{_share(low):.1%} to {_share(high):.1%} |"
         for attack, budget, (value, low, high) in rows
     )
-    detection = ", ".join(f"{name} {value:.2f}" for name, value in summary["detection_auroc"].items())
-    failed = ", ".join(summary["failed_checks"])
+    detection = ", ".join(f"{escape_markdown(name)} {value:.2f}" for name, value in summary["detection_auroc"].items())
+    failed = escape_markdown(", ".join(summary["failed_checks"]))
     return (
-        f"{summary['images']} images of {summary['data']}, seed {summary['seed']}. An image counts as "
+        f"{summary['images']} images of {escape_markdown(summary['data'])}, seed {summary['seed']}. An image counts as "
         "right only if it survives every attack of its row.\n\n"
         "| attack | budget | accuracy | 95 % interval |\n|---|---|---|---|\n"
         f"{table}\n"
         + (f"\nDetection, area under the ROC curve: {detection}.\n" if detection else "")
         + (f"\nSanity checks that failed, so that accuracies may be too high: {failed}.\n" if failed else "")
     )
+
+
+def _share(value: object) -> float:
+    if not (is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"{value!r} is no share in [0, 1]")
+    return value
 
 
 def _is_license(text: str) -> bool:

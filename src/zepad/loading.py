@@ -49,16 +49,15 @@ class SavedFiles:
     """The files of one saved model, all of one commit where they come from the Hub.
 
     Args:
-        model_id: A folder, or a Hub id.
+        config_path: Of config.json; the others lie beside it, or are fetched.
+        remote: The repository it came from, or None if it lies in a folder of the user's.
         repo: How to reach the Hub.
 
     Raises:
-        CheckpointError: If there is no such folder, or its config is damaged.
-        HubError: If the Hub cannot deliver.
+        CheckpointError: If the config is damaged.
     """
 
-    def __init__(self, model_id: str, repo: HubRepo) -> None:
-        config_path, remote = locate(model_id, repo)
+    def __init__(self, config_path: Path, remote: HubRepo | None, repo: HubRepo) -> None:
         self.config = read_config(config_path)
         self._folder = config_path.parent
         self._remote = None if remote is None else replace(remote, revision=self._folder.name)
@@ -122,7 +121,7 @@ def load_saved(
         ConfigError: If a source no longer knows an encoder's name.
         HubError: If the Hub cannot deliver.
     """
-    files = SavedFiles(model_id, repo)
+    files = SavedFiles(*locate(model_id, repo), repo)
     config = files.config
     encoders: dict[str, Encoder] = {
         role: rebuild_encoder(role, config, modules, files.weights, encoder_file(role))

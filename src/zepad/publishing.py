@@ -91,7 +91,8 @@ def download(model_id: str, repo: HubRepo, folder: Path) -> SavedConfig:
         CheckpointError: If what came is damaged, or the folder cannot be written.
         HubError: If the Hub cannot deliver.
     """
-    files = SavedFiles(model_id, repo)
+    # Never a folder that is called like the id: that may be the one to be written.
+    files = SavedFiles(repo.fetch(CONFIG_FILE), repo, repo)
     paths = {name: files.verified(name) for name in files.config.files}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -241,9 +241,7 @@ def test_a_spec_is_its_string(source: Any, name: str) -> None:
 def test_a_spec_survives_json(
     source: Any, name: str, arguments: dict[str, Any], preprocessing: Preprocessing | None, pooling: Any
 ) -> None:
-    spec = EncoderSpec(
-        source=source, name=name, arguments=arguments, preprocessing=preprocessing, pooling=pooling
-    )
+    spec = EncoderSpec(source=source, name=name, arguments=arguments, preprocessing=preprocessing, pooling=pooling)
     assert EncoderSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -295,7 +293,10 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
         ({"source": "torchvision", "name": "-flag"}, "name must be a plain model name of torchvision"),
         ({"source": "custom", "name": "x"}, "name must be empty"),
         ({"source": "custom", "arguments": {"a": 1}}, "name must be empty"),
-        ({"source": "timm", "name": "x", "arguments": []}, "arguments must be a mapping of names to plain JSON scalars"),
+        (
+            {"source": "timm", "name": "x", "arguments": []},
+            "arguments must be a mapping of names to plain JSON scalars",
+        ),
         ({"source": "timm", "name": "x", "arguments": {1: 1}}, "arguments must be"),
         ({"source": "timm", "name": "x", "arguments": {"a": [[1]]}}, "arguments must be"),
         ({"source": "timm", "name": "x", "arguments": {"a": ["b/c"]}}, "arguments must be"),

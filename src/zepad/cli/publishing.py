@@ -1,4 +1,4 @@
-"""Commands that move a saved model to the Hub and back, and write its card: `zepad push`, `zepad pull`, `zepad card`."""
+"""Commands that move a saved model to the Hub and back and write its card: `zepad push`, `zepad pull`, `zepad card`."""
 
 from __future__ import annotations
 

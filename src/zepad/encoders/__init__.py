@@ -4,6 +4,8 @@ from .encoder import Encoder, probe
 from .preprocessing import Preprocessing
 from .small_resnet import SmallResNet
 from .sources import build_encoder, wrap_module
+from .sources.lightly import load_lightly
+from .sources.solo import load_solo, load_solo_probe
 from .spec import EncoderSpec, Pooling
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "Preprocessing",
     "SmallResNet",
     "build_encoder",
+    "load_lightly",
+    "load_solo",
+    "load_solo_probe",
     "probe",
     "wrap_module",
 ]

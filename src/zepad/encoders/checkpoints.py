@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-# Before this version a crafted file runs code in spite of `weights_only=True` (CVE-2025-32434).
-_SAFE_TORCH = "2.6"
-
 # Lightning keeps objects of the training run beside the weights: settings, callbacks, schedulers. `weights_only=True`
 # refuses them, so those whose full name begins like this are read into stand-ins that do nothing. Whatever else a file
 # names is refused.
@@ -67,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If there is no such file, it is no checkpoint or a damaged one, it names an object that is
-            neither a tensor nor a known record of training, or torch is too old to read it safely.
+            neither a tensor nor a known record of training.
     """
     path = Path(path)
     content = _read(path)
@@ -137,11 +134,6 @@ def _foreign(path: Path, head: bytes) -> str:
 
 
 def _unpickle(path: Path, *, zipped: bool) -> object:
-    if torch.__version__ < _SAFE_TORCH:
-        raise CheckpointError(
-            f"torch {torch.__version__} cannot read {path} safely: before {_SAFE_TORCH} a crafted file may run code "
-            "(CVE-2025-32434). Upgrade torch, or convert the file to safetensors where you trust it."
-        )
     # Only the zip format, torch's since 1.6, can be asked for its names; an older file must do without records.
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
     refused = sorted(name for name in names if not name.startswith(_RECORDS))

@@ -16,13 +16,15 @@ from ...errors import ConfigError
 from ..encoder import Encoder
 from ..preprocessing import Preprocessing
 from ..spec import EncoderSpec
-from . import open_clip, packaged, timm, torchvision, transformers
+from . import lightly, open_clip, packaged, solo, timm, torchvision, transformers
 
 _SOURCES: dict[str, ModuleType] = {
     "timm": timm,
     "torchvision": torchvision,
     "open_clip": open_clip,
     "transformers": transformers,
+    "solo": solo,
+    "lightly": lightly,
     "zepad": packaged,
 }
 

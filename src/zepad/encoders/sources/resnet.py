@@ -175,4 +175,6 @@ def _layout(name: str, stem: str, prefix: str, numbered: bool) -> dict[str, Kind
 
 
 def _words(kind: Kind | None) -> str:
-    return f"{'float' if kind[1] else 'integer'} {'x'.join(map(str, kind[0])) or 'scalar'}" if kind else "no tensor"
+    return (
+        f"{'float' if kind[1] else 'integer'} {'x'.join(map(str, kind[0])) or 'scalar'}" if kind else "no plain tensor"
+    )

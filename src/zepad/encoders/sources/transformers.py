@@ -95,8 +95,8 @@ _FILES = (
 )
 _RESAMPLING: dict[object, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
-# Far above every published vision model; a config from elsewhere must not ask for all memory or for hours.
-_MAX_NUMBER, _MAX_LAYERS, _MAX_PARAMETERS = 2**16, 256, 8 * 10**9
+# Above every published vision model: a config from elsewhere must not ask for hours, nor for all memory there is.
+_LAYERS, _MAX_LAYERS, _MAX_BYTES = ("num_hidden_layers", "depths"), 256, 32 * 10**9
 
 
 class VisionTower(nn.Module):
@@ -131,8 +131,8 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
 
     A spec names its architecture in full: `name` is a model type and `arguments` are fields of that type's own
     configuration class. No other field is accepted: not those of every configuration, which choose precision,
-    attention kernels (which transformers may download) or code. Numbers are bounded, and a model is laid out without
-    memory first; one of more than 8 billion values is refused.
+    attention kernels (which transformers may download) or code. A model is laid out without memory first; one of more
+    than 256 layers or 32 GB is refused.
 
     Args:
         spec: Without weights, `name` and `arguments`. With them, `weights` is a Hub id or a folder.
@@ -189,7 +189,8 @@ def _pretrained(spec: EncoderSpec) -> Encoder:
         raise building_error(spec, True, error) from error
     # The model is built from the spec that a saved defense will hold, never from the repository's own config.
     spec = _stated(folder, spec)
-    architecture, config = _ARCHITECTURES[spec.name], _config(spec)
+    config = _config(spec)
+    architecture = _ARCHITECTURES[spec.name]
     try:
         tower, report = _class(spec.name).from_pretrained(
             folder,
@@ -291,22 +292,20 @@ def _config(spec: EncoderSpec) -> PreTrainedConfig:
         raise ConfigError(
             f"the arguments of {spec} are fields of {model.config_class.__name__}; got {', '.join(sorted(unknown))}."
         )
-    for name, value in spec.arguments.items():
-        numbers = [
-            number for number in (value if isinstance(value, list) else [value]) if isinstance(number, (int, float))
-        ]
-        layers = sum(numbers) if name in ("num_hidden_layers", "depths") else 0
-        if len(numbers) > _MAX_LAYERS or layers > _MAX_LAYERS or any(abs(number) > _MAX_NUMBER for number in numbers):
-            raise ConfigError(f"{name} of {spec} is far larger than that of any vision model; got {value!r}.")
+    for name in set(_LAYERS) & set(spec.arguments):
+        value = spec.arguments[name]
+        counts = [count for count in (value if isinstance(value, list) else [value]) if isinstance(count, int)]
+        if len(counts) > _MAX_LAYERS or sum(map(abs, counts)) > _MAX_LAYERS:
+            raise ConfigError(f"{name} of {spec} must not exceed {_MAX_LAYERS}; got {value!r}.")
     try:
         config: PreTrainedConfig = model.config_class(**spec.arguments)
         with torch.device("meta"):
-            shapes = model(config, **_ARCHITECTURES[spec.name].arguments).state_dict()
+            layout = model(config, **_ARCHITECTURES[spec.name].arguments)
     except Exception as error:
         raise building_error(spec, False, error) from error
-    size = sum(tensor.numel() for tensor in shapes.values())
-    if size > _MAX_PARAMETERS:
-        raise ConfigError(f"{spec} with {spec.arguments} has {size:,} values; at most {_MAX_PARAMETERS:,} are built.")
+    size = sum(tensor.nbytes for tensors in (layout.parameters(), layout.buffers()) for tensor in tensors)
+    if size > _MAX_BYTES:
+        raise ConfigError(f"{spec} with {spec.arguments} takes {size:,} bytes; at most {_MAX_BYTES:,} are built.")
     return config
 
 
@@ -329,26 +328,26 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def _default_preprocessing(architecture: _Architecture, config: PreTrainedConfig) -> Preprocessing:
     stated = getattr(config, "image_size", None) or 224
-    height, width = stated if isinstance(stated, (list, tuple)) else (stated, stated)
-    most = architecture.largest or max(height, width)
+    sides = stated if isinstance(stated, (list, tuple)) else (stated, stated)
+    size: Any = tuple(min(side, architecture.largest or side) for side in sides)
     mean, std = architecture.colors if getattr(config, "num_channels", 3) == 3 else (None, None)
-    return Preprocessing(
-        mean=mean, std=std, size=(min(height, most), min(width, most)), interpolation=architecture.interpolation
-    )
+    return Preprocessing(mean=mean, std=std, size=size, interpolation=architecture.interpolation)
 
 
 def _processor(folder: Path) -> dict[str, Any]:
     """Return the settings of the image processor saved in a folder; none if there is none."""
-    for file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
-        if not file.is_file():
-            continue
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        file = folder / name
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            values = values.get("image_processor", values) if file.name.startswith("processor") else values
-        except (ValueError, AttributeError) as error:
+            values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError as error:
             raise CheckpointError(f"{file} is damaged: {error}.") from error
+        if isinstance(values, dict):  # of a model with text, the image processor is one entry among others
+            values = values.get("image_processor", values)
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file} is damaged: it holds a {type(values).__name__}, not settings by name.")
         if "image_mean" in values:
-            return dict(values)
+            return values
     return {}
 
 
