@@ -220,6 +220,16 @@ def test_a_classifier_is_removed_and_its_input_is_the_feature(name: str) -> None
     assert not any(value.shape[:1] == (5,) for value in encoder.state_dict().values())
 
 
+@pytest.mark.parametrize(("kind", "name"), [("CLIP", "clip_vision_model"), ("Siglip", "siglip_vision_model")])
+def test_of_a_clip_classifier_the_tower_is_taken(kind: str, name: str, images: Tensor) -> None:
+    config = getattr(transformers, f"{kind}Config")(text_config=TEXT, vision_config=WITH_MLP)
+    model = shaken(getattr(transformers, f"{kind}ForImageClassification")(config))
+    encoder = wrapped(model)
+    assert encoder.spec.name == name
+    expected = said(model.vision_model, images, encoder.preprocessing).pooler_output
+    assert torch.equal(features(encoder, images), expected)
+
+
 def test_a_siglip_without_its_pooling_head_averages_its_tokens(images: Tensor) -> None:
     model = tiny("siglip_vision_model", vision_use_head=False)
     encoder = wrapped(model)
@@ -434,10 +444,12 @@ def test_a_wrong_value_is_a_config_error(name: str, changes: dict[str, Any]) -> 
         build(spec_of(name, **changes), pretrained=False)
 
 
-def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_without_transformers_the_error_names_the_extra(pretrained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'zepad\[transformers\]'"):
-        build(spec_of(), pretrained=False)
+    spec = spec_at("someone/vit") if pretrained else spec_of()
+    with pytest.raises(ConfigError, match=r"^transformers is not installed. .*pip install 'zepad\[transformers\]'"):
+        build(spec, pretrained=pretrained)
 
 
 # weights --------------------------------------------------------------------------------------------------------

@@ -131,7 +131,9 @@ def _pretrained_tower(spec: EncoderSpec) -> nn.Module:
         # open_clip reads a pickle with weights_only=True, but on a TypeError it reads it again without, which before
         # torch 2.6 would run any code inside. A pickle that passes here raises none there.
         torch.load(file, map_location="cpu", weights_only=True)
-    model = open_clip.create_model(spec.name, pretrained=spec.weights, require_pretrained=True, **spec.arguments)
+    model = open_clip.create_model(
+        spec.name, pretrained=spec.weights, require_pretrained=True, weights_only=True, **spec.arguments
+    )
     tower: nn.Module = model.visual
     return tower
 

@@ -82,9 +82,6 @@ _ARCHITECTURES = {
     "vit_msn": _tokens("ViTMSNModel"),
 }
 
-# The spec's name where the type a checkpoint states names an image and a text tower together.
-_COMPOSITES = {"clip": "clip", "siglip": "siglip_vision_model"}
-
 # What is fetched of a repository: never a pickle, an adapter of other weights, or code.
 _FILES = (
     "config.json",
@@ -127,7 +124,8 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
 
     The features are `image_embeds` of CLIP, the pooled output of SigLIP, BEiT, Swin and the convolutional networks,
     and the class token after the last layer norm of the other transformers; `pooling="mean"` averages all their
-    tokens instead. None of these passes through a layer that published weights may lack.
+    tokens instead. ViT's own pooler is left out: most published weights lack it. Of a classifier it is what its last
+    layer reads, except that DINOv2's reads the mean of the patches too, and CLIP's and SigLIP's read nothing else.
 
     A spec names its architecture in full: `name` is a model type and `arguments` are fields of that type's own
     configuration class. No other field is accepted: not those of every configuration, which choose precision,
@@ -180,6 +178,7 @@ def wrap(module: nn.Module) -> Encoder | None:
 
 
 def _pretrained(spec: EncoderSpec) -> Encoder:
+    auto = _transformers().AutoConfig
     if not spec.weights:
         raise ConfigError(f"{spec} names no weights. Write transformers:<Hub id or folder>.")
     local = Path(spec.weights).is_dir()
@@ -188,7 +187,7 @@ def _pretrained(spec: EncoderSpec) -> Encoder:
     except Exception as error:
         raise building_error(spec, True, error) from error
     # The model is built from the spec that a saved defense will hold, never from the repository's own config.
-    spec = _stated(folder, spec)
+    spec = _stated(auto, folder, spec)
     config = _config(spec)
     architecture = _ARCHITECTURES[spec.name]
     try:
@@ -215,13 +214,13 @@ def _pretrained(spec: EncoderSpec) -> Encoder:
     return _encoder(spec.name, tower, preprocessing=preprocessing, spec=spec, origin="" if local else spec.weights)
 
 
-def _stated(folder: Path, spec: EncoderSpec) -> EncoderSpec:
+def _stated(auto: Any, folder: Path, spec: EncoderSpec) -> EncoderSpec:
     """Return the spec with the architecture that the config in a folder states."""
     try:
-        stored = _transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(f"{spec.weights} holds no config that transformers can read: {error}") from error
-    name = _COMPOSITES.get(stored.model_type, stored.model_type)
+    name = "siglip_vision_model" if stored.model_type == "siglip" else stored.model_type
     config = getattr(stored, "vision_config", stored)
     if stored.model_type == "clip":
         config.projection_dim = stored.projection_dim
