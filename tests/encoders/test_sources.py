@@ -230,6 +230,24 @@ def test_a_spec_is_its_string(source: Any, name: str) -> None:
     assert (spec.source, spec.name, str(spec)) == (source, name, f"{source}:{name}")
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "weights"),
+    [
+        ("open_clip:ViT-B-32@openai", "ViT-B-32", "openai"),
+        ("torchvision:resnet18@IMAGENET1K_V1", "resnet18", "IMAGENET1K_V1"),
+        ("transformers:facebook/dinov2-small", "", "facebook/dinov2-small"),
+        ("transformers:dinov2", "dinov2", ""),
+        ("solo:runs/byol.ckpt", "", "runs/byol.ckpt"),
+        ("solo:C:\\runs\\byol", "", "C:\\runs\\byol"),
+        ("lightly:simclr.ckpt", "", "simclr.ckpt"),
+        ("lightly:resnet50", "resnet50", ""),
+    ],
+)
+def test_a_string_may_name_weights(text: str, name: str, weights: str) -> None:
+    spec = EncoderSpec.parse(text)
+    assert (spec.name, spec.weights, str(spec)) == (name, weights, text)
+
+
 @given(
     _sources,
     _names,

@@ -27,7 +27,8 @@ FORMS = (
     "zepad:<model>",
 )
 
-# Of these sources the string form names a file or a repository of weights, from which the architecture is read.
+# Of these sources the string form names a file or a repository of weights, from which the architecture is read; a bare
+# word is the architecture.
 _NAMED_BY_WEIGHTS = ("transformers", "solo", "lightly")
 
 # Of these, weights have names of their own beside the architecture's.
@@ -117,7 +118,9 @@ class EncoderSpec(_JSONConfig):
 
     @classmethod
     def parse(cls, text: str) -> EncoderSpec:
-        """Read the string form, `"source:name"` or `"source:weights"`.
+        """Read the string form: `"source:name"`, `"source:name@weights"`, or `"source:weights"`.
+
+        Of solo, lightly and transformers a text with a dot or a slash is weights, any other an architecture.
 
         Raises:
             ConfigError: If the source is unknown or the name is not plain.
@@ -125,7 +128,7 @@ class EncoderSpec(_JSONConfig):
         source, _, rest = text.partition(":")
         if not rest or source == "custom" or source not in SOURCES:
             raise ConfigError(f"an encoder spec must read {', '.join(FORMS)}; got {text!r}.")
-        if source in _NAMED_BY_WEIGHTS:
+        if source in _NAMED_BY_WEIGHTS and set(rest) & set("./\\"):
             return cls(source=source, weights=rest)
         name, _, weights = rest.partition("@")
         return cls(source=source, name=name, weights=weights)
