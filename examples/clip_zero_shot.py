@@ -99,8 +99,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"data": options.test, "images": len(test), "eps": f"{options.eps:g}/255"}
     for name, model in models.items():
         report = evaluate(model, loader, attackers, name=name, data=options.test, sanity=False, progress=False)
-        worst = {group: round(result.robust_accuracy.rate, 4) for group, result in report.worst.items()}
-        found[name] = {"benign": round(report.benign_accuracy.rate, 4), **worst}
+        worst = {group: round(result.robust_accuracy.value, 4) for group, result in report.worst.items()}
+        found[name] = {"benign": round(report.benign_accuracy.value, 4), **worst}
     return found
 
 
