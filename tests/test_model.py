@@ -282,9 +282,9 @@ def test_the_progress_bar_shows_loss_accuracies_and_time_left(loader: DataLoader
 
 def test_the_public_names_are_these() -> None:
     assert sorted(zepad.__all__) == zepad.__all__ == [
-        "BenignConfig", "BranchReport", "CheckpointError", "ConfigError", "Encoder", "EncoderSpec", "FusionConfig",
-        "HardenConfig", "HeadConfig", "HubError", "InputError", "Preprocessing", "StageError", "TrainingError",
-        "ZePAD", "ZePADError", "__version__",
+        "BenignConfig", "BranchReport", "CardDetails", "CheckpointError", "ConfigError", "Encoder", "EncoderSpec",
+        "FusionConfig", "HardenConfig", "HeadConfig", "HubError", "InputError", "Preprocessing", "StageError",
+        "TrainingError", "ZePAD", "ZePADError", "ZeroShotHead", "__version__",
     ]  # fmt: skip
     public = {name for name, value in vars(zepad).items() if not name.startswith("_") and not _is_module(value)}
     assert public | {"__version__"} == set(zepad.__all__)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import zepad.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
-from zepad.encoders import Encoder, Preprocessing
+from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
 from zepad.types import ROLES
 
@@ -232,6 +232,37 @@ def test_encoders_of_known_sources_need_no_module(tmp_path: Path) -> None:
     loaded = ZePAD.from_pretrained(tmp_path)
     assert_same(loaded, original)
     assert str(loaded.encoder("victim").spec) == "zepad:digits-barlow-twins"
+
+
+def test_every_architecture_is_known_before_a_file_is_opened(saved: Path) -> None:
+    (saved / "victim.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the auxiliary encoder is a module of the caller's"):
+        load(saved, auxiliary=None)
+
+
+def test_an_encoder_that_cannot_be_laid_out_without_memory_comes_back_too(tmp_path: Path) -> None:
+    regnet = build_encoder(EncoderSpec.parse("torchvision:regnet_y_400mf"))  # computes its widths with tensors
+    original = ZePAD.from_encoders(regnet, "zepad:digits-simclr")
+    original.save_pretrained(tmp_path)
+    assert_same(ZePAD.from_pretrained(tmp_path), original)
+
+
+def test_a_config_too_deep_to_be_written_again_is_refused(saved: Path) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(900):
+        deep = {"a": deep}
+    (saved / "config.json").write_text(json.dumps({**read(saved), "provenance": {"harden": deep}}))
+    with pytest.raises(CheckpointError, match="is damaged: RecursionError"):
+        load(saved)
+
+
+def test_a_card_that_cannot_be_written_leaves_the_older_save_whole(saved: Path, fitted: ZePAD) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    fitted.threshold = 0.7
+    fitted.provenance = {**fitted.provenance, "evaluation": {"images": 1}}
+    with pytest.raises(CheckpointError, match="no card can be written"):
+        fitted.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
 def test_device_is_where_the_model_ends_up(saved: Path) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from .encoders import Encoder
 from .hub import HubRepo, locate
 from .serialization import (
-    CONFIG_FILE,
     HEADS_FILE,
     Base,
     SavedConfig,
     check_weights,
     encoder_file,
+    plan_encoder,
     read_config,
     read_weights,
     rebuild_encoder,
@@ -99,7 +99,7 @@ class SavedFiles:
 
     def _source(self, name: str) -> HubRepo | None:
         """Where a file is fetched from; None is the folder itself."""
-        from_base = self._base is not None and name not in (CONFIG_FILE, HEADS_FILE)
+        from_base = self._base is not None and name in map(encoder_file, ROLES)
         if from_base and not (self._remote is None and (self._folder / name).exists()):
             return self._base
         return self._remote
@@ -123,10 +123,11 @@ def load_saved(
     """
     files = SavedFiles(*locate(model_id, repo), repo)
     config = files.config
-    encoders: dict[str, Encoder] = {
-        role: rebuild_encoder(role, config, modules, files.weights, encoder_file(role))
-        for role in ROLES
-        if branches is None or role in branches
-    }
+    roles = [role for role in ROLES if branches is None or role in branches]
+    plans = {role: plan_encoder(role, config, modules) for role in roles}  # all of them before any file is fetched
+    encoders: dict[str, Encoder] = {}
+    for role, plan in plans.items():
+        name = encoder_file(role)
+        encoders[role] = rebuild_encoder(config.encoders[role], plan, files.weights(name), name)
     heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and branches is None else {}
     return Saved(config=config, encoders=encoders, heads=heads, home=files.home)

@@ -629,7 +629,9 @@ class ZePAD(
         published = self._published if heads_only else None
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
         heads = dict(self.heads.items())
-        config = save_model(folder, self._describe(), encoders=encoders, heads=heads, published=published)
+        described = self._describe()
+        model_card(described, details=card)  # what no card can say must not replace an older save
+        config = save_model(folder, described, encoders=encoders, heads=heads, published=published)
         write_card(folder, config, model_id=model_id, details=card)
         return config
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from .card import CardDetails, model_card
-from .errors import CheckpointError
+from .errors import CheckpointError, HubError
 from .hub import HubRepo, Published, publish
 from .loading import SavedFiles
 from .serialization import CONFIG_FILE, HEADS_FILE, WEIGHT_FILES, SavedConfig, check_weights, read_config
@@ -101,11 +101,21 @@ def download(model_id: str, repo: HubRepo, folder: Path) -> SavedConfig:
             (folder / stale).unlink(missing_ok=True)
         for name, path in paths.items():
             shutil.copyfile(path, folder / name)
-        write_card(folder, files.config, model_id=model_id)
+        _copy_card(files, folder, model_id)
         shutil.copyfile(files.path(CONFIG_FILE), folder / CONFIG_FILE)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return files.config
+
+
+def _copy_card(files: SavedFiles, folder: Path, model_id: str) -> None:
+    """The publisher's card, with the license and all that only they know; a new one where there is none."""
+    try:
+        card = files.path(CARD_FILE)
+    except HubError:
+        write_card(folder, files.config, model_id=model_id)
+    else:
+        shutil.copyfile(card, folder / CARD_FILE)
 
 
 def _own_files(config: SavedConfig) -> list[str]:

@@ -229,7 +229,7 @@ def save_model(
     config = dataclasses.replace(config, files=records, base=base)
     try:
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"config.json cannot hold this model: {error}. Keep threshold finite and provenance plain JSON."
         ) from error
@@ -319,7 +319,8 @@ def parse_config(values: object, origin: str) -> SavedConfig:
             },
         )
         _check_config(config)
-    except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
+        json.dumps(config.to_dict(), indent=2)  # what is too deep to be written again is too deep to be kept
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{origin} is damaged: {type(error).__name__}: {error}.") from error
     return config
 
@@ -409,7 +410,7 @@ def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
     try:
         return load(blob)
     # Types that safetensors knows and torch does not come as a KeyError; other nonsense as the rest.
-    except (SafetensorError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, OverflowError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
 
 
@@ -420,6 +421,23 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
         CheckpointError: Listing missing and unexpected keys and differing shapes.
     """
     own = module.state_dict(keep_vars=True)
+    check_fit(own, tensors, type(module).__name__, origin)
+    # assign: the stored dtype is kept, so predictions come back bit for bit.
+    module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str, origin: str) -> None:
+    """Refuse tensors that are not exactly the state of a module, in keys, shapes and kind of number.
+
+    Args:
+        own: State of the module, possibly without memory.
+        tensors: Read from a file.
+        name: Of the module, for the message.
+        origin: Of the tensors, for the message.
+
+    Raises:
+        CheckpointError: Listing missing and unexpected keys and differing shapes.
+    """
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
@@ -443,10 +461,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
             if keys
         ]
         raise CheckpointError(
-            f"{origin} does not fit {type(module).__name__}: {'; '.join(problems)}. Pass the module it was saved from."
+            f"{origin} does not fit {name}: {'; '.join(problems)}. Pass the module it was saved from."
         )
-    # assign: the stored dtype is kept, so predictions come back bit for bit.
-    module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
 
 
 def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
@@ -469,43 +485,80 @@ def _tied_alike(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin
     return state
 
 
-def rebuild_encoder(
-    role: Role,
-    config: SavedConfig,
-    modules: Mapping[str, nn.Module],
-    read: Callable[[str], Mapping[str, Tensor]],
-    origin: str,
-) -> Encoder:
-    """Build the encoder of a role from its spec or from the caller's module, and load its weights.
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """An encoder that is known and not built yet.
 
-    The architecture comes first: for a spec that cannot be built no weights are fetched.
+    Attributes:
+        name: Of its class, for messages.
+        state: What its file must hold; without memory where the source can do that, None where it cannot.
+        build: Returns the backbone, with any weights.
+    """
+
+    name: str
+    state: Mapping[str, Tensor] | None
+    build: Callable[[], nn.Module]
+
+
+def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Module]) -> Blueprint:
+    """Find the architecture of a role's encoder: the caller's module, or what its spec names.
+
+    Nothing is read and hardly any memory taken, so that a config from elsewhere that asks for too much, or for what
+    is not there, costs neither a download nor the machine.
 
     Args:
         role: Which encoder.
         config: Of the saved model.
         modules: What the caller passed, by role; copied, never modified.
-        read: Returns the tensors of a file.
-        origin: The role's file.
 
     Raises:
-        CheckpointError: If a custom module is needed and was not passed, or the weights do not fit.
-        ConfigError: If the source no longer knows the name.
+        CheckpointError: If a custom module is needed and was not passed.
+        ConfigError: If the source no longer knows the name, or refuses the arguments.
     """
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
     if owner is not None and owner in modules:
         module = modules[owner]
-        backbone = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone
-    elif record.spec.source != "custom":
-        backbone = build_encoder(record.spec).backbone
-    else:
+        given = module.backbone if isinstance(module, Encoder) else wrap_module(module).backbone
+        return Blueprint(
+            name=type(given).__name__, state=given.state_dict(keep_vars=True), build=lambda: copy.deepcopy(given)
+        )
+    if record.spec.source == "custom":
         wanted = record.architecture_of or role
         raise CheckpointError(
             f"the {role} encoder is a module of the caller's, which no spec can rebuild. Pass its "
-            f"architecture (weights do "
-            f"not matter): from_pretrained(..., {wanted}=module)."
+            f"architecture (weights do not matter): from_pretrained(..., {wanted}=module)."
         )
-    load_strictly(backbone, read(origin), origin)
+
+    def build() -> nn.Module:
+        return build_encoder(record.spec).backbone
+
+    try:
+        with torch.device("meta"):
+            planned = build()
+    except ConfigError as error:
+        if not isinstance(error.__cause__, NotImplementedError):  # torchvision's RegNet computes its widths in tensors
+            raise
+        return Blueprint(name=str(record.spec), state=None, build=build)
+    return Blueprint(name=type(planned).__name__, state=planned.state_dict(), build=build)
+
+
+def rebuild_encoder(record: EncoderRecord, blueprint: Blueprint, tensors: Mapping[str, Tensor], origin: str) -> Encoder:
+    """Build an encoder and load its weights.
+
+    Args:
+        record: What the config says of it.
+        blueprint: Of `plan_encoder`.
+        tensors: Read from its file.
+        origin: The file, for messages.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    if blueprint.state is not None:  # before memory is taken for what the config asks for
+        check_fit(blueprint.state, tensors, blueprint.name, origin)
+    backbone = blueprint.build()
+    load_strictly(backbone, tensors, origin)
     return Encoder(backbone, spec=record.spec).requires_grad_(False).eval()
 
 

@@ -220,7 +220,9 @@ def test_every_torchvision_family_loses_its_classifier_and_takes_its_stated_size
 _names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,20}", fullmatch=True)
 _sources = st.sampled_from(["timm", "torchvision", "zepad"])
 _words = st.text(st.characters(exclude_characters=":/\\"))
-_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _words
+_scalars = (
+    st.none() | st.booleans() | st.integers(-256, 256) | st.floats(allow_nan=False, allow_infinity=False) | _words
+)
 
 
 @given(_sources, _names)
@@ -251,7 +253,7 @@ def test_a_string_may_name_weights(text: str, name: str, weights: str) -> None:
 @given(
     _sources,
     _names,
-    st.dictionaries(st.text(max_size=5), _scalars | st.lists(_scalars, max_size=3), max_size=3),
+    st.dictionaries(st.text(max_size=4), _scalars | st.lists(_scalars, max_size=3), max_size=3),
     st.none() | st.just(Preprocessing.imagenet(size=(64, 64))),
     st.sampled_from([None, "mean", "class_token"]),
 )
@@ -320,6 +322,11 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
         ({"source": "timm", "name": "x", "arguments": {"a": ["b/c"]}}, "arguments must be"),
         ({"source": "timm", "name": "x", "arguments": {"a": "hf-hub:b"}}, "arguments must be"),
         ({"source": "timm", "name": "x", "weights": "y"}, "weights must be .*empty for timm"),
+        ({"source": "timm", "name": "x", "arguments": {"a": 2**16 + 1}}, "at most 65536; got 65537"),
+        ({"source": "timm", "name": "x", "arguments": {"a": [1, -(2**17)]}}, "at most 65536"),
+        ({"source": "timm", "name": "x", "arguments": {"a": [1] * 257}}, "at most 65536"),
+        ({"source": "timm", "name": "x", "arguments": {"depth": 257}}, "at most 256 layers; got 257"),
+        ({"source": "timm", "name": "x", "arguments": {"layers": [128, 129]}}, "at most 256 layers"),
         ({"source": "solo"}, "name must be a plain model name of solo"),
         ({"source": "timm", "name": "x", "preprocessing": {}}, "preprocessing must be"),
         ({"source": "timm", "name": "x", "pooling": "max"}, "pooling must be"),

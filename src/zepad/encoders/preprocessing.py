@@ -9,7 +9,7 @@ from ..config import _JSONConfig, require
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
-_MAX_SIDE = 2**14
+_MAX_SIDE = 2**12
 _MAX_FLOAT32 = 3.4e38
 
 

@@ -34,6 +34,9 @@ _NAMED_BY_WEIGHTS = ("transformers", "solo", "lightly")
 # Of these, weights have names of their own beside the architecture's.
 _TAKES_WEIGHTS = ("torchvision", "open_clip", *_NAMED_BY_WEIGHTS)
 
+# Above what any published vision model asks for: a config from elsewhere must not ask for hours or for all memory.
+_MOST, _MOST_LAYERS = 2**16, 256
+
 # Arguments of timm and torchvision that choose weights, some of them from any path: a published config must not.
 _WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")
 
@@ -95,6 +98,13 @@ class EncoderSpec(_JSONConfig):
         require(plain, "arguments", self.arguments, "a mapping of names to plain JSON scalars or lists of them")
         harmless = not any(name.startswith(_WEIGHTS) for name in self.arguments)
         require(harmless, "arguments", self.arguments, f"of the architecture, none named {', '.join(_WEIGHTS)}...")
+        for name, value in self.arguments.items():
+            counts = [count for count in (value if isinstance(value, list) else [value]) if isinstance(count, int)]
+            layers = "depth" in name or "layers" in name
+            modest = max(map(abs, counts), default=0) <= _MOST and len(counts) <= _MOST_LAYERS
+            modest = modest and not (layers and sum(map(abs, counts)) > _MOST_LAYERS)
+            most = f"at most {_MOST_LAYERS} layers" if layers else f"at most {_MOST}"
+            require(modest, f"arguments[{name!r}]", value, most)
         typed = self.preprocessing is None or isinstance(self.preprocessing, Preprocessing)
         require(typed, "preprocessing", self.preprocessing, "a Preprocessing or None")
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {POOLINGS} or None")

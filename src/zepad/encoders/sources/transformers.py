@@ -92,8 +92,7 @@ _FILES = (
 )
 _RESAMPLING: dict[object, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
-# Above every published vision model: a config from elsewhere must not ask for hours, nor for all memory there is.
-_LAYERS, _MAX_LAYERS, _MAX_BYTES = ("num_hidden_layers", "depths"), 256, 32 * 10**9
+_MAX_BYTES = 32 * 10**9  # above every published vision model
 
 
 class VisionTower(nn.Module):
@@ -130,7 +129,7 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
     A spec names its architecture in full: `name` is a model type and `arguments` are fields of that type's own
     configuration class. No other field is accepted: not those of every configuration, which choose precision,
     attention kernels (which transformers may download) or code. A model is laid out without memory first; one of more
-    than 256 layers or 32 GB is refused.
+    than 32 GB is refused.
 
     Args:
         spec: Without weights, `name` and `arguments`. With them, `weights` is a Hub id or a folder.
@@ -291,11 +290,6 @@ def _config(spec: EncoderSpec) -> PreTrainedConfig:
         raise ConfigError(
             f"the arguments of {spec} are fields of {model.config_class.__name__}; got {', '.join(sorted(unknown))}."
         )
-    for name in set(_LAYERS) & set(spec.arguments):
-        value = spec.arguments[name]
-        counts = [count for count in (value if isinstance(value, list) else [value]) if isinstance(count, int)]
-        if len(counts) > _MAX_LAYERS or sum(map(abs, counts)) > _MAX_LAYERS:
-            raise ConfigError(f"{name} of {spec} must not exceed {_MAX_LAYERS}; got {value!r}.")
     try:
         config: PreTrainedConfig = model.config_class(**spec.arguments)
         with torch.device("meta"):
