@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,16 @@ torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and p
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that looks a name up."""
+
+    def called(*_: object, **__: object) -> None:
+        pytest.fail("a name was looked up on the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", called)
 
 
 @pytest.fixture

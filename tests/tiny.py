@@ -1,9 +1,11 @@
-"""A tiny encoder and separable data for the tests."""
+"""A tiny encoder, separable data, and what encoder tests ask of any encoder."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from zepad.encoders import Encoder, Preprocessing
 
 
 class TinyEncoder(nn.Module):
@@ -26,3 +28,16 @@ def toy_data(count: int = 96, classes: int = 3, size: int = 16, seed: int = 0) -
     images = torch.rand(count, 3, size, size, generator=generator) * 0.4 + 0.1
     images[torch.arange(count), labels] += 0.4
     return images.clamp(0, 1), labels
+
+
+@torch.no_grad()
+def features(encoder: Encoder, images: Tensor) -> Tensor:
+    """What an encoder says in evaluation mode."""
+    result: Tensor = encoder.eval()(images)
+    return result
+
+
+def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Images as a bare backbone expects them, resize aside."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return (images - mean) / std

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from zepad.encoders import Encoder, EncoderSpec, Preprocessing, probe
+from tiny import features, normalised
+from zepad.encoders import EncoderSpec, Preprocessing, probe
 from zepad.encoders.sources.open_clip import build, wrap
 from zepad.errors import ConfigError, HubError
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 8, "heads": 2, "layers": 1}
 VISION = {"image_size": 16, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
@@ -58,14 +60,6 @@ def _configs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(*_: object, **__: object) -> None:
-        pytest.fail("a name was looked up on the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", called)
-
-
 def spec_of(name: str, weights: str = "", **arguments: Any) -> EncoderSpec:
     return EncoderSpec(source="open_clip", name=name, weights=weights, arguments=arguments)
 
@@ -76,17 +70,6 @@ def create(name: str = "tiny", **arguments: Any) -> Any:
         for parameter in model.parameters():  # some start at zero, where no change shows
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
-
-
-@torch.no_grad()
-def features(encoder: Encoder, images: Tensor) -> Tensor:
-    result: Tensor = encoder.eval()(images)
-    return result
-
-
-def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return (images - mean) / std
 
 
 @torch.no_grad()
@@ -308,7 +291,7 @@ def test_a_hostile_argument_is_refused(
     arguments: dict[str, Any], pretrained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"here": {}})
-    with pytest.raises(ConfigError, match="pretrained|takes the arguments force_image_size"):
+    with pytest.raises(ConfigError, match="pretrained|takes the arguments force_image_size|must be at most 65536"):
         build(spec_of("tiny", weights="here", **arguments), pretrained=pretrained)
 
 

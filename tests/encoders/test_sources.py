@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import socket
 import sys
 from importlib import resources
 from pathlib import Path
@@ -21,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import zepad.encoders
-from tiny import TinyEncoder
-from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
+from tiny import TinyEncoder, features
+from zepad.encoders import EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
 from zepad.errors import CheckpointError, ConfigError, HubError
 
 TIMM, TORCHVISION = "resnet10t", "mobilenet_v3_small"
@@ -40,12 +39,6 @@ def timm_model(name: str = TIMM, **arguments: Any) -> nn.Module:
 def torchvision_model(name: str = TORCHVISION, **arguments: Any) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
     return model.eval()
-
-
-@torch.no_grad()
-def features(encoder: Encoder, images: Tensor) -> Tensor:
-    result: Tensor = encoder.eval()(images)
-    return result
 
 
 @pytest.fixture
@@ -322,9 +315,12 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
         ({"source": "timm", "name": "x", "arguments": {"a": ["b/c"]}}, "arguments must be"),
         ({"source": "timm", "name": "x", "arguments": {"a": "hf-hub:b"}}, "arguments must be"),
         ({"source": "timm", "name": "x", "weights": "y"}, "weights must be .*empty for timm"),
-        ({"source": "timm", "name": "x", "arguments": {"a": 2**16 + 1}}, "at most 65536; got 65537"),
+        ({"source": "timm", "name": "x", "arguments": {"a": 2**16 + 1}}, "at most 65536, .*; got 65537"),
         ({"source": "timm", "name": "x", "arguments": {"a": [1, -(2**17)]}}, "at most 65536"),
-        ({"source": "timm", "name": "x", "arguments": {"a": [1] * 257}}, "at most 65536"),
+        (
+            {"source": "timm", "name": "x", "arguments": {"a": [1] * 257}},
+            "of at most 256 entries; got .1, 1, .*[.][.][.]",
+        ),
         ({"source": "timm", "name": "x", "arguments": {"depth": 257}}, "at most 256 layers; got 257"),
         ({"source": "timm", "name": "x", "arguments": {"layers": [128, 129]}}, "at most 256 layers"),
         ({"source": "solo"}, "name must be a plain model name of solo"),
@@ -389,11 +385,8 @@ def test_without_timm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("text", [f"timm:{TIMM}", f"torchvision:{TORCHVISION}", "zepad:digits-simclr"])
-def test_building_without_weights_never_touches_the_network(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(*_: object, **__: object) -> None:
-        pytest.fail("a name was looked up on the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", called)
+@pytest.mark.usefixtures("no_network")
+def test_building_without_weights_never_touches_the_network(text: str) -> None:
     assert str(build_encoder(EncoderSpec.parse(text)).spec) == text
 
 

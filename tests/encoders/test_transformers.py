@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tiny import features, normalised
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, probe
 from zepad.encoders.sources.transformers import _ARCHITECTURES, build, wrap
 from zepad.errors import CheckpointError, ConfigError, HubError
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 SIZE = 16
 VIT = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
@@ -49,14 +51,6 @@ TINY: dict[str, tuple[dict[str, Any], int]] = {
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20}
 OPENAI = (0.48145466, 0.4578275, 0.40821073)
 HALF = (0.5, 0.5, 0.5)
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(*_: object, **__: object) -> None:
-        pytest.fail("a name was looked up on the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", called)
 
 
 def spec_of(name: str = "vit", **changes: Any) -> EncoderSpec:
@@ -96,17 +90,6 @@ def wrapped(module: nn.Module) -> Encoder:
     encoder = wrap(module)
     assert encoder is not None
     return encoder
-
-
-@torch.no_grad()
-def features(encoder: Encoder, images: Tensor) -> Tensor:
-    result: Tensor = encoder.eval()(images)
-    return result
-
-
-def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return (images - mean) / std
 
 
 @torch.no_grad()
@@ -398,7 +381,7 @@ def test_a_field_that_is_not_the_types_own_is_refused(name: str, field: str) -> 
     ],
 )
 def test_a_config_cannot_ask_for_hours(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"of transformers:{name} must not exceed 256"):
+    with pytest.raises(ConfigError, match=r"arguments\[.*\] must be at most 256 layers"):
         build(spec_of(name, **changes), pretrained=False)
 
 
@@ -440,7 +423,7 @@ def test_a_config_cannot_ask_for_all_memory(name: str, changes: dict[str, Any]) 
     ],
 )
 def test_a_wrong_value_is_a_config_error(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"transformers:{name} could not be built|size must be"):
+    with pytest.raises(ConfigError, match=f"transformers:{name} could not be built|must be at most 65536"):
         build(spec_of(name, **changes), pretrained=False)
 
 

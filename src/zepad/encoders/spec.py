@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -103,8 +104,9 @@ class EncoderSpec(_JSONConfig):
             layers = "depth" in name or "layers" in name
             modest = max(map(abs, counts), default=0) <= _MOST and len(counts) <= _MOST_LAYERS
             modest = modest and not (layers and sum(map(abs, counts)) > _MOST_LAYERS)
-            most = f"at most {_MOST_LAYERS} layers" if layers else f"at most {_MOST}"
-            require(modest, f"arguments[{name!r}]", value, most)
+            if not modest:
+                most = f"{_MOST_LAYERS} layers" if layers else f"{_MOST}, and of at most {_MOST_LAYERS} entries"
+                raise ConfigError(f"arguments[{name!r}] must be at most {most}; got {reprlib.repr(value)}.")
         typed = self.preprocessing is None or isinstance(self.preprocessing, Preprocessing)
         require(typed, "preprocessing", self.preprocessing, "a Preprocessing or None")
         require(self.pooling in (None, *POOLINGS), "pooling", self.pooling, f"one of {POOLINGS} or None")
