@@ -319,7 +319,7 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
         ({"source": "timm", "name": "x", "arguments": {"a": [1, -(2**17)]}}, "at most 65536"),
         (
             {"source": "timm", "name": "x", "arguments": {"a": [1] * 257}},
-            "of at most 256 entries; got .1, 1, .*[.][.][.]",
+            "of at most 256 entries; got .1, .*[.]{3}",
         ),
         ({"source": "timm", "name": "x", "arguments": {"depth": 257}}, "at most 256 layers; got 257"),
         ({"source": "timm", "name": "x", "arguments": {"layers": [128, 129]}}, "at most 256 layers"),

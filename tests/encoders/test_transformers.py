@@ -423,7 +423,7 @@ def test_a_config_cannot_ask_for_all_memory(name: str, changes: dict[str, Any]) 
     ],
 )
 def test_a_wrong_value_is_a_config_error(name: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"transformers:{name} could not be built|must be at most 65536"):
+    with pytest.raises(ConfigError, match=f"transformers:{name} could not be built|must be at most 65536|size must be"):
         build(spec_of(name, **changes), pretrained=False)
 
 

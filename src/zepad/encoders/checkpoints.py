@@ -128,6 +128,8 @@ def _foreign(path: Path, head: bytes) -> str:
                 names = archive.namelist()
         except BadZipFile:
             return "cut short: its end, with the table of contents, is missing. Download or copy it again."
+        except Exception:  # a damaged table of contents fails in any way it likes
+            return "damaged: its table of contents makes no sense. Download or copy it again."
         if not any(name.endswith("/data.pkl") for name in names):
             return "a zip archive that torch.save did not write. Unpack it and name the checkpoint in it."
     return ""
