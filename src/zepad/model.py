@@ -53,7 +53,7 @@ from .training import (
     training_device,
 )
 from .types import HARDENED_ROLES, ROLES, Loader, Role, Stage
-from .zero_shot import ZeroShotHead
+from .zero_shot import ZeroShotHead, check_heads
 
 PAPER_THRESHOLD = 0.1
 _CHUNK = 256  # images of one tensor that are classified at a time
@@ -234,14 +234,12 @@ class ZePAD(
         self._require_whole("harden")
         folder = checkpoint_folder(checkpoint_dir, resume=resume)
         method, recipe = hardening_method(config, objective), harden_recipe(config, objective)
-        heads: dict[Role, ZeroShotHead] = {} if zero_shot is None else self._check_text_heads(zero_shot, HARDENED_ROLES)
-        device = training_device()
-        public = {str(role): Branch(self._copy(role), head).to(device).eval() for role, head in heads.items()}
+        heads = {} if zero_shot is None else check_heads(zero_shot, HARDENED_ROLES, self._features)
         num_classes, labeller = plan_labels(
             loader,
             method,
             num_classes=heads["victim"].classes if heads else self._declared_classes,
-            classifier=Ensemble(public, fusion=FusionConfig(rule="mean")) if heads else None,
+            classifier=(lambda: self._public_classifier(heads)) if heads else None,
         )
         branches: dict[str, Branch] = {}
         history: dict[str, Any] = {}
@@ -380,11 +378,11 @@ class ZePAD(
         self._require_whole("fit_zero_shot")
         if self.stage == "built":
             raise StageError("fit_zero_shot needs hardened encoders. Call harden(loader) first.")
-        checked = self._check_text_heads(heads, ROLES)
+        checked = check_heads(heads, ROLES, self._features)
         classes = checked["victim"].classes
         if class_names is not None and len(class_names) != classes:
             raise ConfigError(f"class_names must name {classes} classes; got {len(class_names)}.")
-        branches = {str(role): Branch(self.encoder(role), copy.deepcopy(head)) for role, head in checked.items()}
+        branches = {str(role): Branch(self.encoder(role), copy.deepcopy(checked[role])) for role in ROLES}
         names = None if class_names is None else tuple(map(str, class_names))
         self._install(branches, classes, names, stage="fitted")
         self._record("zero_shot", {"classes": classes}, keep=("encoders", "harden", "benign"))
@@ -790,28 +788,13 @@ class ZePAD(
             progress=progress,
         )
 
+    def _public_classifier(self, heads: Mapping[str, ZeroShotHead]) -> nn.Module:
+        """The public encoders with heads made from text, averaged: what labels images that have no label."""
+        branches = {str(role): Branch(self._copy(role), heads[role]) for role in HARDENED_ROLES}
+        return Ensemble(branches, fusion=FusionConfig(rule="mean")).to(training_device()).eval()
+
     def _copy(self, role: Role) -> Encoder:
         return copy.deepcopy(self.encoder(role))
-
-    def _check_text_heads(self, heads: Mapping[str, ZeroShotHead], roles: Sequence[Role]) -> dict[Role, ZeroShotHead]:
-        missing = [role for role in roles if not isinstance(heads.get(role), ZeroShotHead)]
-        if missing or set(heads) - set(ROLES):
-            raise ConfigError(
-                f"zero-shot heads must be a mapping of {', '.join(roles)} to ZeroShotHead; got "
-                f"{', '.join(f'{role} {type(head).__name__}' for role, head in heads.items()) or 'none'}. "
-                "Make each with ZeroShotHead.from_text."
-            )
-        checked = {role: heads[role] for role in roles}
-        for role, head in checked.items():
-            if head.features != self._features[role]:
-                raise ConfigError(
-                    f"the zero-shot head of {role} takes {head.features} features and the encoder gives "
-                    f"{self._features[role]}. Make it with the text tower of that very encoder."
-                )
-        if len({head.classes for head in checked.values()}) != 1:
-            each = ", ".join(f"{role} {head.classes}" for role, head in checked.items())
-            raise ConfigError(f"zero-shot heads must agree on the number of classes; got {each}.")
-        return checked
 
     def _install(
         self, branches: Mapping[str, Branch], num_classes: int | None, names: tuple[str, ...] | None, *, stage: Stage

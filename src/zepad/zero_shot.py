@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .modules import evaluating
 
 IMAGENET_TEMPLATES = (
@@ -134,6 +134,38 @@ class ZeroShotHead(nn.Module):
                 for sentence in sentences
             )
             return cls(total, scale=scale.float().exp(), bias=0.0 if bias is None else bias)  # type: ignore[arg-type]
+
+
+def check_heads(
+    heads: Mapping[str, object], roles: Sequence[str], features: Mapping[str, int]
+) -> dict[str, ZeroShotHead]:
+    """Return the heads of some roles if they fit their encoders and each other.
+
+    Args:
+        heads: What the caller passed, by role.
+        roles: For which there must be a head; heads of further roles in `features` are left out.
+        features: Width of each encoder's output, by role.
+
+    Raises:
+        ConfigError: Naming what is missing or does not fit.
+    """
+    checked = {role: head for role in roles if isinstance(head := heads.get(role), ZeroShotHead)}
+    if len(checked) < len(roles) or set(heads) - set(features):
+        raise ConfigError(
+            f"zero-shot heads must be a mapping of {', '.join(roles)} to ZeroShotHead; got "
+            f"{', '.join(f'{role} {type(head).__name__}' for role, head in heads.items()) or 'none'}. "
+            "Make each with ZeroShotHead.from_text."
+        )
+    for role, head in checked.items():
+        if head.features != features[role]:
+            raise ConfigError(
+                f"the zero-shot head of {role} takes {head.features} features and the encoder gives "
+                f"{features[role]}. Make it with the text tower of that very encoder."
+            )
+    if len({head.classes for head in checked.values()}) != 1:
+        each = ", ".join(f"{role} {head.classes}" for role, head in checked.items())
+        raise ConfigError(f"zero-shot heads must agree on the number of classes; got {each}.")
+    return checked
 
 
 def _texts(texts: Sequence[str], name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,7 +139,11 @@ def harden_branch(
 
 
 def plan_labels(
-    loader: Loader, method: HardeningMethod, *, num_classes: int | None = None, classifier: ImageModel | None = None
+    loader: Loader,
+    method: HardeningMethod,
+    *,
+    num_classes: int | None = None,
+    classifier: Callable[[], ImageModel] | None = None,
 ) -> tuple[int | None, Labeller | None]:
     """Say where the labels of a hardening come from: the loader, a zero-shot classifier, or nowhere.
 
@@ -146,7 +151,7 @@ def plan_labels(
         loader: Yields `(images, labels)`, or images alone.
         method: Which may need no labels.
         num_classes: Of the task, where known.
-        classifier: Images to the logits of the public encoders' zero-shot heads, which label images that have no label.
+        classifier: Makes the zero-shot classifier of the public encoders, which labels images that have no label.
 
     Returns:
         The number of classes, None where no label is used; and what labels the images of a loader that does not.
@@ -164,7 +169,7 @@ def plan_labels(
             f"the loader yields images alone, and {method.name} needs their labels. Yield (images, labels), pass "
             "zero_shot= heads made from class names, or harden with objective=fare(), which needs none."
         )
-    return num_classes, partial(_most_likely, classifier)
+    return num_classes, partial(_most_likely, classifier())
 
 
 def _most_likely(classifier: ImageModel, images: Tensor) -> Tensor:
