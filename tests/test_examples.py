@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "clip_zero_shot.py"
 
 
+@pytest.mark.slow
 def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
     quick = ["--clip-epochs", "12", "--epochs", "1", "--limit", "512", "--test-limit", "20", "--eps", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -105,7 +105,10 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     if has_labels(batch):
         return batch[0], batch[1]
     got = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise InputError(f"the loader must yield (images, labels); got {got}. Training needs the label of every image.")
+    raise InputError(
+        f"the loader must yield (images, labels); got {got}. Training needs the label of every image; only harden does "
+        "without, with objective=fare() or with zero_shot= heads made from class names."
+    )
 
 
 def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> Iterator[Tensor]:

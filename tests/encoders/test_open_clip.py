@@ -67,8 +67,8 @@ def spec_of(name: str, weights: str = "", **arguments: Any) -> EncoderSpec:
 def create(name: str = "tiny", **arguments: Any) -> Any:
     model = open_clip.create_model(name, pretrained_text=False, **arguments)
     with torch.no_grad():
-        for parameter in model.parameters():  # some start at zero, where no change shows
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for parameter in model.parameters():  # some start at zero, where no change shows, some as memory was left
+            parameter.nan_to_num_().clamp_(-1, 1).add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
 
 

@@ -160,15 +160,11 @@ def plan_labels(
         InputError: If the loader yields images alone and the method needs labels.
     """
     check_reiterable(loader)
-    if is_labelled(loader):
+    needed = method.trains_head and classifier is None
+    if needed or is_labelled(loader):  # a look at the first batch may be costly, and is taken only where it matters
         return num_classes or count_classes(loader), None
-    if not method.trains_head:
+    if classifier is None or not method.trains_head:
         return (None if classifier is None else num_classes), unlabelled
-    if classifier is None:
-        raise InputError(
-            f"the loader yields images alone, and {method.name} needs their labels. Yield (images, labels), pass "
-            "zero_shot= heads made from class names, or harden with objective=fare(), which needs none."
-        )
     return num_classes, partial(_most_likely, classifier())
 
 
