@@ -168,6 +168,7 @@ result = defense.predict_proba(images).tolist()
     assert loaded.predict_proba(toy_data(12, size=32)[0]).tolist() == expected
     assert zepad("predict", "task2", "image.png", "--json").json["predictions"]
     assert not hub.requests
+    assert f"base        {ID} at {hub.head(ID)}" in zepad("info", "task2").out
     assert "alice/m" in (ModelCard.load(zepad.folder / "task2" / "README.md").data.base_model or [])
 
     # What was pulled whole is pushed as what it is: heads of the base.
@@ -229,6 +230,8 @@ def test_a_card_is_written_with_what_only_the_publisher_knows(plain: CommandLine
     plain("push", model, ID, "--token", WRITER)
     content = hub.repos[ID].history()[0].files["README.md"].content
     assert content == after["README.md"]
+    plain("pull", ID, "copy")
+    assert (plain.folder / "copy" / "README.md").read_bytes() == content, "license and all"
 
 
 # what is refused --------------------------------------------------------------------------------------------------

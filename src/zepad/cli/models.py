@@ -68,6 +68,8 @@ def info(
         typer.echo(
             f"hardened    eps {recipe['eps'] * 255:.3g}/255, {recipe['steps']} steps, {hardening['images']} images"
         )
+    if config.base is not None:
+        typer.echo(f"base        {config.base.repo_id} at {config.base.revision}, which has the encoders")
     typer.echo(
         f"files       {sum(file.bytes for file in config.files.values()) / 1e6:.1f} MB in {len(config.files)} files"
     )
