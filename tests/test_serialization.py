@@ -25,6 +25,7 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
+from zepad.serialization import Base, read_config
 from zepad.types import ROLES
 
 IMAGES, LABELS = toy_data(24)
@@ -263,6 +264,32 @@ def test_a_card_that_cannot_be_written_leaves_the_older_save_whole(saved: Path, 
     with pytest.raises(CheckpointError, match="no card can be written"):
         fitted.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_heads_alone_are_a_model_beside_the_encoders_they_were_fitted_on(
+    saved: Path, fitted: ZePAD, tmp_path: Path
+) -> None:
+    home = Base(repo_id="me/x", revision="0" * 40)
+    fitted._published = (home, read_config(saved / "config.json").files)  # as a push would leave it
+    folder = tmp_path / "heads"
+    fitted.save_pretrained(folder, heads_only=True)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "README.md", "heads.safetensors"}
+    assert read(folder)["base"] == home.to_dict()
+    for name in WEIGHTS[:3]:
+        shutil.copyfile(saved / name, folder / name)
+    assert_same(load(folder), fitted)
+
+    fitted.encoder("benign").backbone.conv.bias.add_(1)
+    with pytest.raises(CheckpointError, match=r"benign.safetensors changed since the encoders were published as me/x"):
+        fitted.save_pretrained(folder, heads_only=True)
+    assert_decides_alike(load(folder), load(saved))
+
+
+def test_a_head_of_another_class_is_no_head_to_save(saved: Path, fitted: ZePAD) -> None:
+    fitted.heads["victim"] = nn.Linear(8, 3)
+    with pytest.raises(CheckpointError, match="must be an MLPHead or a ZeroShotHead to be saved; got Linear"):
+        fitted.save_pretrained(saved)
+    assert load(saved).stage == "fitted", "the older save is whole"
 
 
 def test_device_is_where_the_model_ends_up(saved: Path) -> None:
