@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .config import _JSONConfig, is_number, require
+from .config import _JSONConfig, is_hub_id, is_number, require
 from .errors import CheckpointError
 from .evaluation.rendering.table import escape_markdown
 from .evaluation.rendering.wording import clean
@@ -108,7 +108,7 @@ class CardDetails(_JSONConfig):
         require(license_id, "license", self.license, 'an identifier such as "apache-2.0", or None')
         for name in ("datasets", "base_models"):
             value = getattr(self, name)
-            ids = isinstance(value, (tuple, list)) and all(isinstance(v, str) and _is_hub_id(v) for v in value)
+            ids = isinstance(value, (tuple, list)) and all(map(is_hub_id, value))
             require(ids, name, value, 'a tuple of Hub ids such as ("user/name",)')
         words = isinstance(self.tags, (tuple, list)) and all(isinstance(tag, str) and tag.strip() for tag in self.tags)
         require(words, "tags", self.tags, "a tuple of words")
@@ -165,7 +165,7 @@ def _metadata(
     config: SavedConfig, model_id: str | None, details: CardDetails, measured: Mapping[str, Any] | None
 ) -> ModelCardData:
     origins = config.provenance.get("encoders", {}).values()
-    known = [origin for origin in origins if isinstance(origin, str) and _is_hub_id(origin)]
+    known = [origin for origin in origins if is_hub_id(origin)]
     bases = [*([config.base.repo_id] if config.base else known), *details.base_models]
     return ModelCardData(
         library_name="zepad",
@@ -266,7 +266,3 @@ def _share(value: object) -> float:
 
 def _is_license(text: str) -> bool:
     return bool(re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text))
-
-
-def _is_hub_id(text: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text, re.ASCII))

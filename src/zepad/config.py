@@ -6,6 +6,7 @@ Budgets are in [0, 1] pixel units, written `8 / 255`.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
@@ -33,6 +34,11 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether a setting is a whole number by type; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_hub_id(value: object) -> TypeGuard[str]:
+    """Whether a text can be the id of something on the Hugging Face Hub: `"user/name"`, or `"name"` of old ones."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value, re.ASCII))
 
 
 def check_budget(eps: float, norm: str = "linf") -> None:

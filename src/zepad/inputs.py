@@ -96,6 +96,11 @@ def has_labels(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) >= 2
 
 
+def images_of(batch: Any) -> Any:
+    """Take the images out of what a loader yielded, with or without labels."""
+    return batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+
+
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """Take `(images, labels)` out of what a loader yielded.
 
@@ -127,8 +132,7 @@ def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> It
         )
     empty = True
     for batch in images:
-        first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-        yield check_images(first, channels=channels)
+        yield check_images(images_of(batch), channels=channels)
         empty = False
     if empty:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")

@@ -546,9 +546,6 @@ class ZePAD(
 
     # saving and loading -----------------------------------------------------------------------------------------
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.save_pretrained(save_directory)
-
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, heads_only: bool = False, card: CardDetails = CardDetails()
     ) -> None:
@@ -624,13 +621,12 @@ class ZePAD(
                 "the encoders of this model are not on the Hub, so heads alone could not be loaded. "
                 'Publish the whole model first: push_to_hub("user/name").'
             )
-        published = self._published if heads_only else None
+        base, published = self._published if heads_only and self._published else (None, None)
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
-        heads = dict(self.heads.items())
-        described = self._describe()
-        model_card(described, details=card)  # what no card can say must not replace an older save
-        config = save_model(folder, described, encoders=encoders, heads=heads, published=published)
-        write_card(folder, config, model_id=model_id, details=card)
+        described = replace(self._describe(), base=base)
+        text = model_card(described, model_id=model_id, details=card)  # before an older save is replaced
+        config = save_model(folder, described, encoders=encoders, heads=dict(self.heads.items()), published=published)
+        write_card(folder, text)
         return config
 
     def _describe(self) -> SavedConfig:

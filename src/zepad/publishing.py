@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .card import CardDetails, model_card
+from .card import model_card
 from .errors import CheckpointError, HubError
 from .hub import HubRepo, Published, publish
 from .loading import SavedFiles
@@ -26,17 +26,15 @@ def check_folder(folder: Path) -> SavedConfig:
     return config
 
 
-def write_card(
-    folder: Path, config: SavedConfig, *, model_id: str | None = None, details: CardDetails = CardDetails()
-) -> Path:
-    """Write the model card of a saved model.
+def write_card(folder: Path, card: str) -> Path:
+    """Write what `model_card` says beside a saved model.
 
     Raises:
         CheckpointError: If the folder cannot be written.
     """
     path = folder / CARD_FILE
     try:
-        path.write_text(model_card(config, model_id=model_id, details=details), encoding="utf-8")
+        path.write_text(card, encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return path
@@ -46,10 +44,10 @@ def publish_folder(
     folder: Path,
     repo_id: str,
     *,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    commit_message: str = "Push a model with zepad",
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
+    commit_message: str,
 ) -> Published:
     """Publish a saved model as it is, in one commit or not at all.
 
@@ -79,12 +77,11 @@ def publish_folder(
     )
 
 
-def download(model_id: str, repo: HubRepo, folder: Path) -> SavedConfig:
+def download(repo: HubRepo, folder: Path) -> SavedConfig:
     """Copy a published model into a folder, whole: heads that name a base bring its encoders along.
 
     Args:
-        model_id: Hub id.
-        repo: How to reach the Hub.
+        repo: Where the model is.
         folder: Created if need be; config.json comes last, so that an interrupted copy never passes for a whole one.
 
     Raises:
@@ -101,7 +98,7 @@ def download(model_id: str, repo: HubRepo, folder: Path) -> SavedConfig:
             (folder / stale).unlink(missing_ok=True)
         for name, path in paths.items():
             shutil.copyfile(path, folder / name)
-        _copy_card(files, folder, model_id)
+        _copy_card(files, folder, repo.repo_id)
         shutil.copyfile(files.path(CONFIG_FILE), folder / CONFIG_FILE)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
@@ -113,7 +110,7 @@ def _copy_card(files: SavedFiles, folder: Path, model_id: str) -> None:
     try:
         card = files.path(CARD_FILE)
     except HubError:
-        write_card(folder, files.config, model_id=model_id)
+        write_card(folder, model_card(files.config, model_id=model_id))
     else:
         shutil.copyfile(card, folder / CARD_FILE)
 

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import FusionConfig, _JSONConfig, require
+from .config import FusionConfig, _JSONConfig, is_hub_id, require
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
 from .errors import CheckpointError, ConfigError
 from .modules import MLPHead
@@ -86,8 +86,8 @@ class Base(_JSONConfig):
         Raises:
             ConfigError: Naming the field, the value and what was expected.
         """
-        named = isinstance(self.repo_id, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id, re.ASCII)
-        require(bool(named), "base.repo_id", self.repo_id, 'a Hub id such as "user/name"')
+        named = is_hub_id(self.repo_id) and "/" in self.repo_id
+        require(named, "base.repo_id", self.repo_id, 'a Hub id such as "user/name"')
         pinned = isinstance(self.revision, str) and re.fullmatch(r"[0-9a-f]{40}", self.revision)
         require(bool(pinned), "base.revision", self.revision, "a commit of 40 hexadecimal digits")
 
@@ -191,16 +191,16 @@ def save_model(
     *,
     encoders: Mapping[str, Encoder],
     heads: Mapping[str, nn.Module],
-    published: tuple[Base, Mapping[str, SavedFile]] | None = None,
+    published: Mapping[str, SavedFile] | None = None,
 ) -> SavedConfig:
     """Write weights first and config.json last, so that an interrupted save is never mistaken for a whole one.
 
     Args:
         folder: Created if need be. Weight files of an earlier save that this one has not are removed.
-        config: What `describe_model` says.
+        config: What `describe_model` says. One that names a base leaves the encoders' files out.
         encoders: By role.
         heads: By role.
-        published: Where the encoders are published and as which files; their files are then left out.
+        published: The files of the base.
 
     Returns:
         The config as written, files included.
@@ -216,17 +216,16 @@ def save_model(
     records = {
         name: SavedFile(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob)) for name, blob in blobs.items()
     }
-    base = None
-    if published is not None:
-        base, theirs = published
+    if config.base is not None:
+        theirs = published or {}
         changed = [name for name in records if name != HEADS_FILE and records[name] != theirs.get(name)]
         if changed:
             raise CheckpointError(
-                f"{', '.join(changed)} changed since the encoders were published as {base.repo_id}, so heads alone "
-                "would not fit them. Save or push the whole model: heads_only=False."
+                f"{', '.join(changed)} changed since the encoders were published as {config.base.repo_id}, so heads "
+                "alone would not fit them. Save or push the whole model: heads_only=False."
             )
         blobs = {name: blob for name, blob in blobs.items() if name == HEADS_FILE}
-    config = dataclasses.replace(config, files=records, base=base)
+    config = dataclasses.replace(config, files=records)
     try:
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
@@ -519,10 +518,8 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     owner = role if role in modules else record.architecture_of
     if owner is not None and owner in modules:
         module = modules[owner]
-        given = module.backbone if isinstance(module, Encoder) else wrap_module(module).backbone
-        return Blueprint(
-            name=type(given).__name__, state=given.state_dict(keep_vars=True), build=lambda: copy.deepcopy(given)
-        )
+        own = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone
+        return Blueprint(name=type(own).__name__, state=own.state_dict(keep_vars=True), build=lambda: own)
     if record.spec.source == "custom":
         wanted = record.architecture_of or role
         raise CheckpointError(

@@ -26,9 +26,10 @@ from zepad.attacks import (
     one_branch,
 )
 from zepad.config import FusionConfig
+from zepad.digests import digest_tensor
 from zepad.errors import ConfigError
 from zepad.evaluation import Attacker, against, universal_attacker
-from zepad.evaluation.identity import describe, digest, digest_tensor
+from zepad.evaluation.identity import describe, digest
 from zepad.modules import Ensemble
 
 EPS = 8 / 255

@@ -48,7 +48,7 @@ def pull(
     from ..hub import HubRepo
     from ..publishing import download
 
-    config = download(repo_id, HubRepo(repo_id=repo_id, revision=revision, token=token), path)
+    config = download(HubRepo(repo_id=repo_id, revision=revision, token=token), path)
     size = sum(file.bytes for file in config.files.values())
     if as_json:
         typer.echo(json.dumps({"path": str(path), "bytes": size, "files": sorted(config.files)}))
@@ -67,7 +67,7 @@ def card(
     tag: Annotated[list[str] | None, typer.Option(help="Repeat for more.")] = None,
 ) -> None:
     """Write the model card: metadata for the Hub, threat model, measured numbers with their attackers, limits."""
-    from ..card import CardDetails
+    from ..card import CardDetails, model_card
     from ..publishing import check_folder, write_card
 
     details = CardDetails(
@@ -76,4 +76,5 @@ def card(
         base_models=tuple(base_model or ()),
         tags=tuple(tag or ()),
     )
-    typer.echo(f"card        {write_card(path, check_folder(path), model_id=repo_id, details=details)}")
+    text = model_card(check_folder(path), model_id=repo_id, details=details)
+    typer.echo(f"card        {write_card(path, text)}")

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from .._version import __version__
 from ..config import is_integer, require
+from ..digests import digest_tensor
 from ..errors import EvaluationWarning, InputError
 from ..functional import attack_success_count, correct_count, detection_score, fooling_count
 from ..functional.precision import accurate
@@ -28,7 +29,7 @@ from ..modules import evaluating
 from ..seeding import derive_seed
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker
-from .identity import digest, digest_tensor, weights_digest
+from .identity import digest, weights_digest
 from .report import AttackResult, Cost, EvalReport, Outcome, Sample
 from .sanity import check_model, check_results
 from .state import State

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import UniversalPerturbation
+from ..digests import digest_tensor
 
 _PACKAGE = __name__.partition(".")[0]
 _SHOWN = 16  # hexadecimal digits of a digest beside a name
@@ -36,13 +37,6 @@ def describe(value: Any) -> Any:
 def digest(value: Any) -> str:
     """Return the SHA-256 of a description."""
     return hashlib.sha256(json.dumps(describe(value), sort_keys=True).encode()).hexdigest()
-
-
-def digest_tensor(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's shape, dtype and bytes."""
-    held = tensor.detach().cpu().contiguous()
-    body = held.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{tuple(held.shape)} {held.dtype} ".encode() + body).hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -157,7 +157,7 @@ def plan_labels(
         The number of classes, None where no label is used; and what labels the images of a loader that does not.
 
     Raises:
-        InputError: If the loader yields images alone and the method needs labels.
+        InputError: If the loader cannot be iterated twice, is empty, or has no labels where they must be counted.
     """
     check_reiterable(loader)
     needed = method.trains_head and classifier is None

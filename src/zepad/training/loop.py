@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -20,10 +19,11 @@ from tqdm.auto import tqdm
 
 from ..attacks import PGD
 from ..config import Precision, _TrainingConfig
+from ..digests import digest_tensor
 from ..encoders import Encoder
 from ..errors import CheckpointError, InputError, TrainingError
 from ..functional import Count, correct_count
-from ..inputs import batches_in, check_images, check_labels, check_reiterable, has_labels, split_batch
+from ..inputs import batches_in, check_images, check_labels, check_reiterable, has_labels, images_of, split_batch
 from ..modules import Branch, MLPHead
 from ..objectives import CROSS_ENTROPY, Batch, Inner, Objective, Outcome
 from ..seeding import derive_seed, seeded
@@ -201,7 +201,7 @@ def labelled_batches(
     """
     for batch in loader:
         if labeller is not None and not has_labels(batch):
-            images = check_images(batch[0] if isinstance(batch, (tuple, list)) else batch, channels=channels).to(device)
+            images = check_images(images_of(batch), channels=channels).to(device)
             yield images, labeller(images)
             continue
         images, labels = split_batch(batch)
@@ -279,14 +279,6 @@ def train_parts(branch: Branch, run: Run, loader: Loader, val_loader: Loader | N
     return history
 
 
-def _digest(head: nn.Module) -> str:
-    """Tell one given head from another: a run goes on under the same one alone."""
-    digest = hashlib.sha256()
-    for key, value in head.state_dict().items():
-        digest.update(key.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class _Training:
     """The state of one run, so that the loop reads as what it does."""
 
@@ -317,7 +309,8 @@ class _Training:
             "objective": self.recipe.name,
             "trained": list(self.recipe.trained),
             "num_classes": run.num_classes,
-            "head": None if run.head is None else _digest(run.head),
+            # A run goes on under the same given head alone.
+            "head": None if run.head is None else {k: digest_tensor(v) for k, v in run.head.state_dict().items()},
             "total_epochs": self.epochs,
             "images": images_in(loader),
         }
