@@ -13,35 +13,130 @@ def softmax(row):
     return powers / powers.sum()
 
 
-def _certainty(row, rule, k):
+def log_softmax(row):
+    return row - row.max() - math.log(np.exp(row - row.max()).sum())
+
+
+def _certainty(row, rule, sharpness):
     p = softmax(row)
-    if rule == "rfdm":
-        return p.max() * math.exp(k * (p.max() - 0.5))
+    if rule in ("rfdm", "calibrated"):
+        return p.max() * math.exp(sharpness * (p.max() - 0.5))
     if rule == "entropy":
         return math.exp(sum(x * math.log(x) for x in p if x > 0))
     return 1.0
 
 
-def confidence(logits, k=3.0):
-    return np.array([[_certainty(row, "rfdm", k) for row in branch] for branch in logits])
+def confidence(logits, sharpness=3.0):
+    return np.array([[_certainty(row, "rfdm", sharpness) for row in branch] for branch in logits])
 
 
-def weights(logits, rule="rfdm", k=3.0):
-    certainties = np.array([[_certainty(row, rule, k) for row in branch] for branch in logits])
+def weights(logits, rule="rfdm", sharpness=3.0, temperatures=()):
+    if temperatures:
+        logits = np.array([branch / temperature for branch, temperature in zip(logits, temperatures, strict=True)])
+    certainties = np.array([[_certainty(row, rule, sharpness) for row in branch] for branch in logits])
     return certainties / certainties.sum(axis=0)
 
 
-def fuse(logits, rule="rfdm", k=3.0):
-    w = weights(logits, rule, k)
+def fuse(logits, rule="rfdm", **parameters):
+    if rule in _PER_IMAGE:
+        return np.array([_PER_IMAGE[rule](image[:-1], image[-1], **parameters) for image in logits.swapaxes(0, 1)])
+    w = weights(logits, rule, **parameters)
+    cooled = np.array(logits)
+    for branch, temperature in enumerate(parameters.get("temperatures", ())):
+        cooled[branch] /= temperature
     fused = np.zeros(logits.shape[1:])
     for branch, image in np.ndindex(w.shape):
-        fused[image] += w[branch, image] * logits[branch, image]
+        fused[image] += w[branch, image] * cooled[branch, image]
     return fused
+
+
+def hardened_log_probabilities(hardened):
+    """Of one image: the rows of the hardened branches `(B - 1, K)` to `(K,)`, without underflow."""
+    rows = np.array([log_softmax(row) for row in hardened])
+    result = []
+    for column in rows.T:
+        highest = column.max()
+        result.append(highest + math.log(sum(math.exp(x - highest) for x in column) / len(column)))
+    return np.array(result)
+
+
+def _bounded(hardened, benign, vote=0.5):
+    return hardened_log_probabilities(hardened) + vote * softmax(benign)
+
+
+def gelu(x):
+    return x / 2 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def robust_log_probabilities(logits, scale=5.0, power=4.0, bias=-1.0):
+    """Of one image: the mean logits of the hardened branches through the transform of MixedNUTS."""
+    variance = sum((x - logits.mean()) ** 2 for x in logits) / (len(logits) - 1)
+    clamped = np.array([gelu((x - logits.mean()) / math.sqrt(variance + 1e-8) + bias) for x in logits])
+    return log_softmax(scale * np.sign(clamped) * np.abs(clamped) ** power)
+
+
+def _mixed(hardened, benign, scale=5.0, power=4.0, bias=-1.0, benign_weight=0.3):
+    mixture = math.log(1 - benign_weight) + robust_log_probabilities(hardened.mean(axis=0), scale, power, bias)
+    if benign_weight > 0:
+        mixture[benign.argmax()] = np.logaddexp(mixture[benign.argmax()], math.log(benign_weight))
+    return mixture
+
+
+def _candidates(hardened, benign, depth=0.5):
+    sure = hardened_log_probabilities(hardened)
+    possible = [k for k in range(len(sure)) if sure[k] >= sure.max() - depth]
+    mass, share = sum(math.exp(sure[k]) for k in possible), log_softmax(benign[possible])
+    result = np.array(sure)
+    for k, value in zip(possible, share, strict=True):
+        result[k] = math.log(mass) + value
+    return result
+
+
+_PER_IMAGE = {"bounded": _bounded, "mixed": _mixed, "candidates": _candidates}
 
 
 def detection_score(logits):
     largest = np.array([[softmax(row).max() for row in branch] for branch in logits])
     return largest[:-1].mean(axis=0) - largest[-1]
+
+
+def _mean_probabilities(rows):
+    return sum(softmax(row) for row in rows) / len(rows)
+
+
+def disagreement_score(logits):
+    scores = []
+    for image in logits.swapaxes(0, 1):
+        pairs = zip(_mean_probabilities(image[:-1]), softmax(image[-1]), strict=True)
+        scores.append(1 - sum(math.sqrt(p * q) for p, q in pairs))
+    return np.array(scores)
+
+
+def sentinel_score(logits, undefended):
+    scores = []
+    for image, row in zip(logits.swapaxes(0, 1), undefended, strict=True):
+        pairs = zip(_mean_probabilities(image), log_softmax(row), strict=True)
+        scores.append(sum(p * (math.log(p) - log_q) for p, log_q in pairs if p > 0))
+    return np.array(scores)
+
+
+def feature_fit(inputs, outputs, ridge=0.1):
+    """Ridge regression as least squares with one more row per input, which asks its weight to be zero.
+
+    Returns the mean squared error of rows, in units of that of the rows it was fitted on.
+    """
+    mean, scale, centre = inputs.mean(axis=0), inputs.std(axis=0, ddof=1), outputs.mean(axis=0)
+    x = (inputs - mean) / scale
+    pull = np.sqrt(ridge * len(x)) * np.eye(x.shape[1])
+    padded = np.concatenate([outputs - centre, np.zeros((x.shape[1], outputs.shape[1]))])
+    weight = np.linalg.lstsq(np.concatenate([x, pull]), padded, rcond=None)[0]
+    errors = np.sqrt(((outputs - centre - x @ weight) ** 2).mean(axis=0))
+
+    def score(rows, undefended):
+        missed = (undefended - centre - (rows - mean) / scale @ weight) / errors
+        return (missed**2).mean(axis=1)
+
+    return score
 
 
 def cross_entropy(row, label):

@@ -11,7 +11,10 @@ laws = settings(max_examples=60, deadline=None)
 MODERATE = (0.0, 1e-3, 1.0, 10.0)  # beyond this a softmax saturates and strict inequalities become equalities
 SCALES = (*MODERATE, 1e3)
 one_to_four, one_to_six = st.integers(1, 4), st.integers(1, 6)
-RULES = ("rfdm", "mean", "entropy")
+two_to_eight = st.integers(2, 8)
+AVERAGING = ("rfdm", "mean", "entropy", "calibrated")
+BOUNDING = ("bounded", "mixed", "candidates")  # what the benign branch may do is bounded
+RULES = (*AVERAGING, *BOUNDING)
 
 
 @st.composite
@@ -19,6 +22,39 @@ def logits(draw, branches=one_to_four, scales=SCALES):
     """Stacked logits `(B, N, K)` in float64."""
     shape = draw(st.tuples(branches, st.integers(1, 5), st.integers(2, 8)))
     return torch.from_numpy(draw(arrays(np.float64, shape, elements=st.floats(-1, 1))) * draw(st.sampled_from(scales)))
+
+
+@st.composite
+def clear_logits(draw, branches=one_to_four, classes=two_to_eight):
+    """As `logits`, but any two numbers are equal or at least 0.1 apart: no choice hangs on rounding."""
+    shape = draw(st.tuples(branches, st.integers(1, 5), classes))
+    steps = draw(arrays(np.int64, shape, elements=st.integers(-40, 40)))
+    return torch.from_numpy(steps).double() / 10
+
+
+@st.composite
+def rule_settings(draw, rule, branches):
+    """Parameters of a rule for so many branches. A depth is off the grid of `clear_logits`."""
+    sharpness = {"sharpness": draw(st.floats(0, 20))}
+    match rule:
+        case "rfdm":
+            return sharpness
+        case "calibrated":
+            temperature = st.floats(0.2, 5)
+            given = draw(st.just(()) | st.tuples(*[temperature] * branches))
+            return {**sharpness, "temperatures": given}
+        case "bounded":
+            return {"vote": draw(st.floats(0, 10))}
+        case "mixed":
+            return {
+                "scale": draw(st.floats(0.1, 10)),
+                "power": draw(st.floats(1, 6)),
+                "bias": draw(st.floats(-2, 0)),
+                "benign_weight": draw(st.floats(0.01, 0.9)),
+            }
+        case "candidates":
+            return {"depth": 0.05 + draw(st.integers(0, 40)) / 10}
+    return {}
 
 
 @st.composite

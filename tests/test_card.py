@@ -177,7 +177,8 @@ def test_the_table_holds_the_reports_numbers(fitted: ZePAD, tmp_path: Path) -> N
     text = model_card(config_of(fitted, tmp_path))
     assert f"{IMAGES} images of made-up data, seed 0." in text
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.count("|") == 5]
-    found = {row[0]: row[1:] for row in rows[2:]}
+    assert [row[0] for row in rows[:4]] == ["", "---", "fusion", "detector"]
+    found = {row[0]: row[1:] for row in rows[6:]}
     rates = {"none": ("none", shown.benign_accuracy)}
     for group in shown.groups:
         attackers = ", ".join(result.name for result in shown.group(group))
@@ -298,7 +299,7 @@ def test_no_name_breaks_the_card(fitted: ZePAD, tmp_path: Path, name: str) -> No
     assert headings == ["# An encoder hardened with zepad", *(f"## {section}" for section in sections)]
     assert card.text.count("```") == 4
     rows = [re.sub(r"\\.", "", line) for line in card.text.splitlines() if line.startswith("|")]
-    assert [row.count("|") for row in rows] == [4] * 5 + [5] * 5
+    assert [row.count("|") for row in rows] == [4] * 5 + [5] * 9
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

@@ -11,7 +11,7 @@ from torch import nn
 from tiny import toy_data
 from zepad.config import FusionConfig
 from zepad.errors import ConfigError
-from zepad.functional import fuse_logits
+from zepad.functional import detection_score, fuse_logits
 from zepad.modules import Ensemble
 from zepad.types import Branched
 
@@ -20,14 +20,23 @@ def linear(classes=5):
     return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
 
 
-@pytest.mark.parametrize("config", [None, FusionConfig(rule="mean"), FusionConfig(sharpness=1.0)])
-def test_an_ensemble_fuses_what_its_branches_say(config):
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (None, {}),
+        (FusionConfig(rule="mean"), {"rule": "mean"}),
+        (FusionConfig(sharpness=1.0), {"sharpness": 1.0}),
+        (FusionConfig(rule="bounded", vote=2.0, sharpness=1.0), {"rule": "bounded", "vote": 2.0}),
+    ],
+)
+def test_an_ensemble_fuses_what_its_branches_say(config, settings):
     branches = {"one": linear(), "two": linear(), "three": linear()}
     images, model = torch.rand(4, 3, 2, 2), Ensemble(branches, fusion=config)
     logits = torch.stack([branch(images) for branch in branches.values()])
     assert torch.equal(model.branch_logits(images), logits)
-    rule = config or FusionConfig()
-    assert torch.equal(model(images), fuse_logits(logits, rule=rule.rule, sharpness=rule.sharpness))
+    assert torch.equal(model(images), fuse_logits(logits, **settings))
+    assert torch.equal(model.fuse(logits), model(images))
+    assert torch.equal(model.score(images), detection_score(logits))
     assert model.branch_names == ("one", "two", "three")
 
 
@@ -77,7 +86,7 @@ def test_models_of_several_branches_are_known_by_their_members(fitted):
         assert isinstance(model, Branched)
         for member in Branched.__protocol_attrs__ if hasattr(Branched, "__protocol_attrs__") else ():
             inspect.getattr_static(model, member)  # how Python 3.12 and later look, blind to nn.Module's attributes
-        for member in ("branch_names", "threshold", "branch_logits", "__call__"):
+        for member in ("branch_names", "threshold", "branch_logits", "fuse", "score", "__call__"):
             inspect.getattr_static(model, member)
     for other in (linear(), lambda images: images, nn.ModuleDict(), None):
         assert not isinstance(other, Branched)
@@ -88,4 +97,6 @@ def test_the_protocol_asks_for_no_submodule():
         "branch_names",
         "threshold",
         "branch_logits",
+        "fuse",
+        "score",
     }

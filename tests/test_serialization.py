@@ -164,7 +164,9 @@ def test_weight_files_hold_what_predict_needs_and_nothing_else(saved: Path, fitt
 def test_the_card_tells_stage_and_recipe_without_the_epochs(saved: Path, fitted: ZePAD) -> None:
     text = (saved / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: zepad\n")
-    assert "Stage: fitted.\nClasses: 3.\nFusion: rfdm.\nDetection threshold: 0.1." in text
+    assert "Stage: fitted.\nClasses: 3." in text
+    assert "| fusion | rfdm (sharpness 3) |" in text
+    assert "| detector | gap, threshold 0.1 |" in text
     assert "| victim | custom, 8 features | mlp |" in text
     recipe = json.loads(text.partition("```json\n")[2].partition("```")[0])
     assert recipe.keys() == fitted.provenance.keys()
@@ -435,7 +437,7 @@ def _partial(folder: Path) -> ZePAD:
         (_foreign_state, CheckpointError, r"victim has state that is no tensor \(_extra_state\).* Drop it"),
         (_foreign_provenance, CheckpointError, "provenance|JSON"),
         (_not_a_number, CheckpointError, "threshold|JSON"),
-        (_partial, StageError, r"save_pretrained needs all three encoders, .* loaded with victim alone"),
+        (_partial, StageError, r"save_pretrained needs all encoders, .* loaded with victim alone"),
     ],
     ids=["state that is no tensor", "provenance that is no JSON", "threshold that is no number", "partial model"],
 )
@@ -447,10 +449,11 @@ def test_a_model_that_cannot_be_saved_leaves_the_older_save_whole(
     assert_same(load(saved), fitted)
 
 
-def test_a_whole_threshold_comes_back(fitted: ZePAD, tmp_path: Path) -> None:
-    fitted.threshold = 1
+@pytest.mark.parametrize("threshold", [1, None])
+def test_a_whole_threshold_comes_back_and_so_does_none(fitted: ZePAD, tmp_path: Path, threshold: float | None) -> None:
+    fitted.threshold = threshold
     fitted.save_pretrained(tmp_path)
-    assert load(tmp_path).threshold == 1
+    assert load(tmp_path).threshold == threshold
 
 
 # modules that do not fit ----------------------------------------------------------------------------------------
@@ -657,8 +660,15 @@ def test_a_config_of_another_library_is_refused(saved: Path, values: object) -> 
 
 
 def test_a_newer_format_says_who_wrote_it_and_how_to_read_it(saved: Path) -> None:
-    write(saved, {**read(saved), "format": 3, "library_version": "9.8.7", "a_field_of_the_future": 1})
-    with pytest.raises(CheckpointError, match=r"has format 3, written by zepad 9.8.7; .*pip install -U zepad"):
+    write(saved, {**read(saved), "format": 4, "library_version": "9.8.7", "a_field_of_the_future": 1})
+    with pytest.raises(CheckpointError, match=r"has format 4, written by zepad 9.8.7; .*pip install -U zepad"):
+        load(saved)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_format_from_before_the_first_release_is_refused(saved: Path, version: int) -> None:
+    write(saved, {**read(saved), "format": version})
+    with pytest.raises(CheckpointError, match=rf"has format {version}, older than zepad's first release. Save the"):
         load(saved)
 
 
@@ -740,7 +750,7 @@ _PIXELS = (*_ENCODER, "spec", "preprocessing")
         (("class_names",), "abc"),
         (("class_names",), {"a": 0, "b": 1, "c": 2}),
         (("library_version",), 1),
-        (("threshold",), None),
+        (("threshold",), []),
         (("threshold",), "0.1"),
         (("threshold",), True),
         (("threshold",), float("nan")),
@@ -753,6 +763,20 @@ _PIXELS = (*_ENCODER, "spec", "preprocessing")
         (("fusion", "sharpness"), "3"),
         (("fusion", "sharpness"), True),
         (("fusion", "sharpness"), 10**400),
+        (("fusion", "temperatures"), None),
+        (("fusion", "temperatures"), [0.0]),
+        (("fusion", "temperatures"), "1"),
+        (("fusion", "vote"), -1),
+        (("fusion", "depth"), float("inf")),
+        (("fusion", "power"), 0),
+        (("fusion", "benign_weight"), 1),
+        (("detector",), None),
+        (("detector",), "gap"),
+        (("detector", "name"), "vote"),
+        (("detector", "name"), ["gap"]),
+        (("detector", "name"), "features"),  # whose sentinel is not there
+        (("encoders", "sentinel"), {}),
+        (("heads", "sentinel"), "mlp"),
         (("encoders",), []),
         (("encoders", "victim"), None),
         (("encoders", "attacker"), {}),
@@ -907,7 +931,7 @@ def test_one_branch_reads_nothing_but_its_own_file(saved: Path, fitted: ZePAD) -
     ]
     for call in calls:
         with pytest.raises(
-            StageError, match=r"needs all three encoders, .* loaded with victim alone. Load it without branches"
+            StageError, match=r"needs all encoders, .* loaded with victim alone. Load it without branches"
         ):
             call()
     with pytest.raises(ConfigError, match="there is no encoder 'auxiliary'; this model has victim"):

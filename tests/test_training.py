@@ -176,7 +176,7 @@ def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
 def test_few_batches_mean_more_epochs() -> None:
     small = DataLoader(TensorDataset(*toy_data(30)), batch_size=5)
     defense = build().harden(small, HardenConfig(steps=1, val_fraction=0, structure_weight=0), progress=False)
-    assert len(defense.provenance["harden"]["history"]["victim"]) == 50  # 6 batches a pass, 300 updates
+    assert len(defense.provenance["harden"]["history"]["victim"]) == 150  # 6 batches a pass, 900 updates
 
 
 def test_hold_out_splits_without_overlap_and_keeps_the_loaders_settings(toy: tuple[Tensor, Tensor]) -> None:

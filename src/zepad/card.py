@@ -14,6 +14,7 @@ from .config import _JSONConfig, is_hub_id, is_number, require
 from .errors import CheckpointError
 from .evaluation.rendering.table import escape_markdown
 from .evaluation.rendering.wording import clean
+from .modules import Fusion
 from .serialization import SavedConfig
 
 _CARD = """---
@@ -26,7 +27,7 @@ Two public image encoders and a benign one, hardened with [zepad](https://arxiv.
 downstream-agnostic adversarial examples (DAEs): images that are attacked on a public encoder alone and then fool every
 classifier built on it. Victim and auxiliary are adversarially fine-tuned (the multi-pattern adversarial enhancement
 branch, MPAE), the benign encoder only ever saw clean data (the benign memory preservation branch, BMP), and a
-confidence-weighted fusion lets the right one speak for each image (robust federated decision mechanism, RFDM).
+fusion lets the right one speak for each image.
 
 ## Use
 
@@ -47,6 +48,14 @@ Images are float in [0, 1], `(N, {channels}, H, W)`, un-normalised: every encode
 
 {facts}
 
+| | this model | the paper's | recommended |
+|---|---|---|---|
+| fusion | {fusion} | rfdm (sharpness 3) | bounded, its vote calibrated |
+| detector | {detector} | gap, threshold 0.1 | features, its threshold calibrated |
+
+`defense.configure(fusion=..., detector=...)` and `defense.calibrate(validation_loader)` change either without training;
+a detector that needs the undefended victim must have been asked for when the model was built.
+
 ## Threat model
 
 Meant for an attacker who knows the public encoders and neither the deployed ensemble nor the task (semi-black-box).
@@ -56,11 +65,9 @@ Meant for an attacker who knows the public encoders and neither the deployed ens
 {measured}
 ## Limits
 
-* An attacker who knows the whole ensemble (white box) needs only to make the benign branch confidently wrong: under
-  such an attack the paper's fusion rule keeps little accuracy. {white_box}
-* The detector compares the confidence of the branches. Detection is not robustness: an attacker who knows of it can
-  evade it.
-* Every image costs three encoder passes.
+* {knowing} {white_box}
+* Detection is not robustness: an attacker who knows of the detector can evade it.
+* Every image costs {passes} encoder passes.
 * Nothing here holds for images unlike those it was trained and measured on.
 
 ## Training
@@ -155,6 +162,10 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
             for role, record in config.encoders.items()
         ),
         facts=_facts(config, custom),
+        fusion=_fusion(config),
+        detector=_detector(config),
+        knowing=_knowing(config),
+        passes="four" if config.detector.sentinel else "three",
         measured=_UNMEASURED if measured is None else _measured(measured),
         white_box=_white_box(measured),
         training=_training(config.provenance),
@@ -216,7 +227,6 @@ def _use(config: SavedConfig) -> str:
 
 def _facts(config: SavedConfig, custom: list[str]) -> str:
     facts = [f"Stage: {config.stage}.", f"Classes: {config.num_classes or 'none yet'}."]
-    facts += [f"Fusion: {config.fusion.rule}.", f"Detection threshold: {config.threshold:.4g}."]
     if config.class_names and len(config.class_names) <= 100:
         facts.append(f"Class names: {', '.join(map(escape_markdown, config.class_names))}.")
     if config.base is not None:
@@ -227,6 +237,36 @@ def _facts(config: SavedConfig, custom: list[str]) -> str:
     if custom:
         facts.append(f"Modules of the publisher's own, whose architecture you pass when loading: {', '.join(custom)}.")
     return "\n".join(facts)
+
+
+def _fusion(config: SavedConfig) -> str:
+    rule = Fusion(config.fusion)
+    settings = ", ".join(f"{name} {value:.4g}" for name, value in rule.parameters_in_use.items() if is_number(value))
+    return f"{config.fusion.rule}{f' ({settings})' if settings else ''}"
+
+
+def _detector(config: SavedConfig) -> str:
+    threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
+    return f"{config.detector.name}, threshold {threshold}"
+
+
+def _knowing(config: SavedConfig) -> str:
+    """What somebody who knows the whole model can do to this fusion."""
+    bounds = {
+        "bounded": f"a log-probability by more than {config.fusion.vote:.3g}",
+        "candidates": f"a log-probability by more than {config.fusion.depth:.3g}",
+        "mixed": "a transformed probability by more than "
+        f"{config.fusion.benign_weight / (1 - config.fusion.benign_weight):.3g}",
+    }
+    if config.fusion.rule in bounds:
+        return (
+            "An attacker who knows the whole ensemble (white box) can make the benign branch say anything; it cannot "
+            f"overturn hardened branches that lead in {bounds[config.fusion.rule]}."
+        )
+    return (
+        "An attacker who knows the whole ensemble (white box) needs only to make the benign branch confidently wrong: "
+        "under such an attack this fusion rule keeps little accuracy."
+    )
 
 
 def _training(provenance: Mapping[str, Any]) -> str:

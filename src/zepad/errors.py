@@ -46,5 +46,9 @@ class HubError(ZePADError, RuntimeError):
     """The Hugging Face Hub or a model source could not deliver."""
 
 
+class CalibrationWarning(UserWarning):
+    """Calibration could not give what was asked for, and took what comes nearest."""
+
+
 class EvaluationWarning(UserWarning):
     """A sanity check of an evaluation failed: its robust accuracies may be too high."""

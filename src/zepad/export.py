@@ -16,13 +16,11 @@ from ._version import __version__
 from .config import require
 from .encoders import Encoder
 from .errors import CheckpointError, ConfigError, InputError, ZePADError
-from .functional import detection_score
-from .modules import Fusion, evaluating
+from .functional import Evidence, averages
+from .modules import Detector, Fusion, evaluating
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""
-
-_OUTPUTS = ("logits", "probabilities", "weights", "detection_score")
 
 
 class Exportable(Protocol):
@@ -31,10 +29,11 @@ class Exportable(Protocol):
     fusion: Fusion
     channels: int
     class_names: tuple[str, ...] | None
-    threshold: float
+    detector: Detector
+    threshold: float | None
 
-    def branch_logits(self, images: Tensor) -> Tensor:
-        """Return the logits of every branch, `(B, N, K)`."""
+    def evidence(self, images: Tensor) -> Evidence:
+        """Return what fusion and detector look at."""
 
     def modules(self) -> Iterator[nn.Module]:
         """Iterate over the module and all its parts."""
@@ -49,23 +48,32 @@ class _Deployed(nn.Module):
     def __init__(self, defense: Exportable) -> None:
         super().__init__()
         self.defense = defense
+        self.names = ["logits", "probabilities"]
+        if averages(defense.fusion.config.rule):
+            self.names.append("weights")
+        if defense.detector.is_fitted:
+            self.names.append("detection_score")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        branches = self.defense.branch_logits(images)
-        logits = self.defense.fusion(branches)
-        weights = self.defense.fusion.weights(branches).T  # a server splits batches along the first axis
-        outputs = (logits, logits.softmax(dim=-1), weights, detection_score(branches))
-        return dict(zip(_OUTPUTS, outputs, strict=True))
+        evidence = self.defense.evidence(images)
+        logits = self.defense.fusion(evidence.logits)
+        outputs = {"logits": logits, "probabilities": logits.softmax(dim=-1)}
+        weights = self.defense.fusion.weights(evidence.logits)
+        if weights is not None:
+            outputs["weights"] = weights.T  # a server splits batches along the first axis
+        if self.defense.detector.is_fitted:
+            outputs["detection_score"] = self.defense.detector(evidence)
+        return outputs
 
 
 def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
     """Write a fitted defense, resize and normalisation included, to one file that needs no zepad to run.
 
     The graph maps `images`, float32 `(N, C, H, W)` in [0, 1] for any N from 1 on, to `logits (N, K)`,
-    `probabilities (N, K)`, the `weights (N, B)` of the branches (victim, auxiliary, benign) and the
-    `detection_score (N,)`; an image is suspicious where that exceeds the threshold. Values are not checked. Library,
-    version, class names and threshold travel along: in the `metadata_props` of an `.onnx`, in the extra file
-    `zepad.json` of a `.pt2`.
+    `probabilities (N, K)`, the `weights (N, B)` of the branches (victim, auxiliary, benign) where the fusion rule has
+    any, and the `detection_score (N,)` unless the detector must still be calibrated; an image is suspicious where that
+    exceeds the threshold. Values are not checked. Library, version, class names and threshold travel along: in the
+    `metadata_props` of an `.onnx`, in the extra file `zepad.json` of a `.pt2`.
 
     * `.onnx`: for any runtime that knows the antialiased Resize of opset 18 where an encoder resizes. The weights are
       inside; as one such file ends at 2 GB, weights beyond 1.5 GB lie beside it, in a file of the same name with
@@ -96,17 +104,18 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
     device = next(defense.parameters()).device
     # Two images, because a graph traced with one would serve one alone.
     images = torch.full((2, defense.channels, height, width), 0.5, device=device)
-    program = _trace(_Deployed(defense), images)
+    deployed = _Deployed(defense)
+    program = _trace(deployed, images)
     metadata = {
         "library": "zepad",
         "version": __version__,
         "class_names": json.dumps(defense.class_names, ensure_ascii=False),
-        "threshold": json.dumps(float(defense.threshold)),
+        "threshold": json.dumps(None if defense.threshold is None else float(defense.threshold)),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            _WRITERS[path.suffix](program, Path(folder) / path.name, metadata)
+            _WRITERS[path.suffix](program, Path(folder) / path.name, metadata, deployed.names)
             for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph itself after its .data
                 file.replace(path.parent / file.name)
     except OSError as error:
@@ -172,13 +181,15 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str], outputs: list[str]
+) -> None:
     try:
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
             input_names=["images"],
-            output_names=list(_OUTPUTS),
+            output_names=outputs,
             dynamic_shapes={"images": {0: "batch"}},  # for the name: which axis it is the program says
             verbose=False,
         )
@@ -189,7 +200,12 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dic
     onnx_program.save(path)
 
 
-def _write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+def _write_pt2(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    metadata: dict[str, str],
+    outputs: list[str],  # noqa: ARG001 - the program knows its names itself
+) -> None:
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 

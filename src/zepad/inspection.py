@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .functional import confidence, detection_score
+from .functional import confidence
 from .modules import Fusion
 from .types import ROLES, Role
 
@@ -20,12 +20,13 @@ class BranchReport:
         branch_labels: Class each branch says, `(B, N)`.
         branch_probabilities: Probability it gives that class, `(B, N)`.
         confidences: RFDM confidence of each branch, `(B, N)`.
-        weights: Weight of each branch in the fusion, `(B, N)`; sums to 1 over the branches.
+        weights: Weight of each branch in the fusion, `(B, N)`; sums to 1 over the branches. None for a rule that
+            averages no logits.
         labels: Class of the fused decision, `(N,)`.
         probabilities: Probability of that class, `(N,)`.
-        scores: Detection score, `(N,)`; larger is more suspicious.
-        flagged: Score above the threshold, bool `(N,)`.
-        threshold: Of the score.
+        scores: Detection score, `(N,)`; larger is more suspicious. None while the detector has to be calibrated.
+        flagged: Score above the threshold, bool `(N,)`; None without one.
+        threshold: Of the score, or None.
         class_names: One per class, or None.
     """
 
@@ -33,12 +34,12 @@ class BranchReport:
     branch_labels: Tensor
     branch_probabilities: Tensor
     confidences: Tensor
-    weights: Tensor
+    weights: Tensor | None
     labels: Tensor
     probabilities: Tensor
-    scores: Tensor
-    flagged: Tensor
-    threshold: float
+    scores: Tensor | None
+    flagged: Tensor | None
+    threshold: float | None
     class_names: tuple[str, ...] | None = None
 
     def name(self, label: int) -> str:
@@ -49,34 +50,44 @@ class BranchReport:
         return "\n\n".join(self._image(i) for i in range(len(self.labels)))
 
     def _image(self, i: int) -> str:
-        verdict = "FLAGGED as attacked" if self.flagged[i] else "not flagged"
+        weighed = self.weights is not None
         lines = [
-            f"image {i}: {self.name(int(self.labels[i]))} ({self.probabilities[i]:.1%}), {verdict} "
-            f"(score {self.scores[i]:+.3f}, threshold {self.threshold:.3f})",
-            f"  {'branch':<10} {'says':<14} {'probability':>11} {'confidence':>11} {'weight':>8}",
+            f"image {i}: {self.name(int(self.labels[i]))} ({self.probabilities[i]:.1%}), {self._verdict(i)}",
+            f"  {'branch':<10} {'says':<14} {'probability':>11} {'confidence':>11}{'   weight' if weighed else ''}",
         ]
         lines += [
             f"  {role:<10} {self.name(int(self.branch_labels[b, i])):<14} {self.branch_probabilities[b, i]:>11.1%} "
-            f"{self.confidences[b, i]:>11.3f} {self.weights[b, i]:>8.1%}"
+            f"{self.confidences[b, i]:>11.3f}" + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
             for b, role in enumerate(self.roles)
         ]
         return "\n".join(lines)
 
+    def _verdict(self, i: int) -> str:
+        if self.scores is None or self.flagged is None or self.threshold is None:
+            return "not scored: calibrate the detector"
+        verdict = "FLAGGED as attacked" if self.flagged[i] else "not flagged"
+        return f"{verdict} (score {self.scores[i]:+.3f}, threshold {self.threshold:.3f})"
+
 
 def inspect_branches(
-    logits: Tensor, fusion: Fusion, *, threshold: float, class_names: tuple[str, ...] | None = None
+    logits: Tensor,
+    fusion: Fusion,
+    *,
+    scores: Tensor | None,
+    threshold: float | None,
+    class_names: tuple[str, ...] | None = None,
 ) -> BranchReport:
     """Report on stacked logits `(B, N, K)`.
 
     Args:
         logits: Hardened branches first, the benign branch last.
         fusion: The rule in use.
-        threshold: Of the detection score.
+        scores: Of the detector `(N,)`, where it can score.
+        threshold: Of the detection score, where there is one.
         class_names: One per class, or None.
     """
     branch = logits.softmax(dim=-1).max(dim=-1)
     fused = fusion(logits).softmax(dim=-1).max(dim=-1)
-    scores = detection_score(logits)
     return BranchReport(
         roles=ROLES,
         branch_labels=branch.indices,
@@ -86,7 +97,7 @@ def inspect_branches(
         labels=fused.indices,
         probabilities=fused.values,
         scores=scores,
-        flagged=scores > threshold,
+        flagged=None if scores is None or threshold is None else scores > threshold,
         threshold=threshold,
         class_names=class_names,
     )

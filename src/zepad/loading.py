@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from .encoders import Encoder
 from .hub import HubRepo, locate
+from .modules import Detector
 from .serialization import (
+    DETECTOR_FILE,
+    ENCODER_FILES,
     HEADS_FILE,
     Base,
     SavedConfig,
@@ -20,10 +23,11 @@ from .serialization import (
     plan_encoder,
     read_config,
     read_weights,
+    rebuild_detector,
     rebuild_encoder,
     rebuild_heads,
 )
-from .types import ROLES, Role
+from .types import ENCODER_ROLES, Role
 
 _T = TypeVar("_T")
 
@@ -36,12 +40,14 @@ class Saved:
         config: Of the model.
         encoders: By role, frozen and in evaluation mode.
         heads: By role, in evaluation mode.
+        detector: Fitted if it was when it was saved.
         home: The repository and commit that hold the encoders' files, if they are on the Hub.
     """
 
     config: SavedConfig
     encoders: dict[str, Encoder]
     heads: dict[str, nn.Module]
+    detector: Detector
     home: Base | None
 
 
@@ -99,7 +105,7 @@ class SavedFiles:
 
     def _source(self, name: str) -> HubRepo | None:
         """Where a file is fetched from; None is the folder itself."""
-        from_base = self._base is not None and name in map(encoder_file, ROLES)
+        from_base = self._base is not None and name in ENCODER_FILES
         if from_base and not (self._remote is None and (self._folder / name).exists()):
             return self._base
         return self._remote
@@ -123,11 +129,13 @@ def load_saved(
     """
     files = SavedFiles(*locate(model_id, repo), repo)
     config = files.config
-    roles = [role for role in ROLES if branches is None or role in branches]
+    roles = [role for role in ENCODER_ROLES if role in config.encoders and (branches is None or role in branches)]
     plans = {role: plan_encoder(role, config, modules) for role in roles}  # all of them before any file is fetched
     encoders: dict[str, Encoder] = {}
     for role, plan in plans.items():
         name = encoder_file(role)
         encoders[role] = rebuild_encoder(config.encoders[role], plan, files.weights(name), name)
     heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and branches is None else {}
-    return Saved(config=config, encoders=encoders, heads=heads, home=files.home)
+    fitted = DETECTOR_FILE in config.files and branches is None
+    detector = rebuild_detector(config, files.weights(DETECTOR_FILE) if fitted else None, DETECTOR_FILE)
+    return Saved(config=config, encoders=encoders, heads=heads, detector=detector, home=files.home)

@@ -14,18 +14,29 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from .calibration import calibrate
 from .card import CardDetails, model_card
-from .config import BenignConfig, FusionConfig, HardenConfig, HeadConfig
+from .config import (
+    BenignConfig,
+    DetectorConfig,
+    DetectorName,
+    FusionConfig,
+    FusionRuleName,
+    HardenConfig,
+    HeadConfig,
+    check_budget,
+    require,
+)
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
 from .export import export_model
-from .functional import conformal_threshold, detection_score
+from .functional import Evidence
 from .hub import HubRepo, Published
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
 from .loading import load_saved
-from .modules import Branch, Ensemble, Fusion, evaluating
+from .modules import Branch, Detector, Ensemble, Fusion, evaluating
 from .objectives import HardeningMethod, Objective
 from .publishing import publish_folder, write_card
 from .serialization import (
@@ -52,7 +63,7 @@ from .training import (
     train_branch,
     training_device,
 )
-from .types import HARDENED_ROLES, ROLES, Loader, Role, Stage
+from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
 PAPER_THRESHOLD = 0.1
@@ -75,14 +86,17 @@ class ZePAD(
     `(N, C, H, W)` in [0, 1], un-normalised, everywhere: each encoder normalises inside.
 
     Attributes:
-        encoders: `Encoder` by role: victim, auxiliary, benign. Frozen, and in evaluation mode whatever `train()` says.
+        encoders: `Encoder` by role: victim, auxiliary, benign, and for some detectors sentinel. Frozen, and in
+            evaluation mode whatever `train()` says.
         heads: `MLPHead` by role, once there are any.
-        fusion: The rule that weighs the branches.
+        fusion: The rule that fuses the branches.
+        detector: What scores images.
         stage: `"built"`, `"hardened"` or `"fitted"`.
         channels: Of the images.
         num_classes: Of the present task, or None before there is one.
         class_names: One per class where the data set names them, or None.
-        threshold: Of the detection score; 0.1, the paper's, until `calibrate`.
+        threshold: Of the detection score. Until `calibrate` it is the paper's 0.1 for the confidence gap, and None for
+            any other detector.
         provenance: Recipes, data sizes and results of the training behind the weights.
 
     Examples:
@@ -108,17 +122,19 @@ class ZePAD(
         features: Mapping[str, int],
         num_classes: int | None = None,
         fusion: FusionConfig | None = None,
+        detector: Detector | None = None,
         shared_architecture: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({role: encoders[role] for role in ROLES if role in encoders})
+        self.encoders = nn.ModuleDict({role: encoders[role] for role in ENCODER_ROLES if role in encoders})
         self.heads = nn.ModuleDict()
         self.fusion = Fusion(fusion)
+        self.detector = detector or Detector()
         self.stage: Stage = "built"
         self.channels = channels
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] | None = None
-        self.threshold = PAPER_THRESHOLD
+        self.threshold = _first_threshold(self.detector)
         self.provenance: dict[str, Any] = {}
         self._declared_classes = num_classes
         self._features = dict(features)
@@ -138,7 +154,8 @@ class ZePAD(
         benign: EncoderLike | None = None,
         num_classes: int | None = None,
         preprocess: Preprocessing | None = None,
-        fusion: FusionConfig | None = None,
+        fusion: FusionConfig | FusionRuleName | None = None,
+        detector: DetectorConfig | DetectorName | None = None,
     ) -> ZePAD:
         """Wrap public encoders.
 
@@ -151,7 +168,10 @@ class ZePAD(
                 never the victim, on whose weights attacks are crafted.
             num_classes: Of the task; None takes it from the first loader.
             preprocess: What the encoders expect, where they do not say so themselves; an `Encoder` keeps its own.
-            fusion: How branches are weighed; the paper's rule by default.
+            fusion: How branches are fused: a rule by name, such as `"bounded"`, or with parameters of your own. The
+                paper's by default.
+            detector: What scores images: a name, such as `"features"`. The paper's confidence gap by default. A
+                detector that needs the undefended victim keeps a copy of it, which costs a fourth forward pass.
 
         Raises:
             InputError: If an encoder's output is no feature tensor, or the encoders take different images.
@@ -160,6 +180,7 @@ class ZePAD(
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
+        fusion, scores = _fusion_config(fusion), _detector_config(detector)
         given: dict[Role, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
         encoders: dict[str, Encoder] = {}
         shared: dict[str, str] = {}
@@ -170,6 +191,10 @@ class ZePAD(
             encoders["benign"] = copy.deepcopy(encoders["auxiliary"])
             if encoders["auxiliary"].spec.source == "custom":
                 shared["benign"] = "auxiliary"
+        if scores.sentinel:
+            encoders[SENTINEL] = copy.deepcopy(encoders["victim"])
+            if encoders["victim"].spec.source == "custom":
+                shared[SENTINEL] = "victim"
         for name, encoder in encoders.items():
             check_state(name, encoder)
         shapes = {role: _probe(role, encoder) for role, encoder in encoders.items()}
@@ -183,6 +208,7 @@ class ZePAD(
             features={role: width for role, (_, width) in shapes.items()},
             num_classes=num_classes,
             fusion=fusion,
+            detector=Detector(scores),
             shared_architecture=shared,
         )
         origins = {role: encoder.origin for role, encoder in encoders.items() if encoder.origin}
@@ -260,7 +286,7 @@ class ZePAD(
         loader: Loader,
         config: BenignConfig = BenignConfig(),
         *,
-        head_config: HeadConfig = HeadConfig(),
+        head_config: HeadConfig | None = HeadConfig(),
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
@@ -271,7 +297,9 @@ class ZePAD(
         Args:
             loader: As in `harden`; the task may be another one.
             config: The recipe; `BenignConfig(freeze_encoder=True)` trains its head alone.
-            head_config: How the heads of the hardened encoders are fitted on the same clean data.
+            head_config: How the heads of the hardened encoders are fitted on the same clean data. None keeps those that
+                `harden` trained along on attacked images: for the same task alone, and more robust against who knows
+                the whole model (docs/recipe.md).
             val_loader: As in `harden`.
             checkpoint_dir: As in `harden`.
             resume: As in `harden`.
@@ -281,7 +309,8 @@ class ZePAD(
             Itself, at stage `"fitted"`.
 
         Raises:
-            StageError: If the encoders are not hardened.
+            StageError: If the encoders are not hardened, or hardening left no heads to keep.
+            ConfigError: If heads are to be kept that are for another number of classes.
             InputError: As `harden`.
             TrainingError: As `harden`.
             CheckpointError: As `harden`.
@@ -289,8 +318,16 @@ class ZePAD(
         self._require_whole("fit_benign")
         if self.stage == "built":
             raise StageError("fit_benign needs hardened encoders. Call harden(loader) first.")
+        kept = set(HARDENED_ROLES) if head_config is None else set()
+        if not kept <= set(self.heads):
+            raise StageError("hardening left no heads to keep. Pass head_config=HeadConfig() to fit some.")
         folder = checkpoint_folder(checkpoint_dir, resume=resume)
         num_classes = self._count_classes(loader)
+        if kept and num_classes != self.num_classes:
+            raise ConfigError(
+                f"the kept heads are for {self.num_classes} classes and the loader has {num_classes}. "
+                "Pass head_config=HeadConfig() to fit new ones."
+            )
         index = ROLES.index("benign")
         run = self._run(
             "fit benign",
@@ -305,17 +342,24 @@ class ZePAD(
         )
         benign, history = train_branch(self._copy("benign"), run, loader, val_loader)
         self.to(training_device())  # all of it, so that an error in between leaves no part elsewhere
-        hardened: dict[str, Encoder] = {role: self.encoder(role) for role in HARDENED_ROLES}
-        heads = fit_heads(
-            hardened, loader, head_config, channels=self.channels, num_classes=num_classes, progress=progress
-        )
-        branches = {role: Branch(hardened[role], head) for role, head in heads.items()}
+        branches: dict[str, Branch] = {role: self.branch(role) for role in HARDENED_ROLES if role in kept}
+        encoders: dict[str, Encoder] = {r: self.encoder(r) for r in self._roles if r not in kept and r != "benign"}
+        if encoders:
+            heads = fit_heads(
+                encoders,
+                loader,
+                head_config or HeadConfig(seed=config.seed),
+                channels=self.channels,
+                num_classes=num_classes,
+                progress=progress,
+            )
+            branches |= {role: Branch(encoders[role], head) for role, head in heads.items()}
         self._install({**branches, "benign": benign}, num_classes, class_names(loader), stage="fitted")
         self._record(
             "benign",
             {
                 "config": config.to_dict(),
-                "head_config": head_config.to_dict(),
+                "head_config": None if head_config is None else head_config.to_dict(),
                 "images": images_in(loader),
                 "history": history,
             },
@@ -340,7 +384,7 @@ class ZePAD(
             progress: Show bars.
 
         Returns:
-            Itself. The detection threshold goes back to the paper's 0.1: calibrate it for the new task.
+            Itself. The detector forgets its threshold: calibrate it for the new task.
 
         Raises:
             StageError: If the model was never fitted.
@@ -351,9 +395,10 @@ class ZePAD(
         check_reiterable(loader)
         classes = num_classes or count_classes(loader)
         self.to(training_device())
-        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
+        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in self._roles}
         heads = fit_heads(encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress)
-        self._install({r: Branch(encoders[r], heads[r]) for r in ROLES}, classes, class_names(loader), stage="fitted")
+        branches = {role: Branch(encoder, heads[role]) for role, encoder in encoders.items()}
+        self._install(branches, classes, class_names(loader), stage="fitted")
         record = {"config": config.to_dict(), "images": images_in(loader)}
         self._record("heads", record, keep=("encoders", "harden", "benign"))
         return self
@@ -369,7 +414,7 @@ class ZePAD(
             class_names: One per class, for reports.
 
         Returns:
-            Itself, at stage `"fitted"`. The detection threshold goes back to the paper's 0.1: calibrate it.
+            Itself, at stage `"fitted"`. The detector forgets its threshold: calibrate it.
 
         Raises:
             StageError: If the encoders are not hardened.
@@ -382,38 +427,115 @@ class ZePAD(
         classes = checked["victim"].classes
         if class_names is not None and len(class_names) != classes:
             raise ConfigError(f"class_names must name {classes} classes; got {len(class_names)}.")
-        branches = {str(role): Branch(self.encoder(role), copy.deepcopy(checked[role])) for role in ROLES}
+        sources: dict[Role, Role] = {role: "victim" if role == SENTINEL else role for role in self._roles}
+        branches = {
+            str(role): Branch(self.encoder(role), copy.deepcopy(checked[source])) for role, source in sources.items()
+        }
         names = None if class_names is None else tuple(map(str, class_names))
         self._install(branches, classes, names, stage="fitted")
         self._record("zero_shot", {"classes": classes}, keep=("encoders", "harden", "benign"))
         return self
 
-    def calibrate(self, loader: Loader | Tensor, *, fpr: float = 0.05) -> ZePAD:
-        """Set the detection threshold so that a benign image is flagged with probability at most `fpr`.
+    def configure(
+        self,
+        *,
+        fusion: FusionConfig | FusionRuleName | None = None,
+        detector: DetectorConfig | DetectorName | None = None,
+    ) -> ZePAD:
+        """Take another fusion rule or another detector; nothing is trained, and every encoder and head stays.
 
         Args:
-            loader: Benign images that no training has seen, as a tensor or a loader; labels are ignored.
+            fusion: As in `from_encoders`; None keeps the rule.
+            detector: As in `from_encoders`; None keeps the detector. Another one has no threshold until `calibrate`.
+
+        Returns:
+            Itself. What was measured of it is forgotten.
+
+        Raises:
+            ConfigError: If there is no such rule or detector, or the detector needs the undefended victim and the model
+                was built without it.
+        """
+        rule = None if fusion is None else Fusion(_fusion_config(fusion))
+        scores = None if detector is None else Detector(_detector_config(detector))
+        if scores is not None and scores.config.sentinel and SENTINEL not in self.encoders:
+            raise ConfigError(
+                f'the detector "{scores.config.name}" needs the undefended victim, which this model was built without. '
+                f'Build it with from_encoders(..., detector="{scores.config.name}").'
+            )
+        if rule is not None:
+            self.fusion = rule.train(self.training)
+        if scores is not None:
+            self.detector, self.threshold = scores.train(self.training), _first_threshold(scores)
+        kept = {name: record for name, record in self.provenance.items() if name not in ("calibration", "evaluation")}
+        self.provenance = kept
+        return self
+
+    def calibrate(
+        self,
+        loader: Loader | Tensor,
+        *,
+        fpr: float = 0.05,
+        benign_floor: float | None = None,
+        fit_loader: Loader | Tensor | None = None,
+        eps: float | None = None,
+    ) -> ZePAD:
+        """Choose the parameters of the fusion, fit the detector and set its threshold, on validation images.
+
+        The images must be ones that no training has seen, that of the public encoders included: an encoder knows
+        its own training images too well to say how it does on others.
+
+        * Where the loader yields labels and the rule has parameters to choose, they become as robust as the
+          benign accuracy allows; see `zepad.calibration.calibrate_fusion`. Without labels they stay as they are.
+        * The threshold is such that a benign image is flagged with probability at most `fpr`. A detector that has to
+          be fitted is fitted on `fit_loader`, or else on every other image, and the threshold set on the rest.
+
+        Args:
+            loader: Benign images as a tensor or a loader, with labels or without.
             fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
                 images exchangeable with these.
+            benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
+                images. None asks for that of the undefended victim where the detector keeps it, and else for that of
+                the benign branch alone.
+            fit_loader: Other benign images for fitting the detector; training images will do. All of `loader` is then
+                left for the threshold.
+            eps: Budget of the attack by which `"mixed"` judges robustness; None takes that of the hardening.
 
         Returns:
             Itself.
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If images do not fit, `fpr` is out of range, or there are too few images for it.
+            ConfigError: If `benign_floor` or `eps` is out of range.
+            InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
+
+        Warns:
+            CalibrationWarning: If no parameters reach the floor; the most accurate are taken then.
         """
-        scores = self._score("calibrate", loader, detection_score)
-        try:
-            self.threshold = conformal_threshold(scores, fpr=fpr)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        self._record(
-            "calibration",
-            {"fpr": fpr, "images": len(scores)},
-            keep=("encoders", "harden", "benign", "heads", "zero_shot"),
-        )
+        self._require_fitted("calibrate")
+        with evaluating(self):
+            found = calibrate(
+                self.evidence,
+                loader,
+                fit_loader=fit_loader,
+                fusion=self.fusion.config,
+                detector=self.detector.config,
+                fpr=fpr,
+                benign_floor=benign_floor,
+                eps=self._budget(eps),
+                channels=self.channels,
+                num_classes=self.num_classes,
+                device=self.device,
+            )
+        self.fusion = Fusion(found.fusion).train(self.training)
+        self.detector, self.threshold = found.detector.train(self.training), found.threshold
+        self._record("calibration", found.record, keep=("encoders", "harden", "benign", "heads", "zero_shot"))
         return self
+
+    def _budget(self, eps: float | None) -> float:
+        if eps is None:
+            eps = self.provenance.get("harden", {}).get("config", {}).get("eps", HardenConfig().eps)
+        check_budget(eps)
+        return eps
 
     def attach(self, report: EvalReport) -> ZePAD:
         """Keep what an evaluation of this model found: its config and its model card then say it.
@@ -447,7 +569,7 @@ class ZePAD(
         Raises:
             StageError: If the model is not fitted.
         """
-        return cast(Tensor, self.fusion(self.branch_logits(images)))
+        return self.fuse(self.branch_logits(images))
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`: victim, auxiliary, benign. Differentiable.
@@ -457,6 +579,36 @@ class ZePAD(
         """
         self._require_fitted("forward")
         return torch.stack([self.heads[role](self.encoders[role](images)) for role in ROLES])
+
+    def fuse(self, logits: Tensor) -> Tensor:
+        """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
+        return cast(Tensor, self.fusion(logits))
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Return all that the detector may look at, in one pass through every encoder it needs. Differentiable.
+
+        Raises:
+            StageError: If the model is not fitted.
+        """
+        self._require_fitted("score")
+        if not self.detector.config.sentinel:
+            return Evidence(self.branch_logits(images))
+        features = {role: self.encoders[role](images) for role in ENCODER_ROLES}
+        logits = {role: self.heads[role](rows) for role, rows in features.items()}
+        return Evidence(
+            logits=torch.stack([logits[role] for role in ROLES]),
+            undefended=logits[SENTINEL],
+            features=torch.cat([features[role] for role in ROLES], dim=1),
+            undefended_features=features[SENTINEL],
+        )
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return the detection score of each image `(N,)`, larger where suspicious. Differentiable, values unchecked.
+
+        Raises:
+            StageError: If the model is not fitted, or the detector is not.
+        """
+        return cast(Tensor, self.detector(self.evidence(images)))
 
     def predict(self, images: Tensor | Loader) -> Tensor:
         """Return the class of each image, int64 `(N,)`.
@@ -468,22 +620,27 @@ class ZePAD(
             StageError: If the model is not fitted.
             InputError: If images do not fit.
         """
-        return self._score("predict", images, lambda logits: self.fusion(logits).argmax(dim=-1))
+        return self._map("predict", images, lambda chunk: self(chunk).argmax(dim=-1))
 
     def predict_proba(self, images: Tensor | Loader) -> Tensor:
         """Return class probabilities `(N, K)`, the softmax of the fused logits. Arguments and errors as `predict`."""
-        return self._score("predict_proba", images, lambda logits: self.fusion(logits).softmax(dim=-1))
+        return self._map("predict_proba", images, lambda chunk: self(chunk).softmax(dim=-1))
 
     def detection_score(self, images: Tensor | Loader) -> Tensor:
-        """Return how suspicious each image is `(N,)`, larger is more; see `zepad.functional.detection_score`.
+        """Return how suspicious each image is `(N,)`, larger is more; see `zepad.modules.Detector`.
 
-        Arguments and errors as `predict`.
+        Arguments and errors as `predict`; also a StageError if the detector has to be calibrated first.
         """
-        return self._score("detection_score", images, detection_score)
+        return self._map("detection_score", images, self.score)
 
     def detect(self, images: Tensor | Loader) -> Tensor:
-        """Return whether each image looks attacked, bool `(N,)`. Arguments and errors as `predict`."""
-        return self._score("detect", images, detection_score) > self.threshold
+        """Return whether each image looks attacked, bool `(N,)`. Arguments and errors as `detection_score`."""
+        self._require_fitted("detect")
+        if self.threshold is None:
+            raise StageError(
+                f'the detector "{self.detector.config.name}" has no threshold yet. Call calibrate(benign_loader) first.'
+            )
+        return self.detection_score(images) > self.threshold
 
     def inspect(self, images: Tensor) -> BranchReport:
         """Report what every branch says of each image, how much it weighs, and the verdict.
@@ -498,8 +655,14 @@ class ZePAD(
         self._require_fitted("inspect")
         check_images(images, channels=self.channels)
         with self._deciding():
-            logits = self.branch_logits(images.to(self.device))
-            return inspect_branches(logits, self.fusion, threshold=self.threshold, class_names=self.class_names)
+            evidence = self.evidence(images.to(self.device))
+            return inspect_branches(
+                evidence.logits,
+                self.fusion,
+                scores=self.detector(evidence) if self.detector.is_fitted else None,
+                threshold=self.threshold,
+                class_names=self.class_names,
+            )
 
     # parts ------------------------------------------------------------------------------------------------------
 
@@ -622,10 +785,17 @@ class ZePAD(
                 'Publish the whole model first: push_to_hub("user/name").'
             )
         base, published = self._published if heads_only and self._published else (None, None)
-        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in ROLES}
+        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in self._roles}
         described = replace(self._describe(), base=base)
         text = model_card(described, model_id=model_id, details=card)  # before an older save is replaced
-        config = save_model(folder, described, encoders=encoders, heads=dict(self.heads.items()), published=published)
+        config = save_model(
+            folder,
+            described,
+            encoders=encoders,
+            heads=dict(self.heads.items()),
+            detector=self.detector,
+            published=published,
+        )
         write_card(folder, text)
         return config
 
@@ -635,11 +805,12 @@ class ZePAD(
             channels=self.channels,
             num_classes=self.num_classes,
             class_names=self.class_names,
-            encoders={role: self.encoder(role) for role in ROLES},
+            encoders={role: self.encoder(role) for role in self._roles},
             features=self._features,
             shared_architecture=self._shared_architecture,
             heads=dict(self.heads.items()),
             fusion=self.fusion.config,
+            detector=self.detector.config,
             threshold=self.threshold,
             provenance=self.provenance,
         )
@@ -726,6 +897,7 @@ class ZePAD(
             features={role: record.features for role, record in config.encoders.items()},
             num_classes=config.num_classes,
             fusion=config.fusion,
+            detector=saved.detector,
             shared_architecture={
                 role: record.architecture_of for role, record in config.encoders.items() if record.architecture_of
             },
@@ -743,9 +915,9 @@ class ZePAD(
         return {"built": "harden(loader)", "hardened": "fit_benign(loader)", "fitted": "predict(images)"}[self.stage]
 
     def _require_whole(self, call: str) -> None:
-        if len(self.encoders) < len(ROLES):
+        if not set(self.encoders) >= set(ENCODER_ROLES if self.detector.config.sentinel else ROLES):
             raise StageError(
-                f"{call} needs all three encoders, and this model was loaded with "
+                f"{call} needs all encoders, and this model was loaded with "
                 f"{', '.join(self.encoders)} alone. Load it "
                 "without branches=..."
             )
@@ -799,7 +971,9 @@ class ZePAD(
         self.encoders.update({role: branch.encoder for role, branch in branches.items()})
         self.heads = nn.ModuleDict({} if num_classes is None else {role: b.head for role, b in branches.items()})
         self.to(_device(*branches.values()))
-        self.stage, self.num_classes, self.threshold = stage, num_classes, PAPER_THRESHOLD
+        self.stage, self.num_classes = stage, num_classes
+        self.detector = Detector(self.detector.config)  # what it was fitted to and its threshold were another task's
+        self.threshold = _first_threshold(self.detector)
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()
 
@@ -812,15 +986,40 @@ class ZePAD(
         """Note what a step did and forget the steps that it undid."""
         self.provenance = {**{name: self.provenance[name] for name in keep if name in self.provenance}, step: record}
 
-    def _score(self, call: str, images: Tensor | Loader, score: Callable[[Tensor], Tensor]) -> Tensor:
+    def _map(self, call: str, images: Tensor | Loader, function: Callable[[Tensor], Tensor]) -> Tensor:
         self._require_fitted(call)
         with self._deciding():
-            scores = [
-                score(self.branch_logits(chunk.to(self.device))).to(batch.device)
+            results = [
+                function(chunk.to(self.device)).to(batch.device)
                 for batch in image_batches(images, channels=self.channels)
                 for chunk in batch.split(_CHUNK)
             ]
-        return torch.cat(scores)
+        return torch.cat(results)
+
+    @property
+    def _roles(self) -> tuple[Role, ...]:
+        return tuple(role for role in ENCODER_ROLES if role in self.encoders)
+
+
+def _first_threshold(detector: Detector) -> float | None:
+    return PAPER_THRESHOLD if detector.config.name == "gap" else None
+
+
+def _fusion_config(fusion: FusionConfig | FusionRuleName | None) -> FusionConfig:
+    config = (
+        fusion if isinstance(fusion, FusionConfig) else FusionConfig() if fusion is None else FusionConfig(rule=fusion)
+    )
+    given = len(config.temperatures)
+    require(
+        given in (0, len(ROLES)), "temperatures", config.temperatures, f"one per branch ({', '.join(ROLES)}), or none"
+    )
+    return config
+
+
+def _detector_config(detector: DetectorConfig | DetectorName | None) -> DetectorConfig:
+    if detector is None or isinstance(detector, DetectorConfig):
+        return detector or DetectorConfig()
+    return DetectorConfig(name=detector)
 
 
 def _device(*modules: nn.Module) -> torch.device:

@@ -9,7 +9,7 @@ from .card import model_card
 from .errors import CheckpointError, HubError
 from .hub import HubRepo, Published, publish
 from .loading import SavedFiles
-from .serialization import CONFIG_FILE, HEADS_FILE, WEIGHT_FILES, SavedConfig, check_weights, read_config
+from .serialization import CONFIG_FILE, ENCODER_FILES, WEIGHT_FILES, SavedConfig, check_weights, read_config
 
 CARD_FILE = "README.md"
 
@@ -117,4 +117,4 @@ def _copy_card(files: SavedFiles, folder: Path, model_id: str) -> None:
 
 def _own_files(config: SavedConfig) -> list[str]:
     """The weight files that lie beside the config."""
-    return [HEADS_FILE] if config.base is not None else list(config.files)
+    return [name for name in config.files if config.base is None or name not in ENCODER_FILES]

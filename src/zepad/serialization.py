@@ -22,23 +22,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import FusionConfig, _JSONConfig, is_hub_id, require
+from .config import DetectorConfig, FusionConfig, _JSONConfig, is_hub_id, require
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
 from .errors import CheckpointError, ConfigError
-from .modules import MLPHead
-from .types import HARDENED_ROLES, ROLES, Role, Stage
+from .modules import Detector, MLPHead
+from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Role, Stage
 from .zero_shot import ZeroShotHead
 
 _Record = TypeVar("_Record", bound=_JSONConfig)
 
-FORMAT = 2  # 1 never left this repository
+FORMAT = 3  # 1 and 2 never left this repository
 CONFIG_FILE = "config.json"
 HEADS_FILE = "heads.safetensors"
-_HEADS_AT: dict[Stage, tuple[tuple[Role, ...], ...]] = {
-    "built": ((),),
-    "hardened": (HARDENED_ROLES, ()),  # hardening without labels leaves no heads
-    "fitted": (ROLES,),
-}
+DETECTOR_FILE = "detector.safetensors"
 _HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "zero_shot": ZeroShotHead}
 
 _MAX_CONFIG_BYTES = 10 * 2**20
@@ -106,8 +102,9 @@ class SavedConfig(_JSONConfig):
         class_names: One per class, or None.
         encoders: By role.
         heads: The kind of each head, `"mlp"` or `"zero_shot"`, by role.
-        fusion: Rule and sharpness.
-        threshold: Of the detection score.
+        fusion: Rule and parameters.
+        detector: What scores images.
+        threshold: Of the detection score, or None before there is one.
         provenance: Recipes, data sizes and results of training.
         files: Weight files by name.
         base: Where the encoders' files are, if not beside this config.
@@ -123,7 +120,8 @@ class SavedConfig(_JSONConfig):
     encoders: dict[str, EncoderRecord]
     heads: dict[str, str]
     fusion: FusionConfig
-    threshold: float
+    detector: DetectorConfig
+    threshold: float | None
     provenance: dict[str, Any]
     files: dict[str, SavedFile]
     base: Base | None = None
@@ -134,7 +132,8 @@ def encoder_file(role: str) -> str:
     return f"{role}.safetensors"
 
 
-WEIGHT_FILES = (*map(encoder_file, ROLES), HEADS_FILE)
+ENCODER_FILES = tuple(map(encoder_file, ENCODER_ROLES))
+WEIGHT_FILES = (*ENCODER_FILES, HEADS_FILE, DETECTOR_FILE)
 """Every weight file that a saved model may have."""
 
 
@@ -152,7 +151,8 @@ def describe_model(
     shared_architecture: Mapping[str, str],
     heads: Mapping[str, nn.Module],
     fusion: FusionConfig,
-    threshold: float,
+    detector: DetectorConfig,
+    threshold: float | None,
     provenance: dict[str, Any],
 ) -> SavedConfig:
     """Return the config of a model, with no files yet."""
@@ -172,7 +172,8 @@ def describe_model(
         },
         heads={role: _kind(head) for role, head in heads.items()},
         fusion=fusion,
-        threshold=float(threshold),
+        detector=detector,
+        threshold=None if threshold is None else float(threshold),
         provenance=provenance,
         files={},
     )
@@ -191,6 +192,7 @@ def save_model(
     *,
     encoders: Mapping[str, Encoder],
     heads: Mapping[str, nn.Module],
+    detector: nn.Module,
     published: Mapping[str, SavedFile] | None = None,
 ) -> SavedConfig:
     """Write weights first and config.json last, so that an interrupted save is never mistaken for a whole one.
@@ -200,6 +202,7 @@ def save_model(
         config: What `describe_model` says. One that names a base leaves the encoders' files out.
         encoders: By role.
         heads: By role.
+        detector: Written where it holds tensors.
         published: The files of the base.
 
     Returns:
@@ -212,19 +215,22 @@ def save_model(
     files = {encoder_file(role): _tensors(role, encoder.backbone) for role, encoder in encoders.items()}
     if heads:
         files[HEADS_FILE] = {f"{r}.{key}": t for r, head in heads.items() for key, t in _tensors(r, head).items()}
+    fitted = _tensors("detector", detector)
+    if fitted:
+        files[DETECTOR_FILE] = fitted
     blobs = {name: save(tensors) for name, tensors in files.items()}
     records = {
         name: SavedFile(sha256=hashlib.sha256(blob).hexdigest(), bytes=len(blob)) for name, blob in blobs.items()
     }
     if config.base is not None:
         theirs = published or {}
-        changed = [name for name in records if name != HEADS_FILE and records[name] != theirs.get(name)]
+        changed = [name for name in records if name in ENCODER_FILES and records[name] != theirs.get(name)]
         if changed:
             raise CheckpointError(
                 f"{', '.join(changed)} changed since the encoders were published as {config.base.repo_id}, so heads "
                 "alone would not fit them. Save or push the whole model: heads_only=False."
             )
-        blobs = {name: blob for name, blob in blobs.items() if name == HEADS_FILE}
+        blobs = {name: blob for name, blob in blobs.items() if name not in ENCODER_FILES}
     config = dataclasses.replace(config, files=records)
     try:
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -312,6 +318,7 @@ def parse_config(values: object, origin: str) -> SavedConfig:
                     for role, record in values["encoders"].items()
                 },
                 "fusion": _complete(FusionConfig, values["fusion"]),
+                "detector": _complete(DetectorConfig, values["detector"]),
                 "class_names": None if values["class_names"] is None else tuple(values["class_names"]),
                 "files": {name: _complete(SavedFile, record) for name, record in values["files"].items()},
                 "base": None if values["base"] is None else _complete(Base, values["base"]),
@@ -354,16 +361,26 @@ def _check_config(config: SavedConfig) -> None:
         "class_names",
         names,
     )
-    check(set(config.encoders) == set(ROLES), "encoders", sorted(config.encoders))
+    wanted = ENCODER_ROLES if config.detector.sentinel or SENTINEL in config.encoders else ROLES
+    check(set(config.encoders) == set(wanted), "encoders", sorted(config.encoders))
     check(isinstance(config.heads, dict), "heads", config.heads)
-    check(any(set(config.heads) == set(roles) for roles in _HEADS_AT[config.stage]), "heads", config.heads)
+    heads_at: dict[Stage, list[set[str]]] = {
+        "built": [set()],
+        "hardened": [set(HARDENED_ROLES), set()],  # hardening without labels leaves no heads
+        "fitted": [set(config.encoders)],
+    }
+    check(set(config.heads) in heads_at[config.stage], "heads", config.heads)
     check(all(isinstance(k, str) and k in _HEADS for k in config.heads.values()), "heads", config.heads)
     check(not config.heads or config.num_classes is not None, "num_classes", config.num_classes)
-    check(isinstance(config.threshold, float) and math.isfinite(config.threshold), "threshold", config.threshold)
+    threshold = config.threshold
+    check(threshold is None or (isinstance(threshold, float) and math.isfinite(threshold)), "threshold", threshold)
     steps = config.provenance.values() if isinstance(config.provenance, dict) else [None]
     check(all(isinstance(step, dict) for step in steps), "provenance", config.provenance)
-    expected = {encoder_file(role) for role in ROLES} | ({HEADS_FILE} if config.heads else set())
+    expected = {encoder_file(role) for role in config.encoders} | ({HEADS_FILE} if config.heads else set())
+    if config.threshold is not None and Detector(config.detector).state_shapes(0, 0):
+        expected.add(DETECTOR_FILE)  # a threshold is one of a fitted detector
     check(set(config.files) == expected, "files", sorted(config.files))
+    check(len(config.fusion.temperatures) in (0, len(ROLES)), "fusion temperatures", config.fusion.temperatures)
     for name, file in config.files.items():
         check(isinstance(file.sha256, str) and len(file.sha256) == 64, f"sha256 of {name}", file.sha256)
         check(whole(file.bytes, 1), f"bytes of {name}", file.bytes)
@@ -569,12 +586,32 @@ def rebuild_heads(config: SavedConfig, weights: Mapping[str, Tensor], origin: st
     if stray:
         raise CheckpointError(f"{origin} holds tensors of no branch: {', '.join(sorted(stray)[:5])}.")
     heads: dict[str, nn.Module] = {}
-    for role in (role for role in ROLES if role in config.heads):
+    for role in (role for role in ENCODER_ROLES if role in config.heads):
         own = {key.removeprefix(f"{role}."): t for key, t in weights.items() if key.startswith(f"{role}.")}
         head = _blank_head(config.heads[role], config.encoders[role].features, config.num_classes or 0, own)
         load_strictly(head, own, f"{origin} ({role})")
         heads[role] = head.eval()
     return heads
+
+
+def rebuild_detector(config: SavedConfig, weights: Mapping[str, Tensor] | None, origin: str) -> Detector:
+    """Build the detector that the config names, and load what it was fitted to.
+
+    Args:
+        config: Of the saved model.
+        weights: Read from its file; None where there is none.
+        origin: The file, for messages.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    detector = Detector(config.detector)
+    if weights is not None:
+        widths = {role: record.features for role, record in config.encoders.items()}
+        with torch.device("meta"):  # no memory before what is stored is known to fit
+            detector.allocate(sum(widths[role] for role in ROLES), widths.get(SENTINEL, 0))
+        load_strictly(detector, weights, origin)
+    return detector.eval()
 
 
 def _blank_head(kind: str, features: int, classes: int, stored: Mapping[str, Tensor]) -> nn.Module:

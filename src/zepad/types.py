@@ -11,8 +11,11 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-Role: TypeAlias = Literal["victim", "auxiliary", "benign"]
-"""The part an encoder plays: victim and auxiliary are hardened, benign is trained on clean data."""
+Role: TypeAlias = Literal["victim", "auxiliary", "benign", "sentinel"]
+"""The part an encoder plays: victim and auxiliary are hardened, benign is trained on clean data.
+
+A sentinel is the victim as it was published: no branch of the decision, but a tripwire for the detector.
+"""
 
 Stage: TypeAlias = Literal["built", "hardened", "fitted"]
 """How far a model has come. Each stage enables the next call."""
@@ -25,6 +28,9 @@ ImageModel: TypeAlias = Callable[[Tensor], Tensor]
 
 ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
+SENTINEL: Role = "sentinel"
+ENCODER_ROLES: tuple[Role, ...] = (*ROLES, SENTINEL)
+"""The branches, and the encoder that only some detectors need."""
 
 
 @runtime_checkable
@@ -44,6 +50,12 @@ class Branched(Protocol):
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch, `(B, N, K)`."""
+
+    def fuse(self, logits: Tensor) -> Tensor:
+        """Return the fused logits `(N, K)` of stacked ones `(B, N, K)`."""
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return the detection score `(N,)`, differentiable and larger where suspicious."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Return the fused logits, `(N, K)`."""

@@ -8,20 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from strategies import images, laws, radii, seeds
+from strategies import RULES, images, laws, radii, seeds
 from tiny import TinyEncoder, toy_data
 from zepad.attacks import (
     APGD,
     PGD,
     DetectorEvading,
     FeaturePGD,
+    JointAPGD,
     Square,
     Transfer,
     WorstOf,
     apgd_square_ensemble,
     cross_entropy,
     dlr,
+    fused_by,
     gap_score,
+    hardened_branches,
     margin,
     mean_logits,
     one_branch,
@@ -72,9 +75,52 @@ def test_surrogates_are_functions_of_the_branches(ensemble, toy):
     torch.testing.assert_close(gap_score(ensemble.branch_logits)(toy[0]), detection_score(logits))
     for index in (0, 1, 2, -1):
         torch.testing.assert_close(one_branch(ensemble.branch_logits, index)(toy[0]), logits[index])
+    sure = (logits[0].softmax(1) + logits[1].softmax(1)) / 2
+    torch.testing.assert_close(hardened_branches(ensemble.branch_logits)(toy[0]), sure.log())
 
 
-@pytest.mark.parametrize("surrogate", [mean_logits, gap_score, lambda branches: one_branch(branches, 0)])
+@pytest.mark.parametrize(
+    ("rule", "parameters"),
+    [
+        *((rule, {}) for rule in RULES),
+        ("rfdm", {"sharpness": 7.0}),
+        ("calibrated", {"temperatures": (0.5, 2.0, 3.0)}),
+        ("bounded", {"vote": 2.0}),
+        ("mixed", {"benign_weight": 0.1, "power": 2.0}),
+        ("candidates", {"depth": 2.0}),
+    ],
+)
+def test_an_ensemble_fused_by_another_rule_is_that_rule_on_its_branches(ensemble, toy, rule, parameters):
+    fused = fused_by(ensemble.branch_logits, rule=rule, **parameters)(toy[0])
+    assert torch.equal(fused, fuse_logits(ensemble.branch_logits(toy[0]), rule=rule, **parameters))
+
+
+def test_the_benign_branch_has_no_part_in_the_hardened_branches(ensemble, toy):
+    points = toy[0].clone().requires_grad_()
+    hardened = hardened_branches(ensemble.branch_logits)
+    before = hardened(points)
+    (gradient,) = torch.autograd.grad(before[:, 0].sum(), points)
+    with torch.no_grad():
+        ensemble.branches[2][2].weight.mul_(-50)
+    after = hardened(points)
+    assert torch.equal(after, before)
+    assert torch.equal(torch.autograd.grad(after[:, 0].sum(), points)[0], gradient)
+    assert gradient.any()
+    with torch.no_grad():
+        ensemble.branches[1][2].weight.mul_(-50)
+    assert not torch.equal(hardened(points), before)
+
+
+@pytest.mark.parametrize(
+    "surrogate",
+    [
+        mean_logits,
+        gap_score,
+        lambda branches: one_branch(branches, 0),
+        hardened_branches,
+        lambda branches: fused_by(branches, rule="bounded"),
+    ],
+)
 def test_surrogates_bring_the_mode_of_the_model_behind_a_method(toy, surrogate):
     """An attack on a method of a model in training would otherwise see dropout and change BatchNorm."""
     ensemble = Ensemble().train()
@@ -210,7 +256,7 @@ def test_without_weight_and_threshold_it_is_apgd(toy, ensemble):
 def test_scores_without_a_gradient_are_refused_with_the_remedy(toy, fitted):
     images, labels = toy_data(6)
     attack = DetectorEvading(eps=EPS, steps=2, score=fitted.detection_score, threshold=fitted.threshold)
-    with pytest.raises(InputError, match=r"score must be differentiable.*gap_score\(defense.branch_logits\)"):
+    with pytest.raises(InputError, match=r"score must be differentiable.*Use defense.score instead"):
         attack(fitted, images, fitted.predict(images))
     wide = DetectorEvading(eps=EPS, steps=2, score=lambda x: x.flatten(1), threshold=0.0)
     with pytest.raises(InputError, match=r"score must return shape \(6,\), one per image; got \(6, 768\)"):
@@ -230,6 +276,144 @@ def test_a_fitted_defense_is_attacked_through_its_public_face(fitted):
 
     assert (goal(attack(fitted, images, labels)) > goal(images)).all()
     assert all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
+
+
+def test_a_calibrated_detector_is_evaded_through_its_own_score(fitted):
+    """`score` is what `detect` compares with the threshold, and it has a gradient."""
+    images, labels = toy_data(12)
+    torch.testing.assert_close(fitted.score(images), fitted.detection_score(images))
+    one, other = (
+        DetectorEvading(eps=EPS, steps=4, score=score, threshold=0.0)
+        for score in (fitted.score, gap_score(fitted.branch_logits))
+    )
+    results = [attack(fitted, images, labels, generator=seeded()) for attack in (one, other)]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+# All branches at once.
+
+
+def joint(ensemble, rule="bounded", eps=EPS, **settings):
+    fuse = settings.pop("fuse", lambda logits: fuse_logits(logits, rule=rule))
+    return JointAPGD(**{"eps": eps, "branch_logits": ensemble.branch_logits, "fuse": fuse, "steps": 5, **settings})
+
+
+@laws
+@given(images(), radii, st.sampled_from(("linf", "l2")), st.sampled_from(RULES), seeds)
+def test_joint_attacks_stay_in_the_ball_and_never_help_the_defense(clean, eps, norm, rule, seed):
+    ensemble = Ensemble().eval()
+    labels = torch.arange(len(clean)) % 3
+    attack = joint(ensemble, rule, eps, steps=3, classes=2, norm=norm)
+    attacked = attack(ensemble, clean, labels, generator=seeded(seed))
+    rows = (attacked - clean).flatten(1)
+    assert attacked.shape == clean.shape
+    assert not attacked.requires_grad
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert ((rows.abs().amax(1) if norm == "linf" else rows.norm(dim=1)) <= eps + 1e-6).all()
+    with torch.no_grad():
+        before, after = (fuse_logits(ensemble.branch_logits(x), rule=rule) for x in (clean, attacked))
+    wrong = before.argmax(1) != labels
+    assert torch.equal(attacked[wrong], clean[wrong])
+    assert (margin(after, labels) >= margin(before, labels) - 1e-6).all()
+
+
+class Halves(nn.Module):
+    """Hardened branches that read the upper half of an image, and a benign branch that reads the lower half.
+
+    The benign branch is so sure that its probabilities are one and zero exactly.
+    """
+
+    hardened = ((5.0, -2.0), (0.0, 0.0), (0.0, -5.0))  # slope and value at zero of each class's logit
+    benign = ((4000.0, -1680.0), (0.0, 0.0), (0.0, -100.0))
+
+    def branch_logits(self, images):
+        upper, lower = images.flatten(1).chunk(2, dim=1)
+        read = [
+            torch.stack([slope * half.mean(dim=1) + value for slope, value in lines], dim=1)
+            for half, lines in ((upper, self.hardened), (lower, self.benign))
+        ]
+        return torch.stack([read[0], read[0], read[1]])
+
+
+@pytest.fixture
+def halves():
+    """Six images of class 0 to each half of which eps = 0.1 makes a difference."""
+    clean = torch.full((6, 1, 16, 16), 0.5)
+    clean[:, :, :8] = 0.6
+    return Halves(), clean, torch.zeros(6, dtype=torch.long)
+
+
+def test_what_a_saturated_vote_hides_from_the_gradient_is_found_by_attacking_all_branches(halves):
+    """Lead of the hardened branches: 1 on the clean image, 0.5 at worst; with a vote of 0.8 both halves must fall."""
+    model, clean, labels = halves
+    fused = fused_by(model.branch_logits, rule="bounded", vote=0.8)
+    points = clean.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(fused(points), labels).sum(), points)
+    assert gradient[:, :, :8].all()
+    assert not gradient[:, :, 8:].any()
+    for objective in (cross_entropy, margin):
+        blind = APGD(eps=0.1, steps=50, objective=objective)(fused, clean, labels, generator=seeded())
+        assert (fused(blind).argmax(1) == labels).all()
+    attack = joint(model, eps=0.1, steps=50, fuse=lambda logits: fuse_logits(logits, rule="bounded", vote=0.8))
+    attacked = attack(fused, clean, labels, generator=seeded())
+    assert (fused(attacked).argmax(1) == 1).all()
+    safe = joint(model, eps=0.1, steps=50, fuse=lambda logits: fuse_logits(logits, rule="bounded", vote=0.4))
+    fused = fused_by(model.branch_logits, rule="bounded", vote=0.4)
+    assert (fused(safe(fused, clean, labels, generator=seeded())).argmax(1) == labels).all()  # the bound holds
+
+
+def test_a_joint_attack_tries_the_likeliest_wrong_classes_one_after_another(halves):
+    """Nothing moves the likeliest wrong class, and the second likeliest can be made to win."""
+    model, clean, labels = halves
+    model.hardened = ((0.0, 1.0), (0.0, 0.5), (6.0, -3.6))
+    model.benign = ((0.0, 0.0), (0.0, -50.0), (100.0, -50.0))
+
+    def wins(classes):
+        attack = joint(
+            model, eps=0.1, classes=classes, steps=30, fuse=lambda z: fuse_logits(z, rule="bounded", vote=0.8)
+        )
+        fused = attack.fuse(model.branch_logits(attack(model, clean, labels, generator=seeded())))
+        return int((fused.argmax(1) == 2).sum())
+
+    assert [wins(classes) for classes in (1, 2, 3, 99)] == [0, 6, 6, 6]
+
+
+def test_a_joint_attack_leaves_the_defense_as_it_was(toy):
+    ensemble = Ensemble().train()
+    ensemble.branches[1].eval()
+    before = [part.training for part in ensemble.modules()], {k: v.tolist() for k, v in ensemble.state_dict().items()}
+    joint(ensemble, steps=2)(ensemble, *toy)
+    joint(ensemble, steps=2)(lambda x: x, *toy)  # the model is not asked, and its branches are found without it
+    after = [part.training for part in ensemble.modules()], {k: v.tolist() for k, v in ensemble.state_dict().items()}
+    assert after == before
+
+
+def test_a_joint_attack_is_one_of_several_like_any_other(fitted):
+    images, labels = toy_data(12)
+    attack = JointAPGD(eps=EPS, branch_logits=fitted.branch_logits, fuse=fitted.fuse, steps=3)
+    assert (attack.eps, attack.norm) == (EPS, "linf")
+    worst = WorstOf(attacks=(PGD(eps=EPS, steps=1), attack))(fitted, images, labels, generator=seeded())
+    assert (margin(fitted(worst), labels) >= margin(fitted(images), labels)).all()
+    with pytest.raises(InputError, match=r"labels must have shape \(12,\)"):
+        attack(fitted, images, labels[:-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": 8}, r"eps must lie in \(0, 1\]"),
+        ({"eps": 0.0}, "eps must be a positive number"),
+        ({"norm": "l1"}, "norm must be one of"),
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"classes": 0}, "classes must be at least 1; got 0"),
+        ({"cap": 0.0}, "cap must be a positive number; got 0.0"),
+        ({"cap": float("nan")}, "cap must be a positive number; got nan"),
+    ],
+)
+def test_settings_of_a_joint_attack_out_of_range_are_refused(ensemble, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        joint(ensemble, **settings)
 
 
 # Attacks one after another.

@@ -3,10 +3,13 @@
 from .adapters import art_classifier, foolbox_model
 from .adaptive import (
     DetectorEvading,
+    JointAPGD,
     Transfer,
     WorstOf,
     apgd_square_ensemble,
+    fused_by,
     gap_score,
+    hardened_branches,
     mean_logits,
     one_branch,
 )
@@ -40,6 +43,7 @@ __all__ = [
     "AttackObjective",
     "DetectorEvading",
     "FeaturePGD",
+    "JointAPGD",
     "PAPBase",
     "PAPFuse",
     "Square",
@@ -55,7 +59,9 @@ __all__ = [
     "cross_entropy",
     "dlr",
     "foolbox_model",
+    "fused_by",
     "gap_score",
+    "hardened_branches",
     "l2_distance",
     "margin",
     "mean_logits",

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..config import require
 from ..errors import InputError
-from ..functional import detection_score
+from ..functional import detection_score, fuse_logits, hardened_log_probabilities
 from ..functional.precision import accurate
 from ..inputs import check_labels
 from ..modules import evaluating
@@ -87,6 +89,117 @@ def gap_score(branch_logits: BranchLogits) -> nn.Module:
     return _OfBranches(branch_logits, detection_score)
 
 
+def hardened_branches(branch_logits: BranchLogits) -> nn.Module:
+    """Return what the hardened branches say together: the logarithm of their mean probability.
+
+    Args:
+        branch_logits: As in `mean_logits`, of two branches or more, the benign one last.
+
+    Returns:
+        A module from images to logits `(N, K)`.
+    """
+    return _OfBranches(branch_logits, hardened_log_probabilities)
+
+
+def fused_by(branch_logits: BranchLogits, *, rule: str, **parameters: Any) -> nn.Module:
+    """Return the ensemble under another rule than its own: attacks transfer between rules.
+
+    Args:
+        branch_logits: As in `mean_logits`.
+        rule: One of `zepad.functional.FUSION_RULES`.
+        **parameters: Of the rule.
+
+    Returns:
+        A module from images to logits `(N, K)`.
+    """
+    return _OfBranches(branch_logits, partial(fuse_logits, rule=rule, **parameters))
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAPGD:
+    """Make the hardened branches and the benign branch wrong about the same class, at once.
+
+    Rules that bound the benign branch's vote hide its gradient: a vote of probability one has none. This attack climbs
+    branch by branch instead, towards one wrong class after another: for target `t` and label `y` it maximises
+    `log p_H(t) - log p_H(y) + min(z_B(t) - z_B(y), cap)`, with the hardened branches' mean probability `p_H` and the
+    benign logits `z_B`. Once the benign branch is lost by `cap`, all that is left of the budget goes to the others.
+    An image is won when the fused decision is wrong; for any other the result is the point with the largest fused
+    margin that the targets led to.
+
+    Attributes:
+        eps: Radius of the ball in [0, 1] pixel units, written `8 / 255`.
+        branch_logits: Images to `(B, N, K)`, such as `defense.branch_logits`, hardened branches first.
+        fuse: Stacked logits to fused ones, such as `defense.fusion`.
+        steps: Number of gradient steps for each target class.
+        classes: Number of target classes, those likeliest to the hardened branches; at most all wrong ones.
+        cap: Lead of the target in the benign logits beyond which nothing is gained.
+        norm: `"linf"` or `"l2"`.
+
+    References:
+        Tramer, Carlini, Brendel, Madry, On Adaptive Attacks to Adversarial Example Defenses, NeurIPS 2020, arXiv
+        2002.08347 (a loss that is consistent with the goal, in place of one that the defense hides).
+    """
+
+    eps: float
+    branch_logits: BranchLogits
+    fuse: Callable[[Tensor], Tensor]
+    steps: int = 100
+    classes: int = 3
+    cap: float = 5.0
+    norm: str = "linf"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ConfigError: Naming the field, the value and what was expected.
+        """
+        check_ascent(self.eps, self.norm, self.steps, 1)
+        require(self.classes >= 1, "classes", self.classes, "at least 1")
+        require(self.cap > 0, "cap", self.cap, "a positive number")
+
+    def __call__(
+        self,
+        model: ImageModel,
+        images: Tensor,
+        targets: Tensor,
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Attack a batch. Arguments, result and errors as in `APGD`; `model` is what the branches belong to."""
+        labels = check_labels(targets, count=len(images))
+        images = images.detach()
+        attacked = images.clone()
+        with evaluating(model), evaluating(getattr(self.branch_logits, "__self__", None)):
+            with torch.no_grad():
+                logits = accurate(self.branch_logits(images))
+            highest, won = _standing(self.fuse(logits), labels)
+            wrong = hardened_log_probabilities(logits).scatter(1, labels[:, None], -torch.inf)
+            for aim in wrong.topk(min(self.classes, wrong.shape[1] - 1), dim=1).indices.unbind(dim=1):
+                left = (~won).nonzero().flatten()
+                if not len(left):
+                    break
+                reached = self._aim(images[left], labels[left], aim[left], generator)
+                with torch.no_grad():
+                    found, fooled = _standing(self.fuse(accurate(self.branch_logits(reached))), labels[left])
+                better = fooled | (found > highest[left])
+                attacked[left[better]], highest[left[better]] = reached[better], found[better]
+                won[left] = fooled
+        return attacked
+
+    def _aim(self, images: Tensor, labels: Tensor, aim: Tensor, generator: Generator | None) -> Tensor:
+        def evaluate(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            logits = accurate(self.branch_logits(points))
+            pair = torch.stack([aim[rows], labels[rows]], dim=1)
+            hardened, benign = (
+                outputs.gather(1, pair) @ outputs.new_tensor([1.0, -1.0])
+                for outputs in (hardened_log_probabilities(logits), logits[-1])
+            )
+            return hardened + benign.clamp_max(self.cap), self.fuse(logits).argmax(dim=1) != labels[rows]
+
+        return ascend(evaluate, images, eps=self.eps, norm=self.norm, steps=self.steps, generator=generator)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorEvading:
     """Change the decision and keep the detector silent: two goals in one ascent.
@@ -98,7 +211,7 @@ class DetectorEvading:
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `8 / 255`.
         score: Images to scores `(N,)`, differentiable and larger where suspicious, such as
-            `gap_score(defense.branch_logits)`.
+            `defense.score`.
         threshold: An image is flagged when its score exceeds this.
         weight: Of the excess of the score over the threshold.
         steps: Number of gradient steps of each restart.
@@ -174,7 +287,7 @@ def _check_scores(scores: Tensor, images: Tensor) -> None:
     if images.requires_grad and not scores.requires_grad:
         raise InputError(
             "score must be differentiable with respect to the images; it returned a tensor without a gradient. "
-            "Use gap_score(defense.branch_logits) instead of defense.detection_score."
+            "Use defense.score instead of defense.detection_score."
         )
 
 
@@ -294,7 +407,10 @@ class WorstOf:
 
 def _look(model: ImageModel, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        outputs = accurate(model(images))
+        return _standing(accurate(model(images)), labels)
+
+
+def _standing(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return margin(outputs, labels), outputs.argmax(dim=1) != labels
 
 

@@ -47,6 +47,7 @@ def info(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Say what a saved model is, from its config alone."""
+    from ..modules import Fusion
     from ..serialization import CONFIG_FILE, read_config
 
     config = read_config(path / CONFIG_FILE)
@@ -56,8 +57,9 @@ def info(
     names = f" ({', '.join(config.class_names)})" if config.class_names and len(config.class_names) <= 20 else ""
     typer.echo(f"stage       {config.stage}")
     typer.echo(f"classes     {config.num_classes or 'none yet'}{names}")
-    typer.echo(f"fusion      {config.fusion.rule}, sharpness {config.fusion.sharpness:g}")
-    typer.echo(f"threshold   {config.threshold:.4g}")
+    typer.echo(f"fusion      {Fusion(config.fusion).extra_repr()}")
+    threshold = "none yet: calibrate it" if config.threshold is None else f"{config.threshold:.4g}"
+    typer.echo(f"detector    {config.detector.name}, threshold {threshold}")
     for role, record in config.encoders.items():
         preprocessing = record.spec.preprocessing
         size = "x".join(map(str, preprocessing.size)) if preprocessing and preprocessing.size else "any size"
@@ -95,8 +97,8 @@ def predict(
                 "image": str(image),
                 "label": report.name(int(report.labels[0])),
                 "probability": round(float(report.probabilities[0]), 6),
-                "attacked": bool(report.flagged[0]),
-                "score": round(float(report.scores[0]), 6),
+                "attacked": None if report.flagged is None else bool(report.flagged[0]),
+                "score": None if report.scores is None else round(float(report.scores[0]), 6),
             }
         )
     if as_json:
@@ -104,6 +106,7 @@ def predict(
         return
     width = max(len(str(row["image"])) for row in rows)
     for row in rows:
-        verdict = "looks attacked" if row["attacked"] else "ok"
+        verdict = "looks attacked" if row["attacked"] else "ok" if row["attacked"] is not None else "not calibrated"
+        scored = "" if row["score"] is None else f" (score {row['score']:+.3f})"
         said = f"{row['label']:<12} {row['probability']:>7.1%}"
-        typer.echo(f"{row['image']:<{width}}  {said}  {verdict} (score {row['score']:+.3f})")
+        typer.echo(f"{row['image']:<{width}}  {said}  {verdict}{scored}")

@@ -102,12 +102,13 @@ def _draw_example(
         "",
         *(
             f"  {role:<10} {report.name(int(report.branch_labels[b, 0]))}  p {report.branch_probabilities[b, 0]:.2f}"
-            f"  weight {report.weights[b, 0]:.2f}"
+            + ("" if report.weights is None else f"  weight {report.weights[b, 0]:.2f}")
             for b, role in enumerate(report.roles)
         ),
         "",
-        f"detection score {report.scores[0]:+.2f} "
-        f"({'flagged' if report.flagged[0] else 'not flagged'} at {report.threshold})",
     ]
+    if report.scores is not None and report.flagged is not None:
+        verdict = "flagged" if report.flagged[0] else "not flagged"
+        lines.append(f"detection score {report.scores[0]:+.2f} ({verdict} at {report.threshold:.2f})")
     row[-1].text(0, 0.5, "\n".join(lines), family="monospace", fontsize=8.5, va="center", transform=row[-1].transAxes)
     row[-1].set_axis_off()

@@ -22,7 +22,7 @@ from .._version import __version__
 from ..config import is_integer, require
 from ..digests import digest_tensor
 from ..errors import EvaluationWarning, InputError
-from ..functional import attack_success_count, correct_count, detection_score, fooling_count
+from ..functional import attack_success_count, correct_count, fooling_count
 from ..functional.precision import accurate
 from ..inputs import check_images, check_labels, check_reiterable, split_batch
 from ..modules import evaluating
@@ -237,7 +237,8 @@ class _Bench:
         predictions = rows.argmax(dim=-1)  # a softmax would round close logits to a tie
         scores = None
         if self.branched is not None and self.threshold is not None:
-            scores = detection_score(rows[:-1]).float().cpu()
+            with torch.no_grad():
+                scores = self.branched.score(images).float().cpu()
         return _Seen(
             predictions=predictions.cpu(), confidences=confidences.cpu(), scores=scores, classes=rows.shape[-1]
         )

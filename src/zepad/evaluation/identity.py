@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..attacks import UniversalPerturbation
 from ..digests import digest_tensor
+from ..modules import Detector, Fusion
 
 _PACKAGE = __name__.partition(".")[0]
 _SHOWN = 16  # hexadecimal digits of a digest beside a name
@@ -40,8 +41,12 @@ def digest(value: Any) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's state: the same for two modules with the same weights, wherever they are."""
-    return digest(dict(sorted(module.state_dict().items())))
+    """Return the SHA-256 of a module's state: the same for two modules with the same weights, wherever they are.
+
+    The rule of a fusion and the choice of a detector count as state: they hold no tensor, and decide.
+    """
+    settings = [part.config for part in module.modules() if isinstance(part, (Fusion, Detector))]
+    return digest([dict(sorted(module.state_dict().items())), settings])
 
 
 def _describe(value: Any, inside: tuple[int, ...]) -> Any:

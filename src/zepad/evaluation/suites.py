@@ -16,18 +16,23 @@ from ..attacks import (
     Attack,
     DetectorEvading,
     FeaturePGD,
+    JointAPGD,
     PAPBase,
     Square,
+    TargetedAPGD,
     UniversalPerturbation,
     cross_entropy,
     dlr,
-    gap_score,
+    fused_by,
+    hardened_branches,
     margin,
     mean_logits,
     one_branch,
 )
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker, Knowledge, against, the_model, universal_attacker
+
+_TARGETS = 3  # wrong classes that a targeted attack tries, the likeliest first
 
 
 class UniversalAttack(Protocol):
@@ -153,9 +158,10 @@ def white_box(
 ) -> list[Attacker]:
     """Return attackers who know the whole model: APGD-CE, APGD-DLR and Square on its logits.
 
-    On a model of several branches they also attack the mean of the branches' logits, which hides no gradient behind the
-    fusion's weights, and each branch alone; where there is a detector, one attacker also keeps its score below the
-    threshold.
+    On a model of several branches they also attack surrogates of it, because a fusion can hide its gradient: the mean
+    of the branches' logits, the hardened branches together, each branch alone, the paper's fusion of the same branches,
+    and all branches jointly towards one wrong class; with four classes or more, also the fused logits towards the
+    likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold.
 
     Args:
         model: What will be evaluated; decides which attackers there are, and gives the detector's threshold.
@@ -176,22 +182,37 @@ def white_box(
     ]
     if not isinstance(model, Branched):
         return attackers
+    if num_classes >= 4:
+        attackers.append(row(f"APGD-T-{steps}", TargetedAPGD(eps=eps, steps=steps, classes=_TARGETS)))
+    joint = JointAPGD(eps=eps, branch_logits=model.branch_logits, fuse=model.fuse, steps=steps, classes=_TARGETS)
     attackers += [
+        row(f"joint APGD-{steps}", joint),
         row(f"APGD-CE-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=cross_entropy), _mean_logits),
         row(f"APGD-{shown}-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=second), _mean_logits),
+        row(f"APGD-CE-{steps} on RFDM", APGD(eps=eps, steps=steps, objective=cross_entropy), _by_rfdm),
     ]
+    if len(model.branch_names) >= 3:
+        attackers.append(row(f"APGD-CE-{steps} on the hardened branches", APGD(eps=eps, steps=steps), _hardened))
     attackers += [
         row(f"APGD-CE-{steps} on the {name} branch", APGD(eps=eps, steps=steps), _branch(index))
         for index, name in enumerate(model.branch_names)
     ]
     if model.threshold is not None:
-        evading = DetectorEvading(eps=eps, steps=steps, score=gap_score(model.branch_logits), threshold=model.threshold)
+        evading = DetectorEvading(eps=eps, steps=steps, score=model.score, threshold=model.threshold)
         attackers.append(row(f"detector-evading APGD-{steps}", evading))
     return attackers
 
 
 def _mean_logits(model: Branched) -> ImageModel:
     return mean_logits(model.branch_logits)
+
+
+def _by_rfdm(model: Branched) -> ImageModel:
+    return fused_by(model.branch_logits, rule="rfdm")
+
+
+def _hardened(model: Branched) -> ImageModel:
+    return hardened_branches(model.branch_logits)
 
 
 def _branch(index: int) -> Callable[[Branched], ImageModel]:

@@ -73,7 +73,7 @@ def harden_recipe(config: HardenConfig, objective: Objective | HardeningMethod |
         inner=method.inner,
         trained=("encoder", "head") if method.trains_head else ("encoder",),
         choose_epoch=method.trains_head,
-        min_updates=300,
+        min_updates=900,
         min_epochs=10,
     )
 

@@ -1,0 +1,432 @@
+"""Fusion rules and detectors, against attackers who know them.
+
+    python benchmarks/fusion.py train  --setting digits --seed 0 --out runs/fusion-digits
+    python benchmarks/fusion.py craft  --setting digits --seed 0 --out runs/fusion-digits
+    python benchmarks/fusion.py attack --setting digits --seed 0 --out runs/fusion-digits
+    python benchmarks/fusion.py detect --setting digits --seed 0 --out runs/fusion-digits
+    python benchmarks/fusion.py table  --setting digits --out runs/fusion-digits
+
+`train` hardens with the library, keeps the heads trained along, and trains the benign branch. `craft` makes what no
+fusion has a say in: attacks on the public victim, and white-box attacks on parts of the ensemble. `attack` takes each
+fusion in turn: what was crafted, and then attacks through this very fusion on the images that are left. `detect`
+measures every detector. Each fusion's parameters are chosen on validation images; settings named by a number make the
+trade-off curve. Validation images: digits, a fifth of the training images, held out of all training of the defense (the
+public encoders saw them without labels); CIFAR-10, whose public encoders saw every training image with its label, the
+second half of the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import load_encoders, load_images
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
+from zepad.attacks import (
+    APGD,
+    Attack,
+    DetectorEvading,
+    JointAPGD,
+    Square,
+    TargetedAPGD,
+    dlr,
+    fused_by,
+    hardened_branches,
+    margin,
+    mean_logits,
+    one_branch,
+)
+from zepad.data import LabelledImages
+from zepad.evaluation import semi_black_box
+from zepad.modules import Fusion
+from zepad.objectives import HardeningMethod, trades
+from zepad.training import fit_heads
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the numbers of one table have in common."""
+
+    train: str
+    encoders: str
+    images: int | None
+    epochs: int | None
+    inner_steps: int
+    objective: Callable[[], HardeningMethod] | None
+    flip: bool
+    eps: float
+    attacked: int
+    freeze_benign: bool
+    attacker_images: int
+
+
+SETTINGS = {
+    "digits": Setting("digits-train", "digits", None, 100, 5, None, False, 25 / 255, 497, False, 1300),
+    "cifar": Setting("cifar10_train_a", "cifar", 10000, 6, 2, trades, True, 8 / 255, 300, True, 500),
+}
+VOTES, DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0), (1.0,)
+CHOSEN = ("bounded", "candidates", "mixed", "calibrated")  # whose parameters calibration chooses
+DETECTORS = ("gap", "disagreement", "sentinel", "features", "combined")
+STEPS, QUERIES = 30, 300
+FPR = 0.05
+
+
+class Bench:
+    """One setting and seed: data, the defense, and the folder of what is finished."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.setting, self.seed, self.folder = SETTINGS[args.setting], args.seed, args.out / f"seed-{args.seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        setting = self.setting
+        images = load_images(setting.train, args.shared, args.images or setting.images)
+        self.epochs = args.epochs or setting.epochs
+        if args.setting == "digits":
+            test = load_images("digits-test", args.shared, None)
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+            cut = math.ceil(len(images) / 5)
+            self.train, self.val = part(images, order[cut:]), part(images, order[:cut])
+            self.test = test
+        else:
+            test = load_images("cifar10_test", args.shared, None)
+            half = len(test) // 2
+            self.train, self.val = images, part(test, torch.arange(half, len(test)))
+            self.test = part(test, torch.arange(half))
+        self.attacked = part(self.test, torch.arange(min(args.attacked or setting.attacked, len(self.test))))
+        torch.manual_seed(self.seed)
+        self.loader = DataLoader(Flipped(self.train) if setting.flip else self.train, batch_size=128, shuffle=True)
+        self.val_loader = DataLoader(self.val, batch_size=500)
+        self.public = load_encoders(setting.encoders, args.shared)
+
+    def train_all(self) -> None:
+        """Harden, train the benign branch, fit every head."""
+        start = time.perf_counter()
+        config = HardenConfig(
+            eps=self.setting.eps, epochs=self.epochs, steps=self.setting.inner_steps, seed=self.seed
+        )  # fmt: skip
+        defense = ZePAD.from_encoders(*self.public, num_classes=10, detector="combined")
+        method = self.setting.objective and self.setting.objective()
+        defense.harden(self.loader, config, objective=method, progress=False)
+        benign = BenignConfig(seed=self.seed, freeze_encoder=self.setting.freeze_benign)
+        defense.fit_benign(self.loader, benign, head_config=None, progress=False)
+        defense.save_pretrained(self.folder / "trained heads")
+        roles = ("victim", "auxiliary")
+        heads = fit_heads(
+            {role: defense.encoder(role) for role in roles},
+            self.loader,
+            HeadConfig(seed=self.seed),
+            channels=3,
+            num_classes=10,
+            progress=False,
+        )
+        defense.heads.update(heads)
+        defense.save_pretrained(self.folder / "refitted heads")
+        print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
+
+    def defense(self, heads: str) -> ZePAD:
+        """Load what was trained, by the kind of head of its hardened branches."""
+        modules = (
+            {} if self.setting.encoders == "digits" else dict(zip(("victim", "auxiliary"), self.public, strict=True))
+        )
+        return ZePAD.from_pretrained(self.folder / f"{heads} heads", **modules)
+
+    def craft(self, heads: str) -> None:
+        """Make the attacks on the public victim, and those on parts of the ensemble."""
+        images, labels = self.attacked.images, self.attacked.labels
+        file = self.folder / "public.pt"
+        if not file.exists():
+            start = time.perf_counter()
+            victim = self.defense(heads).encoder("sentinel")
+            surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
+            attackers = semi_black_box(
+                victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.setting.eps, seed=self.seed,
+                progress=False,
+            )  # fmt: skip
+            found = {
+                a.name: a.attack(a.target(None), images, labels, generator=torch.Generator().manual_seed(self.seed))
+                for a in attackers
+            }
+            torch.save(found, file)
+            print(f"public attacks: {time.perf_counter() - start:.0f} s", flush=True)
+        defense, start = self.defense(heads), time.perf_counter()
+        found = {}
+        logits, eps = fast(defense.branch_logits), self.setting.eps
+        plans: dict[str, tuple[Attack, nn.Module | Callable[[Tensor], Tensor]]] = {
+            "APGD-CE on mean logits": (APGD(eps=eps, steps=STEPS), mean_logits(logits)),
+            "APGD-DLR on mean logits": (APGD(eps=eps, steps=STEPS, objective=dlr), mean_logits(logits)),
+            "APGD-CE on the hardened branches": (APGD(eps=eps, steps=STEPS), hardened_branches(logits)),
+            "APGD-DLR on the hardened branches": (APGD(eps=eps, steps=STEPS, objective=dlr), hardened_branches(logits)),
+            "APGD-CE on RFDM": (APGD(eps=eps, steps=STEPS), fused_by(logits, rule="rfdm")),
+            "APGD-CE on the victim branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("victim"))),
+            "APGD-CE on the auxiliary branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("auxiliary"))),
+            "APGD-CE on the benign branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("benign"))),
+            "joint APGD, every branch": (
+                JointAPGD(eps=eps, branch_logits=logits, fuse=lambda z: z.mean(0), steps=STEPS), one_branch(logits, 0),
+            ),
+        }  # fmt: skip
+        for name, (attack, target) in plans.items():
+            found[name] = in_chunks(attack, target, images, labels, self.seed)
+        torch.save(found, self.folder / f"{heads} parts.pt")
+        print(f"attacks on parts of the ensemble: {time.perf_counter() - start:.0f} s", flush=True)
+
+    def attack(self, heads: str) -> None:
+        """Measure every fusion, and each branch alone, at the worst case over what was crafted and what is aimed at it."""
+        defense = self.defense(heads)
+        public, parts = torch.load(self.folder / "public.pt"), torch.load(self.folder / f"{heads} parts.pt")
+        file = self.folder / f"{heads} results.json"
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        undefended = defense.branch("sentinel").eval()
+        fusions: dict[str, Callable[[], tuple[nn.Module, ZePAD | None, dict[str, Any]]]] = {
+            "undefended": lambda: (undefended, None, {}),
+            **{f"{r} branch alone": lambda r=r: (defense.branch(r).eval(), None, {}) for r in ("victim", "auxiliary", "benign")},
+            "rfdm": lambda: self.fused(defense, FusionConfig()),
+            "mean": lambda: self.fused(defense, FusionConfig(rule="mean")),
+            **{f"{rule}, chosen": lambda rule=rule: self.chosen(defense, rule) for rule in CHOSEN},
+            **{f"bounded, vote {v:g}": lambda v=v: self.fused(defense, FusionConfig(rule="bounded", vote=v)) for v in VOTES},
+            **{f"candidates, depth {d:g}": lambda d=d: self.fused(defense, FusionConfig(rule="candidates", depth=d)) for d in DEPTHS},
+        }  # fmt: skip
+        for name, make in fusions.items():
+            if name in results:
+                continue
+            start = time.perf_counter()
+            model, ensemble, settings = make()
+            results[name] = {**self.measure(model, ensemble, public, parts), "settings": settings}
+            file.write_text(json.dumps(results, indent=1))
+            short = {k: round(100 * v, 1) for k, v in results[name].items() if isinstance(v, float)}
+            print(f"{name}: {short} {settings} {time.perf_counter() - start:.0f} s", flush=True)
+
+    def fused(self, defense: ZePAD, config: FusionConfig) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
+        """The defense under a fusion."""
+        defense.configure(fusion=config)
+        return defense, defense, Fusion(config).parameters_in_use
+
+    def chosen(self, defense: ZePAD, rule: Any) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
+        """The defense under a rule with the parameters that calibration chooses."""
+        defense.configure(fusion=rule)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a floor that cannot be reached: it is in the record
+            defense.calibrate(self.val_loader)
+        found = defense.provenance["calibration"]["fusion"]
+        more = {name: found[name] for name in ("benign_floor", "benign_accuracy")}
+        return defense, defense, {**defense.fusion.parameters_in_use, **more}
+
+    def measure(
+        self, model: nn.Module, ensemble: ZePAD | None, public: dict[str, Tensor], parts: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Accuracies: benign, under each public attack and the worst of them, and under the worst of all white boxes."""
+        images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
+        semi = {name: right(model, batch, labels) for name, batch in public.items()}
+        survives = right(model, images, labels)
+        fell: dict[str, int] = {}
+
+        def strike(name: str, attacked: Callable[[Tensor], Tensor]) -> None:
+            left = survives.nonzero().flatten()
+            if len(left):
+                kept = right(model, attacked(left), labels[left])
+                survives[left] &= kept
+                fell[name] = int((~kept).sum())
+
+        for name, batch in {**parts, **public}.items():
+            strike(name, lambda left, batch=batch: batch[left])
+        quick = fast(model)
+        own: dict[str, tuple[Attack, Any]] = {
+            "APGD-CE": (APGD(eps=eps, steps=STEPS), quick),
+            "APGD-DLR": (APGD(eps=eps, steps=STEPS, objective=dlr), quick),
+            "APGD-T": (TargetedAPGD(eps=eps, steps=STEPS, classes=2), quick),
+        }
+        if ensemble is not None:
+            joint = JointAPGD(
+                eps=eps, branch_logits=fast(ensemble.branch_logits), fuse=ensemble.fuse, steps=STEPS, classes=2
+            )
+            own["joint APGD"] = (joint, ensemble)
+        own["APGD-CE, margin, 2 restarts, float32"] = (
+            APGD(eps=eps, steps=2 * STEPS, restarts=2 if len(labels) <= 300 else 1, objective=margin), model,
+        )  # fmt: skip
+        own["Square"] = (Square(eps=eps, queries=QUERIES), model)
+        for name, (attack, target) in own.items():
+            strike(name, lambda left, a=attack, t=target: in_chunks(a, t, images[left], labels[left], self.seed))
+        return {
+            "benign": rate(right(model, self.test.images, self.test.labels)),
+            "benign on the attacked": rate(right(model, images, labels)),
+            "semi-black-box": rate(torch.stack(list(semi.values())).all(0)),
+            "white-box": rate(survives),
+            "by public attack": {name: rate(hits) for name, hits in semi.items()},
+            "fell to": fell,
+        }
+
+    def detect(self, heads: str, rule: str) -> None:
+        """Measure every detector: AUROC by attack, false positives, and an attacker who evades it."""
+        defense = self.defense(heads)
+        public = torch.load(self.folder / "public.pt")
+        images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
+        undefended = defense.branch("sentinel").eval()
+        fooled = {name: ~right(undefended, batch, labels) for name, batch in public.items()}
+        results = {}
+        for name in DETECTORS:
+            start = time.perf_counter()
+            defense.configure(fusion=rule, detector=name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                defense.calibrate(self.val_loader, fpr=FPR, fit_loader=self.loader)
+            assert defense.threshold is not None
+            benign = defense.detection_score(self.test.images)
+            aurocs, hits, on_fooled = {}, {}, {}
+            for attack, batch in public.items():
+                scores = defense.detection_score(batch)
+                aurocs[attack] = auroc(benign, scores)
+                hits[attack] = rate(scores > defense.threshold)
+                on_fooled[attack] = auroc(benign, scores[fooled[attack]]) if fooled[attack].any() else None
+            plain = in_chunks(APGD(eps=eps, steps=STEPS), fast(defense), images, labels, self.seed)
+            white = defense.detection_score(plain)
+            evading = DetectorEvading(eps=eps, steps=STEPS, score=fast(defense.score), threshold=defense.threshold)
+            evaded = in_chunks(evading, fast(defense), images, labels, self.seed)
+            won = ~right(defense, evaded, labels) & (defense.detection_score(evaded) <= defense.threshold)
+            lost = ~right(defense, plain, labels)
+            results[name] = {
+                "AUROC": aurocs,
+                "AUROC, mean": statistics.mean(aurocs.values()),
+                "AUROC where the undefended is fooled": on_fooled,
+                "flagged": hits,
+                "FPR": rate(benign > defense.threshold),
+                "AUROC under APGD-CE on the ensemble": auroc(benign, white),
+                "wrong under APGD-CE": rate(lost),
+                "wrong and unflagged under APGD-CE": rate(lost & (white <= defense.threshold)),
+                "wrong and unflagged under the evader": rate(won),
+            }
+            (self.folder / f"{heads} detectors.json").write_text(json.dumps(results, indent=1))
+            short = {k: round(v, 3) for k, v in results[name].items() if isinstance(v, float)}
+            print(f"{name}: {short} {time.perf_counter() - start:.0f} s", flush=True)
+
+
+class Flipped(Dataset):
+    """Images, each left or right side first by chance."""
+
+    def __init__(self, data: LabelledImages) -> None:
+        self.data, self.classes = data, data.classes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.data[index]
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+
+class fast(nn.Module):  # noqa: N801 - reads as the function it is
+    """A model in bfloat16 for gradients: good enough to craft on, never to score with."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.call(images).float()
+
+
+def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
+    """Return some images of a data set."""
+    return LabelledImages(data.images[rows], data.labels[rows], data.classes)
+
+
+def in_chunks(attack: Attack, target: Any, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Attack 250 images at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(len(labels)).split(250)
+    return torch.cat([attack(target, images[r], labels[r], generator=generator) for r in rows])
+
+
+def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Say of each image whether its label is right."""
+    with torch.no_grad():
+        return torch.cat([model(chunk).argmax(1) for chunk in images.split(500)]) == labels
+
+
+def rate(hits: Tensor) -> float:
+    """Return the share of true entries."""
+    return float(hits.double().mean())
+
+
+def auroc(benign: Tensor, attacked: Tensor) -> float:
+    """Return the area under the ROC curve."""
+    return float(roc_auc_score([0] * len(benign) + [1] * len(attacked), torch.cat([benign, attacked]).numpy()))
+
+
+def table(out: Path, heads: str) -> str:
+    """Return the Markdown tables over all seeds found, mean and standard deviation."""
+    runs = [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/{heads} results.json"))]
+    columns = ("benign", "benign on the attacked", "semi-black-box", "white-box")
+    lines = ["| fusion | parameters | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for name in runs[0]:
+        found = [run[name] for run in runs if name in run]
+        shown = "; ".join(
+            ", ".join(f"{k} {v:.3g}" for k, v in run["settings"].items() if (isinstance(v, float) and "benign_" not in k[:7]) or k == "benign_weight")
+            for run in found
+        )  # fmt: skip
+        lines.append(
+            f"| {name} | {shown} | " + " | ".join(cell([run[c] for run in found], 100) for c in columns) + " |"
+        )
+    runs = [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/{heads} detectors.json"))]
+    if runs:
+        attacks = list(runs[0][DETECTORS[0]]["AUROC"])
+        rest = [key for key, value in runs[0][DETECTORS[0]].items() if isinstance(value, float)]
+        lines += [
+            "",
+            "| detector | " + " | ".join([*attacks, *rest]) + " |",
+            "|---" * (len(attacks) + len(rest) + 1) + "|",
+        ]
+        for name in DETECTORS:
+            found = [run[name] for run in runs if name in run]
+            cells = [cell([run["AUROC"][a] for run in found], 1) for a in attacks]
+            cells += [cell([run[key] for run in found], 1 if "AUROC" in key else 100) for key in rest]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(values: list[float], scale: int) -> str:
+    """Format a mean, with the standard deviation where there are several values."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("train", "craft", "attack", "detect", "table"), nargs="+")
+    parser.add_argument("--setting", choices=SETTINGS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--heads", choices=("trained", "refitted"), default="trained")
+    parser.add_argument("--rule", default="bounded", help="Fusion that detectors are measured with.")
+    parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")
+    parser.add_argument("--attacked", type=int, help="Attacked test images, in place of the setting's.")
+    parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for action in args.action:
+        if action == "table":
+            print(table(args.out, args.heads))
+        elif action == "train":
+            Bench(args).train_all()
+        elif action == "detect":
+            Bench(args).detect(args.heads, args.rule)
+        else:
+            getattr(Bench(args), action)(args.heads)
+
+
+if __name__ == "__main__":
+    main()

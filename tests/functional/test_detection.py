@@ -1,0 +1,421 @@
+"""The laws of detection scores, and of the detector that combines them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import reference
+from strategies import MODERATE, clear_logits, laws, logits, seeds
+from zepad import StageError
+from zepad.config import DetectorConfig
+from zepad.functional import (
+    Evidence,
+    detection_score,
+    disagreement_score,
+    feature_score,
+    fit_features,
+    sentinel_score,
+)
+from zepad.modules import Detector
+
+several = st.integers(2, 4)
+NAMES = ("gap", "disagreement", "sentinel", "features", "combined")
+scores_of_branches = pytest.mark.parametrize("score", [detection_score, disagreement_score])
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+def undefended_for(data, z, scale=10.0):
+    rows = data.draw(arrays(np.float64, tuple(z.shape[1:]), elements=st.floats(-scale, scale)))
+    return torch.from_numpy(rows)
+
+
+# scores of logits
+
+
+@laws
+@given(logits(several))
+def test_detection_score_agrees_with_its_definition(z):
+    score = detection_score(z)
+    assert_close(score, reference.detection_score(z.numpy()))
+    assert (score.abs() <= 1).all()
+
+
+def test_detection_suspects_images_on_which_the_benign_branch_alone_is_unsure():
+    sure, unsure = torch.tensor([[9.0, -9.0]]), torch.tensor([[0.0, 0.0]])
+    assert detection_score(torch.stack([sure, sure, unsure])).item() == pytest.approx(0.5)
+    assert detection_score(torch.stack([unsure, unsure, sure])).item() == pytest.approx(-0.5)
+    assert detection_score(torch.stack([sure, unsure, sure])).item() == pytest.approx(-0.25)
+
+
+@laws
+@given(logits(several))
+def test_disagreement_score_agrees_with_its_definition(z):
+    score = disagreement_score(z)
+    assert_close(score, reference.disagreement_score(z.numpy()))
+    assert ((score >= 0) & (score <= 1)).all()
+
+
+@laws
+@given(logits(), st.data())
+def test_sentinel_score_agrees_with_its_definition(z, data):
+    undefended = undefended_for(data, z)
+    score = sentinel_score(z, undefended=undefended)
+    assert_close(score, reference.sentinel_score(z.numpy(), undefended.numpy()), 1e-9)
+    assert (score >= 0).all()
+
+
+@laws
+@given(logits(st.just(1)), st.integers(2, 4), st.lists(st.floats(-50, 50), min_size=5, max_size=5))
+def test_equal_distributions_are_not_suspicious(z, branches, constants):
+    """Whatever constant each branch adds to its logits: that changes no probability."""
+    equal = z + torch.tensor(constants[:branches], dtype=z.dtype)[:, None, None]
+    for score in (detection_score(equal), disagreement_score(equal)):
+        assert_close(score, torch.zeros(z.shape[1], dtype=z.dtype))
+    assert_close(sentinel_score(equal, undefended=z[0] + constants[-1]), torch.zeros(z.shape[1], dtype=z.dtype))
+
+
+@laws
+@given(clear_logits(several), st.data())
+def test_permuting_the_hardened_branches_or_the_classes_changes_no_score(z, data):
+    undefended = undefended_for(data, z)
+    branches = [*data.draw(st.permutations(range(len(z) - 1))), len(z) - 1]
+    classes = data.draw(st.permutations(range(z.shape[-1])))
+    other = z[branches][:, :, classes]
+    for score in (detection_score, disagreement_score):
+        assert_close(score(other), score(z))
+    assert_close(sentinel_score(other, undefended=undefended[:, classes]), sentinel_score(z, undefended=undefended))
+
+
+@laws
+@given(clear_logits(several), st.data())
+def test_the_ensemble_of_the_sentinel_score_has_no_order(z, data):
+    undefended, order = undefended_for(data, z), data.draw(st.permutations(range(len(z))))
+    assert_close(sentinel_score(z[order], undefended=undefended), sentinel_score(z, undefended=undefended))
+
+
+@laws
+@given(logits(several, scales=MODERATE), st.data())
+def test_each_image_is_scored_by_itself(z, data):
+    undefended = undefended_for(data, z)
+    for score in (
+        lambda rows: detection_score(z[:, rows]),
+        lambda rows: disagreement_score(z[:, rows]),
+        lambda rows: sentinel_score(z[:, rows], undefended=undefended[rows]),
+    ):
+        assert_close(torch.cat([score([row]) for row in range(z.shape[1])]), score(slice(None)))
+
+
+def test_branches_that_share_no_class_disagree_entirely():
+    z = torch.tensor([[[40.0, -40.0, 0.0]], [[-40.0, 40.0, 0.0]]], dtype=torch.float64)
+    assert disagreement_score(z).item() == pytest.approx(1.0)
+    assert sentinel_score(z[:1], undefended=z[1]).item() == pytest.approx(80)
+
+
+def test_an_undefended_victim_that_is_fooled_is_suspicious_and_one_that_is_not_is_not():
+    says = torch.tensor([[[6.0, 0.0, 0.0]]] * 3)
+    agrees, fooled = torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[0.0, 5.0, 0.0]])
+    assert sentinel_score(says, undefended=agrees) < 0.01 < 4 < sentinel_score(says, undefended=fooled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_dtype_comes_back_and_half_is_computed_in_float32(dtype):
+    z = (3 * torch.randn(3, 50, 10)).to(dtype)
+    rows = (3 * torch.randn(50, 10)).to(dtype)
+    precise, precise_rows = (t.float() if dtype.itemsize == 2 else t for t in (z, rows))
+    for score in (detection_score, disagreement_score):
+        assert torch.equal(score(z), score(precise).to(dtype))
+    expected = sentinel_score(precise, undefended=precise_rows).to(dtype)
+    assert torch.equal(sentinel_score(z, undefended=rows), expected)
+    fitted = fit_features(precise[0], precise_rows)
+    expected = feature_score(fitted, features=precise[0], undefended=precise_rows).to(dtype)
+    assert torch.equal(feature_score(fit_features(z[0], rows), features=z[0], undefended=rows), expected)
+
+
+@scores_of_branches
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_extreme_half_precision_logits_stay_finite(score, dtype):
+    most = torch.finfo(dtype).max
+    rows = [[most, -most, 0.0], [most, most, most], [-most, -most, -most], [0.0, 0.0, 0.0]]
+    z = torch.tensor([rows, rows[1:] + rows[:1]], dtype=dtype)
+    assert score(z).isfinite().all()
+
+
+@scores_of_branches
+def test_gradients_reach_every_branch_and_are_finite(score):
+    z = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(score(z).sum(), z)
+    assert (gradient != 0).any(dim=-1).all()
+    assert torch.autograd.gradcheck(score, z)
+    sure = (1000 * z.detach()).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(sure).sum(), sure)
+    assert gradient.isfinite().all()
+
+
+def test_the_gradient_of_the_sentinel_score_reaches_the_branches_and_the_sentinel():
+    z, rows = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 4), (2, 4)))
+    assert torch.autograd.gradcheck(lambda z, rows: sentinel_score(z, undefended=rows), (z, rows))
+
+
+@pytest.mark.parametrize("score", [detection_score, disagreement_score, sentinel_score])
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (torch.zeros(2, 3), r"torch.float32 of shape \(2, 3\)"),
+        (torch.zeros(1, 2, 3, 4), r"torch.float32 of shape \(1, 2, 3, 4\)"),
+        (torch.zeros(2, 2, 3, dtype=torch.int64), r"torch.int64 of shape \(2, 2, 3\)"),
+    ],
+)
+def test_logits_of_another_form_are_refused(score, wrong, got):
+    undefended = {"undefended": torch.zeros(2, 3)} if score is sentinel_score else {}
+    with pytest.raises(ValueError, match=rf"\(branches, images, classes\); got {got}.*torch\.stack"):
+        score(wrong, **undefended)
+
+
+@scores_of_branches
+def test_a_score_of_two_sides_needs_two_branches(score):
+    with pytest.raises(ValueError, match="at least 2 branches are needed.*; got 1"):
+        score(torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,), (1, 2, 3)])
+def test_a_sentinel_of_other_images_or_classes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"shape \(images, classes\) of the branches', \(2, 3\); got"):
+        sentinel_score(torch.zeros(3, 2, 3), undefended=torch.zeros(shape))
+
+
+# features
+
+
+def related(count=60, width=4, outputs=3, noise=0.0, seed=0):
+    """Features and what follows from them linearly, by the same relation for every seed, in float64."""
+    generator, law = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(9)
+    inputs = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(width, outputs, generator=law, dtype=torch.float64)
+    errors = torch.randn(count, outputs, generator=generator, dtype=torch.float64)
+    return inputs, inputs @ weight + 2 + noise * errors
+
+
+@laws
+@given(seeds, st.integers(10, 40), st.integers(1, 6), st.integers(1, 5))
+def test_a_feature_fit_is_ridge_regression(seed, count, width, outputs):
+    inputs, targets = related(count, width, outputs, noise=0.5, seed=seed)
+    fresh, moved = related(7, width, outputs, noise=2.0, seed=seed + 1)
+    error = reference.feature_fit(inputs.numpy(), targets.numpy())
+    model = fit_features(inputs, targets)
+    for rows, undefended in ((inputs, targets), (fresh, moved)):
+        actual = feature_score(model, features=rows, undefended=undefended).exp()
+        expected = error(rows.numpy(), undefended.numpy()).clip(min=1e-6)  # below, a logarithm is of rounding
+        assert_close(actual, expected, 1e-6)
+
+
+def test_the_mean_squared_error_of_the_images_it_was_fitted_on_is_one():
+    inputs, targets = related(noise=0.5)
+    scores = feature_score(fit_features(inputs, targets), features=inputs, undefended=targets)
+    assert scores.exp().mean() == pytest.approx(1, rel=0.01)
+
+
+def test_a_linear_relation_is_recovered_and_its_breach_found():
+    """The ridge takes a little of it: a tenth of a standard deviation, so a hundredth of the variance is left."""
+    inputs, targets = related(400)
+    model = fit_features(inputs[:300], targets[:300])
+    assert (model.residual_scale < 0.12 * targets.std(dim=0)).all()
+    benign = feature_score(model, features=inputs[300:], undefended=targets[300:])
+    moved = feature_score(model, features=inputs[300:], undefended=targets[300:] + targets.std(dim=0))
+    assert benign.median().abs() < 1
+    assert (moved > benign.max()).float().mean() > 0.9
+    assert moved.median() > benign.median() + 3
+
+
+def test_moving_the_undefended_features_further_is_more_suspicious_without_bound():
+    inputs, targets = related(noise=0.3)
+    model = fit_features(inputs, targets)
+    direction = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    scores = [
+        feature_score(model, features=inputs, undefended=targets + far * direction).mean() for far in (1, 10, 1e2, 1e4)
+    ]
+    assert scores == sorted(scores)
+    assert scores[-1] - scores[-2] == pytest.approx(2 * np.log(100), rel=0.01)
+
+
+@laws
+@given(seeds, st.lists(st.tuples(st.floats(0.01, 100), st.floats(-100, 100)), min_size=4, max_size=4))
+def test_rescaled_inputs_change_no_score(seed, changes):
+    inputs, targets = related(30, noise=0.5, seed=seed)
+    scales, shifts = torch.tensor(changes, dtype=torch.float64).unbind(dim=1)
+    other = inputs * scales + shifts
+    before = feature_score(fit_features(inputs, targets), features=inputs, undefended=targets)
+    assert_close(feature_score(fit_features(other, targets), features=other, undefended=targets), before, 1e-6)
+
+
+@laws
+@given(seeds, st.lists(st.tuples(st.floats(0.01, 100), st.floats(-100, 100)), min_size=3, max_size=3))
+def test_rescaled_outputs_change_no_score(seed, changes):
+    inputs, targets = related(30, noise=0.5, seed=seed)
+    targets = targets / targets.std(dim=0)
+    scales, shifts = torch.tensor(changes, dtype=torch.float64).unbind(dim=1)
+    # One scale for all: of features of very different size the smallest errors are held up, for safety's sake.
+    other = targets * scales[0] + shifts
+    before = feature_score(fit_features(inputs, targets), features=inputs, undefended=targets)
+    assert_close(feature_score(fit_features(inputs, other), features=inputs, undefended=other), before, 1e-2)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -3.0, 1e3])
+def test_a_feature_that_never_moves_does_no_harm(constant):
+    inputs, targets = related(noise=0.5)
+    dead = torch.full((len(inputs), 1), constant, dtype=torch.float64)
+    before = feature_score(fit_features(inputs, targets), features=inputs, undefended=targets)
+    wider = torch.cat([inputs, dead], dim=1)
+    model = fit_features(wider, targets)
+    assert_close(feature_score(model, features=wider, undefended=targets), before, 1e-5)
+    awake = torch.cat([inputs, dead + 1], dim=1)  # it moves at last, of which nothing is known
+    assert_close(feature_score(model, features=awake, undefended=targets), before, 0.05)
+    both = torch.cat([targets, dead], dim=1)
+    assert feature_score(fit_features(inputs, both), features=inputs, undefended=both).isfinite().all()
+
+
+def test_features_that_are_all_constant_score_finitely():
+    constant = torch.ones(20, 3)
+    model = fit_features(constant, constant)
+    assert all(part.isfinite().all() for part in model)
+    assert feature_score(model, features=constant, undefended=constant).isfinite().all()
+    assert (feature_score(model, features=constant, undefended=constant + 1) > 10).all()
+
+
+def test_more_features_than_images_are_no_obstacle():
+    inputs, targets = related(12, width=40, noise=0.5)
+    model = fit_features(inputs, targets)
+    assert all(part.isfinite().all() for part in model)
+    assert feature_score(model, features=inputs, undefended=targets).isfinite().all()
+
+
+def test_the_gradient_of_the_feature_score_reaches_both_sides():
+    inputs, targets = related(noise=0.5)
+    model = fit_features(inputs, targets)
+    rows, undefended = inputs[:3].clone().requires_grad_(), targets[:3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: feature_score(model, features=x, undefended=y), (rows, undefended))
+
+
+@pytest.mark.parametrize("counts", [(9, 9), (0, 0), (20, 19), (12, 30)])
+def test_too_few_images_to_fit_are_refused(counts):
+    rows, others = (torch.randn(count, 3) for count in counts)
+    message = f"needs at least 10 images, with one row of features each; got {counts[0]} and {counts[1]}"
+    with pytest.raises(ValueError, match=message):
+        fit_features(rows, others)
+
+
+# the detector
+
+
+def evidence(count=40, seed=0, branches=3, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    features, undefended = (part.float() for part in related(count, noise=0.3, seed=seed))
+    stacked = 2 * torch.randn(branches, count, classes, generator=generator)
+    return Evidence(stacked, torch.randn(count, classes, generator=generator), features, undefended)
+
+
+def fitted(name, given=None):
+    detector = Detector(DetectorConfig(name=name)).eval()
+    detector.fit(evidence() if given is None else given)
+    return detector
+
+
+def test_each_detector_is_its_function():
+    seen = evidence(seed=3)
+    assert torch.equal(fitted("gap")(seen), detection_score(seen.logits))
+    assert torch.equal(fitted("disagreement")(seen), disagreement_score(seen.logits))
+    assert torch.equal(fitted("sentinel")(seen), sentinel_score(seen.logits, undefended=seen.undefended))
+    basis = evidence()
+    model = fit_features(basis.features, basis.undefended_features)
+    expected = feature_score(model, features=seen.features, undefended=seen.undefended_features)
+    assert torch.equal(fitted("features")(seen), expected)
+
+
+def test_the_combined_score_is_the_most_suspicious_of_all_in_benign_deviations():
+    basis, seen = evidence(), evidence(seed=3)
+    model = fit_features(basis.features, basis.undefended_features)
+
+    def parts(e):
+        return torch.stack(
+            [
+                detection_score(e.logits),
+                disagreement_score(e.logits).log(),
+                sentinel_score(e.logits, undefended=e.undefended).log(),
+                feature_score(model, features=e.features, undefended=e.undefended_features),
+            ]
+        )
+
+    benign = parts(basis)
+    expected = (parts(seen) - benign.mean(dim=1)[:, None]) / benign.std(dim=1)[:, None]
+    torch.testing.assert_close(fitted("combined")(seen), expected.max(dim=0).values)
+
+
+@pytest.mark.parametrize("name", ["gap", "disagreement", "sentinel"])
+def test_a_detector_with_nothing_to_fit_is_fitted_from_the_start(name):
+    detector = Detector(DetectorConfig(name=name))
+    assert detector.is_fitted
+    assert not detector.state_dict()
+    assert detector(evidence()).shape == (40,)
+
+
+@pytest.mark.parametrize("name", ["features", "combined"])
+def test_a_detector_that_is_not_fitted_names_the_call_that_fits_it(name):
+    detector = Detector(DetectorConfig(name=name))
+    assert not detector.is_fitted
+    with pytest.raises(StageError, match=rf'the detector "{name}" is not fitted. Call calibrate\(benign_loader\)'):
+        detector(evidence())
+    assert fitted(name).is_fitted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_of_a_detector_is_what_it_says_it_is(name):
+    detector = fitted(name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in detector.state_dict().items()}
+    assert shapes == detector.state_shapes(4, 3)
+    twin = Detector(DetectorConfig(name=name))
+    twin.allocate(4, 3)
+    twin.load_state_dict(detector.state_dict())
+    seen = evidence(seed=5)
+    assert torch.equal(twin(seen), detector(seen))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_is_differentiable_in_all_that_it_looks_at(name):
+    detector = fitted(name)
+    given = Evidence(*(part.clone().requires_grad_() for part in evidence(seed=7)))
+    looked_at = {"gap": (0,), "disagreement": (0,), "sentinel": (0, 1), "features": (2, 3), "combined": (0, 1, 2, 3)}
+    gradients = torch.autograd.grad(detector(given).sum(), given, allow_unused=True)
+    for index, gradient in enumerate(gradients):
+        if index in looked_at[name]:
+            assert gradient.isfinite().all()
+            assert gradient.any()
+        else:
+            assert gradient is None
+
+
+def test_too_few_images_leave_the_detector_as_it_was():
+    detector = Detector(DetectorConfig(name="combined"))
+    with pytest.raises(ValueError, match="at least 10 images"):
+        detector.fit(evidence(count=9))
+    assert not detector.is_fitted
+
+
+# A model in half or in double precision casts what its detector was fitted to.
+@pytest.mark.parametrize("name", ["features", "combined"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_fitted_detector_works_in_another_precision(name, dtype):
+    detector, seen = fitted(name), evidence(seed=5)
+    expected = detector(seen)
+    actual = detector.to(dtype)(Evidence(*(part.to(dtype) for part in seen)))
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.3)
+
+
+@pytest.mark.parametrize("name", ["", "votes", None, 1, "Gap"])
+def test_an_unknown_detector_is_refused(name):
+    with pytest.raises(ValueError, match=r'^name must be "gap" or .*; got '):
+        DetectorConfig(name=name)
