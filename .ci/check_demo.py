@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 result = json.loads(Path(sys.argv[1]).read_text())
-undefended, zepad = result["undefended"], result["zepad"]
+undefended, zepad, recommended = result["undefended"], result["zepad"], result["recommended"]
 best_branch = max(branch["robust_accuracy"]["white_box"] for branch in result["hardened_branches"].values())
 promises = {
     "undefended below 30 % under both attacks": all(
@@ -15,8 +15,19 @@ promises = {
     ),
     "benign accuracy at least the undefended classifier's": zepad["benign_accuracy"] >= undefended["benign_accuracy"],
     "at least 95 % under both semi-black-box attacks": all(
-        zepad["robust_accuracy"][attack] >= 0.95 for attack in ("universal", "per_image")
+        fused["robust_accuracy"][attack] >= 0.95
+        for attack in ("universal", "per_image")
+        for fused in (zepad, recommended)
     ),
+    "the recommended fusion within a point of the undefended benign accuracy": recommended["benign_accuracy"]
+    >= undefended["benign_accuracy"] - 0.01,
+    "the recommended fusion at least 50 % under the white box, and above the paper's": recommended["robust_accuracy"][
+        "white_box"
+    ]
+    >= max(0.5, zepad["robust_accuracy"]["white_box"]),
+    "the recommended detector's AUROC at least 0.95 under both": min(result["detection_auroc"]["features"].values())
+    >= 0.95,
+    "it flags at most 10 % of benign images": result["false_positive_rate"] <= 0.1,
     "best hardened branch at least 60 % under white-box PGD-20 at 25/255": best_branch >= 0.60,
     "the reloaded model predicts the same": result["reload_equal"],
 }

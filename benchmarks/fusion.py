@@ -181,28 +181,35 @@ class Bench:
         torch.save(found, self.folder / f"{heads} parts.pt")
         print(f"attacks on parts of the ensemble: {time.perf_counter() - start:.0f} s", flush=True)
 
-    def attack(self, heads: str) -> None:
-        """Measure every fusion, and each branch alone, at the worst case over what was crafted and what is aimed at it."""
+    def attack(self, heads: str, only: list[str]) -> None:
+        """Measure every fusion, and each branch alone, at the worst case over all attacks, own and crafted."""
         defense = self.defense(heads)
         public, parts = torch.load(self.folder / "public.pt"), torch.load(self.folder / f"{heads} parts.pt")
         file = self.folder / f"{heads} results.json"
         results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         undefended = defense.branch("sentinel").eval()
         fusions: dict[str, Callable[[], tuple[nn.Module, ZePAD | None, dict[str, Any]]]] = {
-            "undefended": lambda: (undefended, None, {}),
-            **{f"{r} branch alone": lambda r=r: (defense.branch(r).eval(), None, {}) for r in ("victim", "auxiliary", "benign")},
-            "rfdm": lambda: self.fused(defense, FusionConfig()),
-            "mean": lambda: self.fused(defense, FusionConfig(rule="mean")),
-            **{f"{rule}, chosen": lambda rule=rule: self.chosen(defense, rule) for rule in CHOSEN},
-            **{f"bounded, vote {v:g}": lambda v=v: self.fused(defense, FusionConfig(rule="bounded", vote=v)) for v in VOTES},
-            **{f"candidates, depth {d:g}": lambda d=d: self.fused(defense, FusionConfig(rule="candidates", depth=d)) for d in DEPTHS},
-        }  # fmt: skip
+            "undefended": lambda: (undefended, None, {})
+        }
+        for role in ("victim", "auxiliary", "benign"):
+            fusions[f"{role} branch alone"] = lambda role=role: (defense.branch(role).eval(), None, {})
+        for rule in ("rfdm", "mean"):
+            fusions[rule] = lambda rule=rule: self.fused(defense, FusionConfig(rule=rule))
+        for rule in CHOSEN:
+            fusions[f"{rule}, chosen"] = lambda rule=rule: self.chosen(defense, rule)
+        curve = [FusionConfig(rule="bounded", vote=vote) for vote in VOTES]
+        curve += [FusionConfig(rule="candidates", depth=depth) for depth in DEPTHS]
+        for config in curve:
+            strength = f"vote {config.vote:g}" if config.rule == "bounded" else f"depth {config.depth:g}"
+            fusions[f"{config.rule}, {strength}"] = lambda config=config: self.fused(defense, config)
         for name, make in fusions.items():
-            if name in results:
+            if name in results or (only and name not in only):
                 continue
             start = time.perf_counter()
             model, ensemble, settings = make()
-            results[name] = {**self.measure(model, ensemble, public, parts), "settings": settings}
+            same = [found for found in results.values() if ensemble and found["fusion"] == repr(defense.fusion)]
+            measured = same[0] if same else self.measure(model, ensemble, public, parts)
+            results[name] = {**measured, "settings": settings, "fusion": repr(defense.fusion) if ensemble else None}
             file.write_text(json.dumps(results, indent=1))
             short = {k: round(100 * v, 1) for k, v in results[name].items() if isinstance(v, float)}
             print(f"{name}: {short} {settings} {time.perf_counter() - start:.0f} s", flush=True)
@@ -225,7 +232,7 @@ class Bench:
     def measure(
         self, model: nn.Module, ensemble: ZePAD | None, public: dict[str, Tensor], parts: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """Accuracies: benign, under each public attack and the worst of them, and under the worst of all white boxes."""
+        """Accuracies: benign, under each public attack and the worst of them, under the worst of all white boxes."""
         images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
         semi = {name: right(model, batch, labels) for name, batch in public.items()}
         survives = right(model, images, labels)
@@ -332,6 +339,7 @@ class fast(nn.Module):  # noqa: N801 - reads as the function it is
         self.call = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Call the model under autocast."""
         with torch.autocast("cpu", torch.bfloat16):
             return self.call(images).float()
 
@@ -371,10 +379,7 @@ def table(out: Path, heads: str) -> str:
     lines = ["| fusion | parameters | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for name in runs[0]:
         found = [run[name] for run in runs if name in run]
-        shown = "; ".join(
-            ", ".join(f"{k} {v:.3g}" for k, v in run["settings"].items() if (isinstance(v, float) and "benign_" not in k[:7]) or k == "benign_weight")
-            for run in found
-        )  # fmt: skip
+        shown = "; ".join(dict.fromkeys(parameters(run["settings"]) for run in found))
         lines.append(
             f"| {name} | {shown} | " + " | ".join(cell([run[c] for run in found], 100) for c in columns) + " |"
         )
@@ -395,6 +400,12 @@ def table(out: Path, heads: str) -> str:
     return "\n".join(lines)
 
 
+def parameters(settings: dict[str, Any]) -> str:
+    """Format the parameters of a fusion, without what calibration asked for and reached."""
+    asked = ("benign_floor", "benign_accuracy")
+    return ", ".join(f"{k} {v:.3g}" for k, v in settings.items() if k not in asked and isinstance(v, float))
+
+
 def cell(values: list[float], scale: int) -> str:
     """Format a mean, with the standard deviation where there are several values."""
     digits = 1 if scale == 100 else 3
@@ -411,6 +422,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--heads", choices=("trained", "refitted"), default="trained")
     parser.add_argument("--rule", default="bounded", help="Fusion that detectors are measured with.")
+    parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack; all by default.")
     parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")
     parser.add_argument("--attacked", type=int, help="Attacked test images, in place of the setting's.")
     parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
@@ -424,8 +436,10 @@ def main() -> None:
             Bench(args).train_all()
         elif action == "detect":
             Bench(args).detect(args.heads, args.rule)
+        elif action == "attack":
+            Bench(args).attack(args.heads, args.only)
         else:
-            getattr(Bench(args), action)(args.heads)
+            Bench(args).craft(args.heads)
 
 
 if __name__ == "__main__":

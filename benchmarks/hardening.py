@@ -1,7 +1,7 @@
 """What makes one hardened branch robust: variants of the training, scored on images held out of the training set.
 
     python benchmarks/hardening.py --data digits --eps 25 --seeds 0 1 2
-    python benchmarks/hardening.py --data cifar10 --shared ../shared --images 10000 --eps 8 --seeds 0 --only default ...
+    python benchmarks/hardening.py --data cifar10 --shared ../shared --images 10000 --eps 8 --only default ...
 
 One JSON line per variant and seed: benign and white-box accuracy (PGD-20, cross-entropy and margin) of the branch with
 the head trained along, with a head refitted on clean features, and with one refitted on clean and attacked features.
@@ -207,7 +207,10 @@ def main() -> None:
                 "clean and attacked": refitted(branch, data, attacked),
             }
             found = {
-                head: [round(100 * f(m, held_out.images, held_out.labels, *more), 1) for f, more in ((benign, ()), (white_box, (eps,)))]
+                head: [
+                    round(100 * benign(m, held_out.images, held_out.labels), 1),
+                    round(100 * white_box(m, held_out.images, held_out.labels, eps), 1),
+                ]
                 for head, m in heads.items()
             }  # fmt: skip
             record = {"data": options.data, "images": len(data), "variant": name, "seed": seed, **found}

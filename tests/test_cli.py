@@ -43,7 +43,12 @@ def test_the_demo_leaves_a_picture_the_numbers_and_a_model_that_predicts_the_sam
     assert json.loads((folder / "result.json").read_text()) == json.loads(result.to_json())
     images, labels = digits("test").images, digits("test").labels
     reloaded = ZePAD.from_pretrained(folder / "model")
-    assert float((reloaded.predict(images) == labels).float().mean()) == pytest.approx(result.zepad.benign_accuracy)
+    assert float((reloaded.predict(images) == labels).float().mean()) == pytest.approx(
+        result.recommended.benign_accuracy
+    )
+    assert reloaded.fusion.config.rule == "bounded"
+    flagged = float(reloaded.detect(images).float().mean())
+    assert flagged == pytest.approx(result.false_positive_rate)
 
 
 def test_the_demo_attacks_break_the_undefended_classifier(demo) -> None:
@@ -56,21 +61,22 @@ def test_the_demo_attacks_break_the_undefended_classifier(demo) -> None:
 
 def test_the_demos_json_has_the_promised_shape_and_accuracies_lie_in_0_1(demo) -> None:
     record = json.loads(demo[1].to_json())
-    for model in ("undefended", "zepad"):
+    for model in ("undefended", "zepad", "recommended"):
         assert set(record[model]) == {"benign_accuracy", "robust_accuracy"}
         assert set(record[model]["robust_accuracy"]) == {"universal", "per_image", "white_box"}
         assert all(0 <= value <= 1 for value in record[model]["robust_accuracy"].values())
-    assert set(record["detection_auroc"]) == {"universal", "per_image"}
+    assert set(record["detection_auroc"]) == {"gap", "features"}
+    assert all(set(aurocs) == {"universal", "per_image"} for aurocs in record["detection_auroc"].values())
     assert record["seconds"] > 0
 
 
 def test_the_demos_table_shows_every_number(demo) -> None:
     _, result, _ = demo
     table = format_table(result)
-    for model in (result.undefended, result.zepad):
+    for model in (result.undefended, result.zepad, result.recommended):
         for value in (model.benign_accuracy, *model.robust_accuracy.values()):
             assert f"{value:.1%}" in table
-    assert "white-box PGD-20 (knows everything)" in table
+    assert "white-box, 20 steps (knows everything)" in table
     assert "eps 32/255" in table
 
 
@@ -85,7 +91,15 @@ def test_the_demo_refuses_a_folder_it_cannot_write_before_it_computes(tmp_path: 
 def test_info_says_what_a_model_is(demo) -> None:
     done = zepad("info", demo[0] / "model")
     assert done.returncode == 0
-    for part in ("fitted", "10 (0, 1, 2", "rfdm", "zepad:digits-barlow-twins", "eps 25/255", f"zepad {__version__}"):
+    for part in (
+        "fitted",
+        "10 (0, 1, 2",
+        "bounded (vote",
+        "features, threshold",
+        "zepad:digits-barlow-twins",
+        "eps 25/255",
+        f"zepad {__version__}",
+    ):
         assert part in done.stdout
     record = json.loads(zepad("info", demo[0] / "model", "--json").stdout)
     assert record["stage"] == "fitted"

@@ -162,7 +162,7 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
             for role, record in config.encoders.items()
         ),
         facts=_facts(config, custom),
-        fusion=_fusion(config),
+        fusion=Fusion(config.fusion).summary(),
         detector=_detector(config),
         knowing=_knowing(config),
         passes="four" if config.detector.sentinel else "three",
@@ -237,12 +237,6 @@ def _facts(config: SavedConfig, custom: list[str]) -> str:
     if custom:
         facts.append(f"Modules of the publisher's own, whose architecture you pass when loading: {', '.join(custom)}.")
     return "\n".join(facts)
-
-
-def _fusion(config: SavedConfig) -> str:
-    rule = Fusion(config.fusion)
-    settings = ", ".join(f"{name} {value:.4g}" for name, value in rule.parameters_in_use.items() if is_number(value))
-    return f"{config.fusion.rule}{f' ({settings})' if settings else ''}"
 
 
 def _detector(config: SavedConfig) -> str:

@@ -101,6 +101,15 @@ class Fusion(nn.Module):
             return None
         return functional.fusion_weights(logits, rule=self.config.rule, **self.parameters_in_use)
 
+    def summary(self) -> str:
+        """Return rule and parameters as a person reads them, such as `"bounded (vote 0.5)"`."""
+        settings = ", ".join(
+            f"{name.replace('_', ' ')} {' '.join(f'{number:.4g}' for number in value) or 'one for all'}"
+            for name, given in self.parameters_in_use.items()
+            for value in [given if isinstance(given, tuple) else (given,)]
+        )
+        return f"{self.config.rule} ({settings})" if settings else self.config.rule
+
     def extra_repr(self) -> str:
         """Show rule and parameters."""
         settings = {"rule": self.config.rule, **self.parameters_in_use}

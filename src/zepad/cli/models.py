@@ -57,7 +57,7 @@ def info(
     names = f" ({', '.join(config.class_names)})" if config.class_names and len(config.class_names) <= 20 else ""
     typer.echo(f"stage       {config.stage}")
     typer.echo(f"classes     {config.num_classes or 'none yet'}{names}")
-    typer.echo(f"fusion      {Fusion(config.fusion).extra_repr()}")
+    typer.echo(f"fusion      {Fusion(config.fusion).summary()}")
     threshold = "none yet: calibrate it" if config.threshold is None else f"{config.threshold:.4g}"
     typer.echo(f"detector    {config.detector.name}, threshold {threshold}")
     for role, record in config.encoders.items():
