@@ -53,7 +53,8 @@ from zepad.data import LabelledImages
 from zepad.evaluation import semi_black_box
 from zepad.modules import Fusion
 from zepad.objectives import HardeningMethod, trades
-from zepad.training import fit_heads
+from zepad.training import fit_heads, training_device
+from zepad.types import HARDENED_ROLES
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Setting:
 SETTINGS = {
     "digits": Setting("digits-train", "digits", None, 100, 5, None, False, 25 / 255, 497, False, 1300),
     "cifar": Setting("cifar10_train_a", "cifar", 10000, 6, 2, trades, True, 8 / 255, 300, True, 500),
+    # For a GPU: full CIFAR-10, self-supervised ResNet-18s of pretrain_cifar.py.
+    "resnet18": Setting("cifar10_train", "resnet18", None, 30, 5, trades, True, 8 / 255, 1000, False, 5000),
 }
 VOTES, DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0), (1.0,)
 CHOSEN = ("bounded", "candidates", "mixed", "calibrated")  # whose parameters calibration chooses
@@ -104,11 +107,12 @@ class Bench:
             half = len(test) // 2
             self.train, self.val = images, part(test, torch.arange(half, len(test)))
             self.test = part(test, torch.arange(half))
-        self.attacked = part(self.test, torch.arange(min(args.attacked or setting.attacked, len(self.test))))
+        first = torch.arange(min(args.attacked or setting.attacked, len(self.test)))
+        self.attacked = part(self.test, first)
         torch.manual_seed(self.seed)
         self.loader = DataLoader(Flipped(self.train) if setting.flip else self.train, batch_size=128, shuffle=True)
         self.val_loader = DataLoader(self.val, batch_size=500)
-        self.public = load_encoders(setting.encoders, args.shared)
+        self.public = load_encoders(setting.encoders, args.shared, args.encoders)
 
     def train_all(self) -> None:
         """Harden, train the benign branch, fit every head."""
@@ -137,10 +141,8 @@ class Bench:
 
     def defense(self, heads: str) -> ZePAD:
         """Load what was trained, by the kind of head of its hardened branches."""
-        modules = (
-            {} if self.setting.encoders == "digits" else dict(zip(("victim", "auxiliary"), self.public, strict=True))
-        )
-        return ZePAD.from_pretrained(self.folder / f"{heads} heads", **modules)
+        custom = {} if self.setting.encoders == "digits" else dict(zip(HARDENED_ROLES, self.public, strict=True))
+        return ZePAD.from_pretrained(self.folder / f"{heads} heads", **custom).to(training_device())
 
     def craft(self, heads: str) -> None:
         """Make the attacks on the public victim, and those on parts of the ensemble."""
@@ -154,10 +156,7 @@ class Bench:
                 victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.setting.eps, seed=self.seed,
                 progress=False,
             )  # fmt: skip
-            found = {
-                a.name: a.attack(a.target(None), images, labels, generator=torch.Generator().manual_seed(self.seed))
-                for a in attackers
-            }
+            found = {a.name: in_chunks(a.attack, a.target(None), images, labels, self.seed) for a in attackers}
             torch.save(found, file)
             print(f"public attacks: {time.perf_counter() - start:.0f} s", flush=True)
         defense, start = self.defense(heads), time.perf_counter()
@@ -295,6 +294,8 @@ class Bench:
                 aurocs[attack] = auroc(benign, scores)
                 hits[attack] = rate(scores > defense.threshold)
                 on_fooled[attack] = auroc(benign, scores[fooled[attack]]) if fooled[attack].any() else None
+            cautious = Cautious(defense)
+            semi = torch.stack([right(cautious, batch, labels) for batch in public.values()]).all(0)
             plain = in_chunks(APGD(eps=eps, steps=STEPS), fast(defense), images, labels, self.seed)
             white = defense.detection_score(plain)
             evading = DetectorEvading(eps=eps, steps=STEPS, score=fast(defense.score), threshold=defense.threshold)
@@ -307,6 +308,10 @@ class Bench:
                 "AUROC where the undefended is fooled": on_fooled,
                 "flagged": hits,
                 "FPR": rate(benign > defense.threshold),
+                "benign, flagged images left to the hardened branches": rate(
+                    right(cautious, self.test.images, self.test.labels)
+                ),
+                "semi-black-box, likewise": rate(semi),
                 "AUROC under APGD-CE on the ensemble": auroc(benign, white),
                 "wrong under APGD-CE": rate(lost),
                 "wrong and unflagged under APGD-CE": rate(lost & (white <= defense.threshold)),
@@ -331,6 +336,20 @@ class Flipped(Dataset):
         return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
 
 
+class Cautious(nn.Module):
+    """A defense that leaves what its detector flags to the hardened branches."""
+
+    def __init__(self, defense: ZePAD) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return log-probabilities, scores that only their order counts of."""
+        flagged = self.defense.detect(images)
+        hardened = hardened_branches(self.defense.branch_logits)(images)
+        return torch.where(flagged[:, None], hardened, self.defense(images))
+
+
 class fast(nn.Module):  # noqa: N801 - reads as the function it is
     """A model in bfloat16 for gradients: good enough to craft on, never to score with."""
 
@@ -340,7 +359,7 @@ class fast(nn.Module):  # noqa: N801 - reads as the function it is
 
     def forward(self, images: Tensor) -> Tensor:
         """Call the model under autocast."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16):
             return self.call(images).float()
 
 
@@ -350,16 +369,20 @@ def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
 
 
 def in_chunks(attack: Attack, target: Any, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Attack 250 images at a time."""
-    generator = torch.Generator().manual_seed(seed)
+    """Attack 250 images at a time, on the device that training uses."""
+    device = training_device()
+    generator = torch.Generator(device).manual_seed(seed)
     rows = torch.arange(len(labels)).split(250)
-    return torch.cat([attack(target, images[r], labels[r], generator=generator) for r in rows])
+    return torch.cat(
+        [attack(target, images[r].to(device), labels[r].to(device), generator=generator).cpu() for r in rows]
+    )
 
 
 def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Say of each image whether its label is right."""
+    device = training_device()
     with torch.no_grad():
-        return torch.cat([model(chunk).argmax(1) for chunk in images.split(500)]) == labels
+        return torch.cat([model(chunk.to(device)).argmax(1).cpu() for chunk in images.split(500)]) == labels
 
 
 def rate(hits: Tensor) -> float:
@@ -421,6 +444,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--heads", choices=("trained", "refitted"), default="trained")
+    parser.add_argument("--encoders", type=Path, help="Where pretrain_cifar.py left the ResNet-18s.")
     parser.add_argument("--rule", default="bounded", help="Fusion that detectors are measured with.")
     parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack; all by default.")
     parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")

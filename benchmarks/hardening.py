@@ -5,7 +5,7 @@
 
 One JSON line per variant and seed: benign and white-box accuracy (PGD-20, cross-entropy and margin) of the branch with
 the head trained along, with a head refitted on clean features, and with one refitted on clean and attacked features.
-The loop is this script's own, so that variants the library does not offer can be compared; the default is the library's.
+The loop is this script's own, to compare what the library does not offer; its default is the library's.
 On digits a fifth of the training images is held out; on CIFAR-10, whose public encoders saw all training images, the
 second half of the test images serves as validation set and is used for no other number.
 """

@@ -21,6 +21,7 @@ from .modules import Detector, Fusion
 from .types import Loader
 
 _CHUNK = 256  # images that are looked at at a time
+_ATTACKED = 1024  # images that are attacked, at most: an attack costs forty times a look
 _STRENGTHS = (0.0, *(2.0 ** (i / 8) for i in range(-56, 57)))  # of a vote or a depth, from 0 over 1/128 to 128
 _SCALES, _POWERS, _BIASES = (1.0, 3.0, 0.3, 10.0, 0.1), (2.0, 3.0, 1.0, 4.0, 6.0), (-1.0, -0.5, -1.5, 0.0, -2.0)
 
@@ -134,7 +135,7 @@ def _observe(
                 continue
             aims = targets[start : start + _CHUNK].to(device)
             labels.append(aims.cpu())
-            if eps is not None:
+            if eps is not None and sum(seen.shape[1] for seen in attacked) < _ATTACKED:
                 attacked.append(_attack_hardened(look, chunk, aims, eps, generator))
     if not found:
         raise InputError("the loader is empty: it yielded no batch. Pass benign images.")
@@ -189,7 +190,8 @@ class Observed(NamedTuple):
     Attributes:
         logits: `(B, N, K)`.
         labels: `(N,)`.
-        attacked: Of the same images, attacked through the hardened branches `(B, N, K)`; for `"mixed"` alone.
+        attacked: Of the first M of these images, attacked through the hardened branches `(B, M, K)`; for `"mixed"`
+            alone.
     """
 
     logits: Tensor
@@ -266,7 +268,7 @@ def _mixed(config: FusionConfig, observed: Observed, benign_floor: float) -> Fus
             return robust_transform(rows, scale=s, power=p, bias=b).softmax(dim=-1)
 
         lead, accuracy = _smallest_lead(transform(clean), benign, labels, benign_floor)
-        survives = _lead_over_others(transform(attacked), labels) > lead
+        survives = _lead_over_others(transform(attacked), labels[: len(attacked)]) > lead
         value = (min(accuracy, benign_floor), float(survives.double().mean()))
         if best is None or value > best[0]:
             # The decision is the benign branch's where it lacks less than a / (1 - a): above the lead found, by more
