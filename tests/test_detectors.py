@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
+from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, ConfigError, FusionConfig, HardenConfig, HeadConfig, StageError, ZePAD
 from zepad.config import DetectorConfig
-from zepad.errors import CheckpointError
-from zepad.evaluation import weights_digest
+from zepad.errors import CheckpointError, InputError
+from zepad.evaluation import Attacker, evaluate, weights_digest
 from zepad.functional import (
     detection_score,
     disagreement_score,
@@ -568,3 +569,48 @@ def test_every_field_of_a_model_with_a_sentinel_is_needed(saved):
             continue
         accepted.append(path)
     assert accepted == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_evaluation_measures_the_detector_in_use(guarded, name):
+    calibrated(guarded, name)
+    report = evaluate(guarded, [(IMAGES, LABELS)], [NOISE], sanity=False, progress=False)
+    assert report.threshold == guarded.threshold
+    assert report.false_positive_rate.hits == int(guarded.detect(IMAGES).sum())
+    generator = torch.Generator().manual_seed(0)
+    moved = NOISE.attack(guarded, IMAGES, LABELS, generator=generator)
+    expected = roc_auc_score(
+        [0] * len(IMAGES) + [1] * len(IMAGES), torch.cat([guarded.detection_score(x) for x in (IMAGES, moved)])
+    )
+    assert report.attacks[0].detection.auroc == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_evaluation_of_a_detector_without_a_threshold_measures_none(guarded):
+    guarded.configure(detector="features")
+    report = evaluate(guarded, [(IMAGES, LABELS)], [NOISE], sanity=False, progress=False)
+    assert report.threshold is None
+    assert report.attacks[0].detection is None
+
+
+@pytest.mark.parametrize("change", [{"fusion": "bounded"}, {"fusion": FusionConfig(sharpness=2.9)}])
+def test_a_report_on_another_fusion_is_not_this_models(guarded, change):
+    report = evaluate(guarded, [(IMAGES, LABELS)], [NOISE], sanity=False, progress=False)
+    guarded.attach(report)
+    guarded.configure(**change)
+    assert "evaluation" not in guarded.provenance
+    with pytest.raises(InputError, match="another model"):
+        guarded.attach(report)
+
+
+class _Noise:
+    """An attack that knows nothing: the same change to every image, whatever the model."""
+
+    eps, norm = 8 / 255, "linf"
+
+    def __call__(self, model, images, targets, *, generator=None):
+        del model, targets, generator
+        signs = torch.sign(torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(1)))
+        return (images + self.eps * signs).clamp(0, 1)
+
+
+NOISE = Attacker(name="noise", knowledge="semi-black-box", attack=_Noise())

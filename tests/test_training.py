@@ -25,6 +25,7 @@ from zepad import (
     HardenConfig,
     HeadConfig,
     InputError,
+    StageError,
     TrainingError,
     ZePAD,
 )
@@ -33,7 +34,7 @@ from zepad.data import digits
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead
-from zepad.objectives import Batch, Outcome, zepad_objective
+from zepad.objectives import Batch, Outcome, fare, zepad_objective
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads
 from zepad.training.features import FeatureCache
@@ -116,6 +117,31 @@ def test_fit_benign_and_fit_heads_leave_the_hardened_encoders_alone(loader: Data
     assert same(weights(defense.encoder("victim")), hardened[0])
     assert same(weights(defense.encoder("auxiliary")), hardened[1])
     assert same(weights(defense.encoder("benign")), benign)
+
+
+def test_heads_trained_along_can_be_kept_for_the_same_task(loader: DataLoader) -> None:
+    defense = build(detector="sentinel").harden(loader, FAST, progress=False)
+    trained = {role: weights(head) for role, head in defense.heads.items()}
+    defense.fit_benign(loader, BenignConfig(epochs=1), head_config=None, progress=False)
+    assert set(defense.heads) == {"victim", "auxiliary", "benign", "sentinel"}
+    assert all(same(weights(defense.heads[role]), before) for role, before in trained.items())
+    assert defense.provenance["benign"]["head_config"] is None
+    defense.harden(loader, FAST, progress=False)
+    defense.fit_benign(loader, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
+    assert not any(same(weights(defense.heads[role]), before) for role, before in trained.items())
+
+
+def test_heads_of_another_task_or_none_cannot_be_kept(loader: DataLoader) -> None:
+    images, _ = toy_data()
+    more_classes = DataLoader(TensorDataset(images, torch.arange(len(images)) % 5), batch_size=16)
+    defense = build().harden(loader, FAST, progress=False)
+    with pytest.raises(ConfigError, match=r"kept heads are for \d classes and the loader has 5. Pass head_config="):
+        defense.fit_benign(more_classes, head_config=None, progress=False)
+    assert defense.stage == "hardened"
+    unlabelled = build().harden(loader, FAST, objective=fare(), progress=False)
+    unlabelled.heads.clear()
+    with pytest.raises(StageError, match="no heads to keep. Pass head_config="):
+        unlabelled.fit_benign(loader, head_config=None, progress=False)
 
 
 def test_a_frozen_benign_encoder_keeps_weights_and_batchnorm_statistics(loader: DataLoader) -> None:
