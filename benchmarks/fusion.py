@@ -82,7 +82,7 @@ SETTINGS = {
 }
 VOTES, DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0), (1.0,)
 CHOSEN = ("bounded", "candidates", "mixed", "calibrated")  # whose parameters calibration chooses
-DETECTORS = ("gap", "disagreement", "sentinel", "features", "combined")
+DETECTORS = ("features", "combined", "sentinel", "gap", "disagreement")
 STEPS, QUERIES = 30, 300
 FPR = 0.05
 

@@ -26,6 +26,7 @@ from zepad.functional import (
     fuse_logits,
     hardened_log_probabilities,
     sentinel_score,
+    smoothed,
 )
 from zepad.serialization import Base, read_config
 from zepad.types import ENCODER_ROLES, ROLES
@@ -156,7 +157,8 @@ def test_the_evidence_is_what_encoders_and_heads_say(guarded):
     features = {role: guarded.encoder(role)(IMAGES) for role in ENCODER_ROLES}
     assert torch.equal(seen.logits, guarded.branch_logits(IMAGES))
     assert torch.equal(seen.undefended, guarded.branch("sentinel")(IMAGES))
-    assert torch.equal(seen.features, torch.cat([features[role] for role in ROLES], dim=1))
+    blurred = guarded.encoder("sentinel")(smoothed(IMAGES))
+    assert torch.equal(seen.features, torch.cat([features["victim"], features["auxiliary"], blurred], dim=1))
     assert torch.equal(seen.undefended_features, features["sentinel"])
     guarded.configure(detector="gap")
     assert guarded.evidence(IMAGES)[1:] == (None, None, None)  # the fourth pass is spared

@@ -165,7 +165,7 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
         fusion=Fusion(config.fusion).summary(),
         detector=_detector(config),
         knowing=_knowing(config),
-        passes="four" if config.detector.sentinel else "three",
+        passes={"sentinel": "four", "features": "five", "combined": "five"}.get(config.detector.name, "three"),
         measured=_UNMEASURED if measured is None else _measured(measured),
         white_box=_white_box(measured),
         training=_training(config.provenance),

@@ -297,8 +297,8 @@ class DetectorConfig(_JSONConfig):
     Attributes:
         name: `"gap"` (the paper's confidence gap), `"disagreement"` of the branches, `"sentinel"` (the undefended
             victim with a head of its own is kept, and disagrees with the ensemble under attacks crafted on it),
-            `"features"` (the undefended victim's features are not those that the other encoders' predict), or
-            `"combined"` (all of them). The last three cost a fourth forward pass.
+            `"features"` (the undefended victim's features are not what the hardened encoders and the blurred image
+            predict), or `"combined"` (all of them). `"sentinel"` costs a fourth forward pass, the last two a fifth.
     """
 
     name: DetectorName = "gap"

@@ -31,7 +31,7 @@ from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe,
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
 from .export import export_model
-from .functional import Evidence
+from .functional import Evidence, smoothed
 from .hub import HubRepo, Published
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
@@ -171,7 +171,7 @@ class ZePAD(
             fusion: How branches are fused: a rule by name, such as `"bounded"`, or with parameters of your own. The
                 paper's by default.
             detector: What scores images: a name, such as `"features"`. The paper's confidence gap by default. A
-                detector that needs the undefended victim keeps a copy of it, which costs a fourth forward pass.
+                detector that needs the undefended victim keeps a copy of it, at one or two more forward passes.
 
         Raises:
             InputError: If an encoder's output is no feature tensor, or the encoders take different images.
@@ -595,10 +595,14 @@ class ZePAD(
             return Evidence(self.branch_logits(images))
         features = {role: self.encoders[role](images) for role in ENCODER_ROLES}
         logits = {role: self.heads[role](rows) for role, rows in features.items()}
+        # The benign branch is left out: what transfers to it moves its features the victim's way.
+        others = [features[role] for role in HARDENED_ROLES]
+        if self.detector.state_shapes(0, 0):
+            others.append(self.encoders[SENTINEL](smoothed(images)))
         return Evidence(
             logits=torch.stack([logits[role] for role in ROLES]),
             undefended=logits[SENTINEL],
-            features=torch.cat([features[role] for role in ROLES], dim=1),
+            features=torch.cat(others, dim=1),
             undefended_features=features[SENTINEL],
         )
 

@@ -141,7 +141,7 @@ class Detector(nn.Module):
         """Return what fitting finds, by name and shape; nothing for a detector that is not fitted.
 
         Args:
-            inputs: Width of the joined features of the branches.
+            inputs: Width of `Evidence.features`.
             outputs: Width of the undefended victim's features.
         """
         if self.config.name not in ("features", "combined"):

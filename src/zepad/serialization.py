@@ -609,7 +609,8 @@ def rebuild_detector(config: SavedConfig, weights: Mapping[str, Tensor] | None, 
     if weights is not None:
         widths = {role: record.features for role, record in config.encoders.items()}
         with torch.device("meta"):  # no memory before what is stored is known to fit
-            detector.allocate(sum(widths[role] for role in ROLES), widths.get(SENTINEL, 0))
+            outputs = widths.get(SENTINEL, 0)
+            detector.allocate(sum(widths[role] for role in HARDENED_ROLES) + outputs, outputs)
         load_strictly(detector, weights, origin)
     return detector.eval()
 

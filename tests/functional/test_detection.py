@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torchvision.transforms.functional import gaussian_blur
 
 import reference
 from strategies import MODERATE, clear_logits, laws, logits, seeds
@@ -18,6 +19,7 @@ from zepad.functional import (
     feature_score,
     fit_features,
     sentinel_score,
+    smoothed,
 )
 from zepad.modules import Detector
 
@@ -419,3 +421,23 @@ def test_a_fitted_detector_works_in_another_precision(name, dtype):
 def test_an_unknown_detector_is_refused(name):
     with pytest.raises(ValueError, match=r'^name must be "gap" or .*; got '):
         DetectorConfig(name=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_smoothing_is_torchvisions_gaussian_inside_the_border(dtype):
+    images = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    blurred = smoothed(images)
+    assert blurred.dtype == dtype
+    expected = gaussian_blur(images, [3, 3], [0.8, 0.8])
+    torch.testing.assert_close(blurred[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+
+
+def test_smoothing_keeps_what_is_flat_and_stays_in_range():
+    flat = torch.full((1, 2, 1, 4), 0.3)
+    torch.testing.assert_close(smoothed(flat), flat)
+    noise = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)).round()
+    assert smoothed(noise).min() >= 0
+    assert smoothed(noise).max() <= 1 + 1e-6
+    channels = torch.zeros(1, 3, 5, 5)
+    channels[:, 1] = 1.0
+    torch.testing.assert_close(smoothed(channels), channels)  # no channel leaks into another

@@ -9,6 +9,7 @@ from .detection import (
     feature_score,
     fit_features,
     sentinel_score,
+    smoothed,
 )
 from .fusion import (
     FUSION_RULES,
@@ -75,6 +76,7 @@ __all__ = [
     "robust_transform",
     "rule_parameters",
     "sentinel_score",
+    "smoothed",
     "steepest_l2",
     "steepest_linf",
     "structure_loss",

@@ -5,10 +5,12 @@ Larger is more suspicious, everywhere. All are differentiable, so that an attack
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .fusion import check_stacked, hardened_log_probabilities, mean_log_probabilities
 from .precision import accurate
@@ -20,7 +22,8 @@ class Evidence(NamedTuple):
     Attributes:
         logits: Of the branches `(B, N, K)`, hardened ones first, the benign one last.
         undefended: Logits of the undefended victim with a head of its own `(N, K)`, where it is kept.
-        features: Of all branches, joined `(N, D)`, where the undefended victim is kept.
+        features: Of the hardened branches, and of the undefended victim on the `smoothed` images, joined `(N, D)`;
+            where the undefended victim is kept.
         undefended_features: Of the undefended victim `(N, V)`, where it is kept.
     """
 
@@ -28,6 +31,28 @@ class Evidence(NamedTuple):
     undefended: Tensor | None = None
     features: Tensor | None = None
     undefended_features: Tensor | None = None
+
+
+def smoothed(images: Tensor) -> Tensor:
+    """Blur images by a 3x3 Gaussian with a standard deviation of 0.8 pixels.
+
+    A perturbation that moves an encoder is fine-grained and loses much of its effect; what the image shows stays.
+
+    Args:
+        images: `(N, C, H, W)`, any float dtype.
+
+    Returns:
+        The same shape and dtype, within the range of the images.
+
+    References:
+        Xu, Evans, Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, NDSS 2018, arXiv
+        1704.01155 (spatial smoothing).
+    """
+    side = math.exp(-1 / (2 * 0.8**2))
+    row = images.new_tensor([side, 1.0, side]) / (1 + 2 * side)
+    kernel = (row[:, None] * row).expand(images.shape[1], 1, 3, 3)
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel, groups=images.shape[1])
 
 
 def detection_score(logits: Tensor) -> Tensor:
@@ -123,10 +148,10 @@ def sentinel_score(logits: Tensor, *, undefended: Tensor) -> Tensor:
 
 
 class FeatureModel(NamedTuple):
-    """What the undefended victim's features should be, given those of the branches: a linear map and its errors.
+    """What the undefended victim's features should be, given `Evidence.features`: a linear map and its errors.
 
     Attributes:
-        input_mean: Of the branches' features `(D,)`.
+        input_mean: Of those features `(D,)`.
         input_scale: Their standard deviations `(D,)`.
         output_mean: Of the undefended victim's features `(V,)`.
         weight: `(D, V)`.
@@ -145,10 +170,10 @@ _FLOOR = 1e-6
 
 
 def fit_features(features: Tensor, undefended: Tensor) -> FeatureModel:
-    """Fit how the undefended victim's features follow from the branches', on benign images, by ridge regression.
+    """Fit how the undefended victim's features follow from `Evidence.features`, on benign images, by ridge regression.
 
     Args:
-        features: Of the branches `(N, D)`.
+        features: As in `Evidence` `(N, D)`.
         undefended: Of the undefended victim `(N, V)`.
 
     Returns:
@@ -180,14 +205,15 @@ def fit_features(features: Tensor, undefended: Tensor) -> FeatureModel:
 
 
 def feature_score(model: FeatureModel, *, features: Tensor, undefended: Tensor) -> Tensor:
-    """Score how far the undefended victim's features are from what the other encoders' lead one to expect.
+    """Score how far the undefended victim's features are from what all other evidence leads one to expect.
 
     The logarithm of the mean squared error in units of the benign error. An attack on the public victim is made to move
-    these very features, whether or not a label changes, and the hardened encoders do not follow.
+    these very features, whether or not a label changes; the hardened encoders do not follow, nor does the victim itself
+    when it sees the image blurred.
 
     Args:
         model: Of `fit_features`.
-        features: Of the branches `(N, D)`.
+        features: As in `Evidence` `(N, D)`.
         undefended: Of the undefended victim `(N, V)`.
 
     Returns:
