@@ -272,15 +272,16 @@ class Bench:
             "fell to": fell,
         }
 
-    def detect(self, heads: str, rule: str) -> None:
+    def detect(self, heads: str, rule: str, only: list[str]) -> None:
         """Measure every detector: AUROC by attack, false positives, and an attacker who evades it."""
         defense = self.defense(heads)
         public = torch.load(self.folder / "public.pt")
         images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
         undefended = defense.branch("sentinel").eval()
         fooled = {name: ~right(undefended, batch, labels) for name, batch in public.items()}
-        results = {}
-        for name in DETECTORS:
+        file = self.folder / f"{heads} detectors.json"
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        for name in only or DETECTORS:
             start = time.perf_counter()
             defense.configure(fusion=rule, detector=name)
             with warnings.catch_warnings():
@@ -317,7 +318,7 @@ class Bench:
                 "wrong and unflagged under APGD-CE": rate(lost & (white <= defense.threshold)),
                 "wrong and unflagged under the evader": rate(won),
             }
-            (self.folder / f"{heads} detectors.json").write_text(json.dumps(results, indent=1))
+            file.write_text(json.dumps(results, indent=1))
             short = {k: round(v, 3) for k, v in results[name].items() if isinstance(v, float)}
             print(f"{name}: {short} {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -446,7 +447,7 @@ def main() -> None:
     parser.add_argument("--heads", choices=("trained", "refitted"), default="trained")
     parser.add_argument("--encoders", type=Path, help="Where pretrain_cifar.py left the ResNet-18s.")
     parser.add_argument("--rule", default="bounded", help="Fusion that detectors are measured with.")
-    parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack; all by default.")
+    parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack, or detectors; all by default.")
     parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")
     parser.add_argument("--attacked", type=int, help="Attacked test images, in place of the setting's.")
     parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
@@ -459,7 +460,7 @@ def main() -> None:
         elif action == "train":
             Bench(args).train_all()
         elif action == "detect":
-            Bench(args).detect(args.heads, args.rule)
+            Bench(args).detect(args.heads, args.rule, args.only)
         elif action == "attack":
             Bench(args).attack(args.heads, args.only)
         else:
