@@ -19,7 +19,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of heads, attacks and training.")] = 0,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Attack two public encoders, harden them, and compare: real images, no network, one to two minutes on two cores."""
+    """Attack two public encoders, harden them, and compare: real images, no network, a minute or two on two cores."""
     from ..demo import format_table, run_demo
 
     quiet = as_json
