@@ -16,7 +16,7 @@ from .attacks import PGD
 from .config import DetectorConfig, FusionConfig, is_number, require
 from .errors import CalibrationWarning, InputError
 from .functional import Evidence, conformal_threshold, hardened_log_probabilities, robust_transform
-from .inputs import check_images, check_labels, has_labels, images_of
+from .inputs import batches_of, check_images, check_labels, has_labels, images_of
 from .modules import Detector, Fusion
 from .types import Loader
 
@@ -122,7 +122,7 @@ def _observe(
     labels: list[Tensor] = []
     attacked: list[Tensor] = []
     generator = torch.Generator(device).manual_seed(0)
-    for batch in [loader] if isinstance(loader, Tensor) else loader:
+    for batch in batches_of(loader):
         images = check_images(images_of(batch), channels=channels)
         targets = check_labels(batch[1], count=len(images), num_classes=num_classes) if has_labels(batch) else None
         for start in range(0, len(images), _CHUNK):
@@ -137,8 +137,6 @@ def _observe(
             labels.append(aims.cpu())
             if eps is not None and sum(seen.shape[1] for seen in attacked) < _ATTACKED:
                 attacked.append(_attack_hardened(look, chunk, aims, eps, generator))
-    if not found:
-        raise InputError("the loader is empty: it yielded no batch. Pass benign images.")
     evidence = _join(found)
     if sum(map(len, labels)) < evidence.logits.shape[1]:
         return evidence, None, None

@@ -122,8 +122,18 @@ def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> It
     Raises:
         InputError: If an image does not fit, or there is none.
     """
+    for batch in batches_of(images):
+        yield check_images(images_of(batch), channels=channels)
+
+
+def batches_of(images: Tensor | Loader) -> Iterator[Any]:
+    """Iterate over what a loader yields, unchecked; a tensor is one batch.
+
+    Raises:
+        InputError: If it is neither, or yields nothing.
+    """
     if isinstance(images, Tensor):
-        yield check_images(images, channels=channels)
+        yield images
         return
     if not hasattr(images, "__iter__"):
         raise InputError(
@@ -132,7 +142,7 @@ def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> It
         )
     empty = True
     for batch in images:
-        yield check_images(images_of(batch), channels=channels)
+        yield batch
         empty = False
     if empty:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
