@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +44,29 @@ def load_images(name: str, shared: Path | None, limit: int | None, size: int = 3
     if images.shape[-1] != size:
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
     return LabelledImages(images, torch.from_numpy(labels), classes)
+
+
+def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
+    """Return some images of a data set."""
+    return LabelledImages(data.images[rows], data.labels[rows], data.classes)
+
+
+def split(
+    train_name: str, shared: Path | None, limit: int | None, seed: int
+) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    """Return training, validation and test images.
+
+    Of the digits a fifth of the training images, by seed, is held out. The public encoders of CIFAR-10 saw every
+    training image, so that the second half of the test images serves as validation set and the first as test set.
+    """
+    images = load_images(train_name, shared, limit)
+    if train_name == "digits-train":
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        cut = math.ceil(len(images) / 5)
+        return part(images, order[cut:]), part(images, order[:cut]), load_images("digits-test", None, None)
+    test = load_images("cifar10_test", shared, None)
+    first, second = torch.arange(len(test)).chunk(2)
+    return images, part(test, second), part(test, first)
 
 
 def cifar_resnet18() -> nn.Module:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 import warnings
@@ -29,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import load_encoders, load_images
-from sklearn.metrics import roc_auc_score
+from common import load_encoders, part, split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -50,7 +48,7 @@ from zepad.attacks import (
     one_branch,
 )
 from zepad.data import LabelledImages
-from zepad.evaluation import semi_black_box
+from zepad.evaluation import auroc, semi_black_box
 from zepad.modules import Fusion
 from zepad.objectives import HardeningMethod, trades
 from zepad.training import fit_heads, training_device
@@ -94,19 +92,8 @@ class Bench:
         self.setting, self.seed, self.folder = SETTINGS[args.setting], args.seed, args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         setting = self.setting
-        images = load_images(setting.train, args.shared, args.images or setting.images)
+        self.train, self.val, self.test = split(setting.train, args.shared, args.images or setting.images, self.seed)
         self.epochs = args.epochs or setting.epochs
-        if args.setting == "digits":
-            test = load_images("digits-test", args.shared, None)
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
-            cut = math.ceil(len(images) / 5)
-            self.train, self.val = part(images, order[cut:]), part(images, order[:cut])
-            self.test = test
-        else:
-            test = load_images("cifar10_test", args.shared, None)
-            half = len(test) // 2
-            self.train, self.val = images, part(test, torch.arange(half, len(test)))
-            self.test = part(test, torch.arange(half))
         first = torch.arange(min(args.attacked or setting.attacked, len(self.test)))
         self.attacked = part(self.test, first)
         torch.manual_seed(self.seed)
@@ -292,9 +279,11 @@ class Bench:
             aurocs, hits, on_fooled = {}, {}, {}
             for attack, batch in public.items():
                 scores = defense.detection_score(batch)
-                aurocs[attack] = auroc(benign, scores)
+                aurocs[attack] = auroc(benign=benign, attacked=scores)
                 hits[attack] = rate(scores > defense.threshold)
-                on_fooled[attack] = auroc(benign, scores[fooled[attack]]) if fooled[attack].any() else None
+                on_fooled[attack] = (
+                    auroc(benign=benign, attacked=scores[fooled[attack]]) if fooled[attack].any() else None
+                )
             cautious = Cautious(defense)
             semi = torch.stack([right(cautious, batch, labels) for batch in public.values()]).all(0)
             plain = in_chunks(APGD(eps=eps, steps=STEPS), fast(defense), images, labels, self.seed)
@@ -313,7 +302,7 @@ class Bench:
                     right(cautious, self.test.images, self.test.labels)
                 ),
                 "semi-black-box, likewise": rate(semi),
-                "AUROC under APGD-CE on the ensemble": auroc(benign, white),
+                "AUROC under APGD-CE on the ensemble": auroc(benign=benign, attacked=white),
                 "wrong under APGD-CE": rate(lost),
                 "wrong and unflagged under APGD-CE": rate(lost & (white <= defense.threshold)),
                 "wrong and unflagged under the evader": rate(won),
@@ -364,11 +353,6 @@ class fast(nn.Module):  # noqa: N801 - reads as the function it is
             return self.call(images).float()
 
 
-def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
-    """Return some images of a data set."""
-    return LabelledImages(data.images[rows], data.labels[rows], data.classes)
-
-
 def in_chunks(attack: Attack, target: Any, images: Tensor, labels: Tensor, seed: int) -> Tensor:
     """Attack 250 images at a time, on the device that training uses."""
     device = training_device()
@@ -389,11 +373,6 @@ def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def rate(hits: Tensor) -> float:
     """Return the share of true entries."""
     return float(hits.double().mean())
-
-
-def auroc(benign: Tensor, attacked: Tensor) -> float:
-    """Return the area under the ROC curve."""
-    return float(roc_auc_score([0] * len(benign) + [1] * len(attacked), torch.cat([benign, attacked]).numpy()))
 
 
 def table(out: Path, heads: str) -> str:

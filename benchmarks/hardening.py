@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import benign, load_encoders, load_images, white_box
+from common import benign, load_encoders, part, split, white_box
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -175,19 +174,10 @@ def main() -> None:
     eps = options.eps / 255
     public = wrap_module(load_encoders("digits" if options.data == "digits" else "cifar", options.shared)[0])
     for seed in options.seeds:
-        if options.data == "digits":
-            everything = load_images("digits-train", None, None)
-            order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
-            cut = math.ceil(len(everything) / 5)
-            parts = (order[cut:], order[:cut])
-            data, held_out = (
-                LabelledImages(everything.images[p], everything.labels[p], everything.classes) for p in parts
-            )
-        else:
-            data = load_images("cifar10_train_a", options.shared, options.images)
-            test = load_images("cifar10_test", options.shared, None)
-            last = slice(len(test) // 2, len(test) // 2 + options.val_images)
-            held_out = LabelledImages(test.images[last], test.labels[last], test.classes)
+        name = "digits-train" if options.data == "digits" else "cifar10_train_a"
+        data, held_out, _ = split(name, options.shared, options.images, seed)
+        if options.data == "cifar10":
+            held_out = part(held_out, torch.arange(options.val_images))
         for name in options.only:
             variant = VARIANTS[name]
             if options.updates:

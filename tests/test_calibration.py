@@ -223,6 +223,7 @@ class World:
         return calibrate(
             self.look,
             loader,
+            branch_logits=lambda images: self.look(images).logits,
             fit_loader=fit_loader,
             fusion=FusionConfig(rule=rule),
             detector=DetectorConfig(name=detector),

@@ -6,16 +6,17 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attacks import PGD
+from .attacks import PGD, hardened_branches, margin
 from .config import DetectorConfig, FusionConfig, is_number, require
 from .errors import CalibrationWarning, InputError
-from .functional import Evidence, conformal_threshold, hardened_log_probabilities, robust_transform
+from .functional import Evidence, conformal_threshold, correct_count, robust_transform
 from .inputs import batches_of, check_images, check_labels, has_labels, images_of
 from .modules import Detector, Fusion
 from .types import Loader
@@ -47,6 +48,7 @@ def calibrate(
     look: Callable[[Tensor], Evidence],
     loader: Loader | Tensor,
     *,
+    branch_logits: Callable[[Tensor], Tensor],
     fit_loader: Loader | Tensor | None,
     fusion: FusionConfig,
     detector: DetectorConfig,
@@ -60,8 +62,9 @@ def calibrate(
     """Choose the fusion's parameters where there are labels to choose them by, fit the detector, set its threshold.
 
     Args:
-        look: Images `(N, C, H, W)` to evidence; differentiable, in evaluation mode.
+        look: Images `(N, C, H, W)` to evidence, in evaluation mode.
         loader: As in `ZePAD.calibrate`.
+        branch_logits: Images to the logits of that evidence alone; differentiable. An attack asks for no more.
         fit_loader: As in `ZePAD.calibrate`.
         fusion: The rule, and the parameters that stay if there is nothing to choose.
         detector: Which.
@@ -81,7 +84,7 @@ def calibrate(
     """
     in_range = benign_floor is None or (is_number(benign_floor) and 0 <= benign_floor <= 1)
     require(in_range, "benign_floor", benign_floor, "an accuracy in [0, 1], or None")
-    attack = eps if fusion.rule == "mixed" else None
+    attack = partial(_attack_hardened, branch_logits, eps) if fusion.rule == "mixed" else None
     evidence, labels, attacked = _observe(look, loader, attack, channels, num_classes, device)
     scores = Detector(detector).eval()
     others = None
@@ -112,12 +115,12 @@ def calibrate(
 def _observe(
     look: Callable[[Tensor], Evidence],
     loader: Loader | Tensor,
-    eps: float | None,
+    attack: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None,
     channels: int,
     num_classes: int | None,
     device: torch.device,
 ) -> tuple[Evidence, Tensor | None, Tensor | None]:
-    """Evidence on the CPU; labels if every batch has them; and logits under an attack of radius `eps`, if any."""
+    """Evidence on the CPU; labels if every batch has them; and what the attack, if any, gives for the first images."""
     found: list[Evidence] = []
     labels: list[Tensor] = []
     attacked: list[Tensor] = []
@@ -135,8 +138,8 @@ def _observe(
                 continue
             aims = targets[start : start + _CHUNK].to(device)
             labels.append(aims.cpu())
-            if eps is not None and sum(seen.shape[1] for seen in attacked) < _ATTACKED:
-                attacked.append(_attack_hardened(look, chunk, aims, eps, generator))
+            if attack is not None and sum(seen.shape[1] for seen in attacked) < _ATTACKED:
+                attacked.append(attack(chunk, aims, generator))
     evidence = _join(found)
     if sum(map(len, labels)) < evidence.logits.shape[1]:
         return evidence, None, None
@@ -144,14 +147,13 @@ def _observe(
 
 
 def _attack_hardened(
-    look: Callable[[Tensor], Evidence], images: Tensor, labels: Tensor, eps: float, generator: torch.Generator
+    branch_logits: Callable[[Tensor], Tensor], eps: float, images: Tensor, labels: Tensor, generator: torch.Generator
 ) -> Tensor:
-    def hardened(points: Tensor) -> Tensor:
-        return hardened_log_probabilities(look(points).logits)
-
-    points = PGD(eps=eps, steps=20, step_size=eps / 8)(hardened, images, labels, generator=generator)
+    """The branches' logits on the CPU, of images attacked through the hardened ones."""
+    attack = PGD(eps=eps, steps=20, step_size=eps / 8)
+    points = attack(hardened_branches(branch_logits), images, labels, generator=generator)
     with torch.no_grad():
-        return look(points).logits.float().cpu()
+        return branch_logits(points).float().cpu()
 
 
 def _join(parts: Sequence[Evidence]) -> Evidence:
@@ -222,7 +224,7 @@ def calibrate_fusion(config: FusionConfig, observed: Observed, *, benign_floor: 
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> float:
-    return float((outputs.argmax(dim=-1) == labels).double().mean())
+    return correct_count(outputs.argmax(dim=-1), labels).rate
 
 
 def _smallest(field: str) -> Callable[[FusionConfig, Observed, float], FusionConfig]:
@@ -266,7 +268,7 @@ def _mixed(config: FusionConfig, observed: Observed, benign_floor: float) -> Fus
             return robust_transform(rows, scale=s, power=p, bias=b).softmax(dim=-1)
 
         lead, accuracy = _smallest_lead(transform(clean), benign, labels, benign_floor)
-        survives = _lead_over_others(transform(attacked), labels[: len(attacked)]) > lead
+        survives = margin(transform(attacked), labels[: len(attacked)]) < -lead
         value = (min(accuracy, benign_floor), float(survives.double().mean()))
         if best is None or value > best[0]:
             # The decision is the benign branch's where it lacks less than a / (1 - a): above the lead found, by more
@@ -291,11 +293,6 @@ def _smallest_lead(robust: Tensor, benign: Tensor, labels: Tensor, floor: float)
     wanted = min(floor, float(accuracy.max()))
     first = int((accuracy >= wanted).nonzero()[0])
     return float(leads[first]), float(accuracy[first])
-
-
-def _lead_over_others(probabilities: Tensor, labels: Tensor) -> Tensor:
-    right = probabilities.gather(1, labels[:, None]).squeeze(1)
-    return right - probabilities.scatter(1, labels[:, None], -torch.inf).amax(dim=-1)
 
 
 _CHOOSERS: dict[str, Callable[[FusionConfig, Observed, float], FusionConfig]] = {

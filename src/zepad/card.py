@@ -165,7 +165,7 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
         fusion=Fusion(config.fusion).summary(),
         detector=_detector(config),
         knowing=_knowing(config),
-        passes={"sentinel": "four", "features": "five", "combined": "five"}.get(config.detector.name, "three"),
+        passes={3: "three", 4: "four", 5: "five"}[config.detector.passes],
         measured=_UNMEASURED if measured is None else _measured(measured),
         white_box=_white_box(measured),
         training=_training(config.provenance),

@@ -316,3 +316,13 @@ class DetectorConfig(_JSONConfig):
     def sentinel(self) -> bool:
         """Whether the undefended victim must be kept."""
         return self.name in ("sentinel", "features", "combined")
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it is fitted on benign images before it can score; such a detector looks at blurred images too."""
+        return self.name in ("features", "combined")
+
+    @property
+    def passes(self) -> int:
+        """Encoder passes of a decision with its score."""
+        return 3 + self.sentinel + self.fitted

@@ -516,6 +516,7 @@ class ZePAD(
             found = calibrate(
                 self.evidence,
                 loader,
+                branch_logits=self.branch_logits,
                 fit_loader=fit_loader,
                 fusion=self.fusion.config,
                 detector=self.detector.config,
@@ -597,7 +598,7 @@ class ZePAD(
         logits = {role: self.heads[role](rows) for role, rows in features.items()}
         # The benign branch is left out: what transfers to it moves its features the victim's way.
         others = [features[role] for role in HARDENED_ROLES]
-        if self.detector.state_shapes(0, 0):
+        if self.detector.config.fitted:
             others.append(self.encoders[SENTINEL](smoothed(images)))
         return Evidence(
             logits=torch.stack([logits[role] for role in ROLES]),

@@ -144,7 +144,7 @@ class Detector(nn.Module):
             inputs: Width of `Evidence.features`.
             outputs: Width of the undefended victim's features.
         """
-        if self.config.name not in ("features", "combined"):
+        if not self.config.fitted:
             return {}
         shapes = dict(
             zip(
@@ -171,7 +171,7 @@ class Detector(nn.Module):
         Raises:
             ValueError: If there are too few images.
         """
-        if not self.state_shapes(0, 0):
+        if not self.config.fitted:
             return
         features, undefended = _kept(evidence)
         for name, tensor in functional.fit_features(features, undefended)._asdict().items():

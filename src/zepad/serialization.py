@@ -377,7 +377,7 @@ def _check_config(config: SavedConfig) -> None:
     steps = config.provenance.values() if isinstance(config.provenance, dict) else [None]
     check(all(isinstance(step, dict) for step in steps), "provenance", config.provenance)
     expected = {encoder_file(role) for role in config.encoders} | ({HEADS_FILE} if config.heads else set())
-    if config.threshold is not None and Detector(config.detector).state_shapes(0, 0):
+    if config.threshold is not None and config.detector.fitted:
         expected.add(DETECTOR_FILE)  # a threshold is one of a fitted detector
     check(set(config.files) == expected, "files", sorted(config.files))
     check(len(config.fusion.temperatures) in (0, len(ROLES)), "fusion temperatures", config.fusion.temperatures)

@@ -23,7 +23,7 @@ from ..functional.precision import accurate
 from ..inputs import check_labels
 from ..modules import evaluating
 from ..types import ImageModel
-from .apgd import APGD, ascend, check_ascent
+from .apgd import APGD, ascend, check_ascent, likeliest_wrong, strongest
 from .pgd import Attack, AttackObjective, cross_entropy, dlr, margin
 from .square import Square
 
@@ -169,23 +169,18 @@ class JointAPGD:
         """Attack a batch. Arguments, result and errors as in `APGD`; `model` is what the branches belong to."""
         labels = check_labels(targets, count=len(images))
         images = images.detach()
-        attacked = images.clone()
+
+        def attempt(aim: Tensor, left: Tensor) -> Tensor:
+            return self._aim(images[left], labels[left], aim[left], generator)
+
+        def fused(points: Tensor) -> Tensor:
+            return self.fuse(accurate(self.branch_logits(points)))
+
         with evaluating(model), evaluating(getattr(self.branch_logits, "__self__", None)):
             with torch.no_grad():
                 logits = accurate(self.branch_logits(images))
-            highest, won = _standing(self.fuse(logits), labels)
-            wrong = hardened_log_probabilities(logits).scatter(1, labels[:, None], -torch.inf)
-            for aim in wrong.topk(min(self.classes, wrong.shape[1] - 1), dim=1).indices.unbind(dim=1):
-                left = (~won).nonzero().flatten()
-                if not len(left):
-                    break
-                reached = self._aim(images[left], labels[left], aim[left], generator)
-                with torch.no_grad():
-                    found, fooled = _standing(self.fuse(accurate(self.branch_logits(reached))), labels[left])
-                better = fooled | (found > highest[left])
-                attacked[left[better]], highest[left[better]] = reached[better], found[better]
-                won[left] = fooled
-        return attacked
+            aims = likeliest_wrong(hardened_log_probabilities(logits), labels, self.classes)
+            return strongest(fused, images, labels, self.fuse(logits), [partial(attempt, aim) for aim in aims])
 
     def _aim(self, images: Tensor, labels: Tensor, aim: Tensor, generator: Generator | None) -> Tensor:
         def evaluate(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -390,28 +385,14 @@ class WorstOf:
         """
         labels = check_labels(targets, count=len(images))
         images = images.detach()
-        worst = images.clone()
+
+        def attempt(attack: Attack, left: Tensor) -> Tensor:
+            return attack(model, images[left], labels[left], generator=generator)
+
         with evaluating(model):
-            highest, won = _look(model, images, labels)
-            for attack in self.attacks:
-                left = (~won).nonzero().flatten()
-                if not len(left):
-                    break
-                attacked = attack(model, images[left], labels[left], generator=generator)
-                reached, fooled = _look(model, attacked, labels[left])
-                better = fooled | (reached > highest[left])
-                worst[left[better]], highest[left[better]] = attacked[better], reached[better]
-                won[left] = fooled
-        return worst
-
-
-def _look(model: ImageModel, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        return _standing(accurate(model(images)), labels)
-
-
-def _standing(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return margin(outputs, labels), outputs.argmax(dim=1) != labels
+            with torch.no_grad():
+                outputs = accurate(model(images))
+            return strongest(model, images, labels, outputs, [partial(attempt, attack) for attack in self.attacks])
 
 
 def apgd_square_ensemble(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -171,27 +172,15 @@ class TargetedAPGD:
         """Attack a batch. Arguments, result and errors as in `APGD`; at least four classes are needed."""
         labels = check_labels(targets, count=len(images))
         images = images.detach()
-        attacked = images.clone()
+
+        def attempt(aim: Tensor, left: Tensor) -> Tensor:
+            return self._aim(model, images[left], labels[left], aim[left], generator)
+
         with evaluating(model):
             with torch.no_grad():
                 outputs = accurate(model(images))
-            highest = margin(outputs, labels)
-            holds = outputs.argmax(dim=1) == labels
-            wrong = outputs.scatter(1, labels[:, None], -torch.inf)
-            aims = wrong.topk(min(self.classes, outputs.shape[1] - 1), dim=1).indices
-            for aim in aims.unbind(dim=1):
-                left = holds.nonzero().flatten()
-                if not len(left):
-                    break
-                reached = self._aim(model, images[left], labels[left], aim[left], generator)
-                with torch.no_grad():
-                    outputs = accurate(model(reached))
-                reached_margin = margin(outputs, labels[left])
-                fooled = outputs.argmax(dim=1) != labels[left]
-                better = fooled | (reached_margin > highest[left])
-                attacked[left[better]], highest[left[better]] = reached[better], reached_margin[better]
-                holds[left] = ~fooled
-        return attacked
+            aims = likeliest_wrong(outputs, labels, self.classes)
+            return strongest(model, images, labels, outputs, [partial(attempt, aim) for aim in aims])
 
     def _aim(
         self, model: ImageModel, images: Tensor, labels: Tensor, aim: Tensor, generator: Generator | None
@@ -203,6 +192,53 @@ class TargetedAPGD:
             return targeted_dlr(outputs, pairs[rows]), outputs.argmax(dim=1) != labels[rows]
 
         return ascend(evaluate, images, eps=self.eps, norm=self.norm, steps=self.steps, generator=generator)
+
+
+def likeliest_wrong(outputs: Tensor, labels: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Return the wrong classes with the largest logits as target classes `(N,)`, the likeliest first.
+
+    Args:
+        outputs: Logits `(N, K)`.
+        labels: `(N,)`.
+        count: Number of target classes; at most all wrong ones.
+    """
+    wrong = outputs.scatter(1, labels[:, None], -torch.inf)
+    return wrong.topk(min(count, outputs.shape[1] - 1), dim=1).indices.unbind(dim=1)
+
+
+def strongest(
+    model: ImageModel,
+    images: Tensor,
+    labels: Tensor,
+    outputs: Tensor,
+    attempts: Iterable[Callable[[Tensor], Tensor]],
+) -> Tensor:
+    """Attack one way after another the images that still hold, and keep what does most harm.
+
+    Args:
+        model: Images to logits `(N, K)`; it judges every attempt.
+        images: `(N, C, H, W)`.
+        labels: `(N,)`.
+        outputs: What the model says of the images as they are.
+        attempts: Map the indices of images that hold `(n,)` to attacked images.
+
+    Returns:
+        For each image the attempt that changed the label, or else the one with the largest margin, the image included.
+    """
+    worst = images.clone()
+    highest, won = margin(outputs, labels), outputs.argmax(dim=1) != labels
+    for attempt in attempts:
+        left = (~won).nonzero().flatten()
+        if not len(left):
+            break
+        attacked = attempt(left)
+        with torch.no_grad():
+            outputs = accurate(model(attacked))
+        reached, fooled = margin(outputs, labels[left]), outputs.argmax(dim=1) != labels[left]
+        better = fooled | (reached > highest[left])
+        worst[left[better]], highest[left[better]] = attacked[better], reached[better]
+        won[left] = fooled
+    return worst
 
 
 def check_ascent(eps: float, norm: str, steps: int, restarts: int) -> None:

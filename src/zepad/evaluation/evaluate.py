@@ -224,7 +224,8 @@ class _Bench:
             if self.branched is None:
                 rows = self.model(images)[None]
             else:
-                rows = torch.cat([self.branched.branch_logits(images), self.branched(images)[None]])
+                branches = self.branched.branch_logits(images)
+                rows = torch.cat([branches, self.branched.fuse(branches)[None]])
         if rows.ndim != 3 or rows.shape[1] != len(images):
             raise InputError(
                 f"the model must map images to logits of shape ({len(images)}, K); got {tuple(rows.shape[1:])}. "
