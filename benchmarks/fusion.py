@@ -4,15 +4,17 @@
     python benchmarks/fusion.py craft  --setting digits --seed 0 --out runs/fusion-digits
     python benchmarks/fusion.py attack --setting digits --seed 0 --out runs/fusion-digits
     python benchmarks/fusion.py detect --setting digits --seed 0 --out runs/fusion-digits
+    python benchmarks/fusion.py autoattack --setting digits --seed 0 --out runs/fusion-digits --attacked 100
     python benchmarks/fusion.py table  --setting digits --out runs/fusion-digits
 
 `train` hardens with the library, keeps the heads trained along, and trains the benign branch. `craft` makes what no
 fusion has a say in: attacks on the public victim, and white-box attacks on parts of the ensemble. `attack` takes each
 fusion in turn: what was crafted, and then attacks through this very fusion on the images that are left. `detect`
-measures every detector. Each fusion's parameters are chosen on validation images; settings named by a number make the
-trade-off curve. Validation images: digits, a fifth of the training images, held out of all training of the defense (the
-public encoders saw them without labels); CIFAR-10, whose public encoders saw every training image with its label, the
-second half of the test images.
+measures every detector. `autoattack` runs AutoAttack, the standard version of its authors (`pip install
+git+https://github.com/fra31/auto-attack`), on the recommended fusion and on each hardened branch alone. Each fusion's
+parameters are chosen on validation images; settings named by a number make the trade-off curve. Validation images:
+digits, a fifth of the training images, held out of all training of the defense (the public encoders saw them without
+labels); CIFAR-10, whose public encoders saw every training image with its label, the second half of the test images.
 """
 
 from __future__ import annotations
@@ -90,9 +92,13 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.setting, self.seed, self.folder = SETTINGS[args.setting], args.seed, args.out / f"seed-{args.seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         setting = self.setting
+        self.eps = setting.eps if args.eps is None else args.eps / 255
+        self.measured = self.folder if args.eps is None else self.folder / f"eps {args.eps:g}"
+        self.measured.mkdir(parents=True, exist_ok=True)
         self.train, self.val, self.test = split(setting.train, args.shared, args.images or setting.images, self.seed)
+        if args.scored:
+            self.val, self.test = (part(data, torch.arange(args.scored)) for data in (self.val, self.test))
         self.epochs = args.epochs or setting.epochs
         first = torch.arange(min(args.attacked or setting.attacked, len(self.test)))
         self.attacked = part(self.test, first)
@@ -134,13 +140,13 @@ class Bench:
     def craft(self, heads: str) -> None:
         """Make the attacks on the public victim, and those on parts of the ensemble."""
         images, labels = self.attacked.images, self.attacked.labels
-        file = self.folder / "public.pt"
+        file = self.measured / "public.pt"
         if not file.exists():
             start = time.perf_counter()
             victim = self.defense(heads).encoder("sentinel")
             surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
             attackers = semi_black_box(
-                victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.setting.eps, seed=self.seed,
+                victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.eps, seed=self.seed,
                 progress=False,
             )  # fmt: skip
             found = {a.name: in_chunks(a.attack, a.target(None), images, labels, self.seed) for a in attackers}
@@ -148,7 +154,7 @@ class Bench:
             print(f"public attacks: {time.perf_counter() - start:.0f} s", flush=True)
         defense, start = self.defense(heads), time.perf_counter()
         found = {}
-        logits, eps = fast(defense.branch_logits), self.setting.eps
+        logits, eps = fast(defense.branch_logits), self.eps
         plans: dict[str, tuple[Attack, nn.Module | Callable[[Tensor], Tensor]]] = {
             "APGD-CE on mean logits": (APGD(eps=eps, steps=STEPS), mean_logits(logits)),
             "APGD-DLR on mean logits": (APGD(eps=eps, steps=STEPS, objective=dlr), mean_logits(logits)),
@@ -164,14 +170,14 @@ class Bench:
         }  # fmt: skip
         for name, (attack, target) in plans.items():
             found[name] = in_chunks(attack, target, images, labels, self.seed)
-        torch.save(found, self.folder / f"{heads} parts.pt")
+        torch.save(found, self.measured / f"{heads} parts.pt")
         print(f"attacks on parts of the ensemble: {time.perf_counter() - start:.0f} s", flush=True)
 
     def attack(self, heads: str, only: list[str]) -> None:
         """Measure every fusion, and each branch alone, at the worst case over all attacks, own and crafted."""
         defense = self.defense(heads)
-        public, parts = torch.load(self.folder / "public.pt"), torch.load(self.folder / f"{heads} parts.pt")
-        file = self.folder / f"{heads} results.json"
+        public, parts = torch.load(self.measured / "public.pt"), torch.load(self.measured / f"{heads} parts.pt")
+        file = self.measured / f"{heads} results.json"
         results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         undefended = defense.branch("sentinel").eval()
         fusions: dict[str, Callable[[], tuple[nn.Module, ZePAD | None, dict[str, Any]]]] = {
@@ -219,7 +225,7 @@ class Bench:
         self, model: nn.Module, ensemble: ZePAD | None, public: dict[str, Tensor], parts: dict[str, Tensor]
     ) -> dict[str, Any]:
         """Accuracies: benign, under each public attack and the worst of them, under the worst of all white boxes."""
-        images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
+        images, labels, eps = self.attacked.images, self.attacked.labels, self.eps
         semi = {name: right(model, batch, labels) for name, batch in public.items()}
         survives = right(model, images, labels)
         fell: dict[str, int] = {}
@@ -259,14 +265,41 @@ class Bench:
             "fell to": fell,
         }
 
+    def autoattack(self, heads: str, rule: str) -> None:
+        """Run AutoAttack on the recommended fusion, and on each hardened branch alone."""
+        from autoattack import AutoAttack  # not on PyPI: the other actions do without
+
+        defense, device = self.defense(heads), training_device()
+        defense.configure(fusion=rule)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            defense.calibrate(self.val_loader)
+        images, labels = self.attacked.images, self.attacked.labels
+        file = self.measured / f"{heads} autoattack.json"
+        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        models = {f"{rule}, chosen": defense, **{f"{r} branch alone": defense.branch(r) for r in HARDENED_ROLES}}
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.eval()
+            attack = AutoAttack(model, norm="Linf", eps=self.eps, seed=self.seed, device=device)
+            attacked = attack.run_standard_evaluation(images.to(device), labels.to(device)).cpu()
+            assert (attacked - images).abs().max() <= self.eps + 1e-6
+            results[name] = {
+                "images": len(labels),
+                "benign on the attacked": rate(right(model, images, labels)),
+                "AutoAttack": rate(right(model, images, labels) & right(model, attacked, labels)),
+            }
+            file.write_text(json.dumps(results, indent=1))
+            print(f"AutoAttack, {name}: {results[name]} {time.perf_counter() - start:.0f} s", flush=True)
+
     def detect(self, heads: str, rule: str, only: list[str]) -> None:
         """Measure every detector: AUROC by attack, false positives, and an attacker who evades it."""
         defense = self.defense(heads)
-        public = torch.load(self.folder / "public.pt")
-        images, labels, eps = self.attacked.images, self.attacked.labels, self.setting.eps
+        public = torch.load(self.measured / "public.pt")
+        images, labels, eps = self.attacked.images, self.attacked.labels, self.eps
         undefended = defense.branch("sentinel").eval()
         fooled = {name: ~right(undefended, batch, labels) for name, batch in public.items()}
-        file = self.folder / f"{heads} detectors.json"
+        file = self.measured / f"{heads} detectors.json"
         results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         for name in only or DETECTORS:
             start = time.perf_counter()
@@ -375,32 +408,51 @@ def rate(hits: Tensor) -> float:
     return float(hits.double().mean())
 
 
-def table(out: Path, heads: str) -> str:
+def table(out: Path, heads: str, eps: float | None) -> str:
     """Return the Markdown tables over all seeds found, mean and standard deviation."""
-    runs = [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/{heads} results.json"))]
+    results, detectors, autoattack = (
+        merged(out, "." if eps is None else f"eps {eps:g}", f"{heads} {what}.json")
+        for what in ("results", "detectors", "autoattack")
+    )
     columns = ("benign", "benign on the attacked", "semi-black-box", "white-box")
-    lines = ["| fusion | parameters | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for name in runs[0]:
-        found = [run[name] for run in runs if name in run]
+    lines = [*header("fusion", "parameters", "seeds", *columns)]
+    for name, found in results.items():
         shown = "; ".join(dict.fromkeys(parameters(run["settings"]) for run in found))
-        lines.append(
-            f"| {name} | {shown} | " + " | ".join(cell([run[c] for run in found], 100) for c in columns) + " |"
-        )
-    runs = [json.loads(file.read_text()) for file in sorted(out.glob(f"seed-*/{heads} detectors.json"))]
-    if runs:
-        attacks = list(runs[0][DETECTORS[0]]["AUROC"])
-        rest = [key for key, value in runs[0][DETECTORS[0]].items() if isinstance(value, float)]
-        lines += [
-            "",
-            "| detector | " + " | ".join([*attacks, *rest]) + " |",
-            "|---" * (len(attacks) + len(rest) + 1) + "|",
-        ]
-        for name in DETECTORS:
-            found = [run[name] for run in runs if name in run]
-            cells = [cell([run["AUROC"][a] for run in found], 1) for a in attacks]
-            cells += [cell([run[key] for run in found], 1 if "AUROC" in key else 100) for key in rest]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(row(name, shown, str(len(found)), *(cell([run[c] for run in found], 100) for c in columns)))
+    if detectors:
+        first = next(iter(detectors.values()))[0]
+        rest = [key for key, value in first.items() if isinstance(value, float)]
+        lines += ["", *header("detector", "seeds", *first["AUROC"], *rest)]
+    for name, found in detectors.items():
+        cells = [cell([run["AUROC"][attack] for run in found], 1) for attack in first["AUROC"]]
+        cells += [cell([run[key] for run in found], 1 if "AUROC" in key else 100) for key in rest]
+        lines.append(row(name, str(len(found)), *cells))
+    columns = ("benign on the attacked", "AutoAttack")
+    if autoattack:
+        lines += ["", *header("model", "seeds", "images", *columns)]
+    for name, found in autoattack.items():
+        images = "; ".join(dict.fromkeys(str(run["images"]) for run in found))
+        lines.append(row(name, str(len(found)), images, *(cell([run[c] for run in found], 100) for c in columns)))
     return "\n".join(lines)
+
+
+def merged(out: Path, folder: str, file: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what every seed found, by name."""
+    together: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob(f"seed-*/{folder}/{file}")):
+        for name, found in json.loads(path.read_text()).items():
+            together.setdefault(name, []).append(found)
+    return together
+
+
+def header(*names: str) -> tuple[str, str]:
+    """Format the first two lines of a table."""
+    return row(*names), "|" + "---|" * len(names)
+
+
+def row(*cells: str) -> str:
+    """Format a line of a table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def parameters(settings: dict[str, Any]) -> str:
@@ -418,7 +470,7 @@ def cell(values: list[float], scale: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("train", "craft", "attack", "detect", "table"), nargs="+")
+    parser.add_argument("action", choices=("train", "craft", "attack", "detect", "autoattack", "table"), nargs="+")
     parser.add_argument("--setting", choices=SETTINGS, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -429,19 +481,25 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack, or detectors; all by default.")
     parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")
     parser.add_argument("--attacked", type=int, help="Attacked test images, in place of the setting's.")
+    parser.add_argument(
+        "--scored", type=int, help="Test images that benign accuracy is measured on, and as many to validate."
+    )
+    parser.add_argument("--eps", type=float, help="Of the attacks, in 255ths, in place of that of hardening.")
     parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for action in args.action:
         if action == "table":
-            print(table(args.out, args.heads))
+            print(table(args.out, args.heads, args.eps))
         elif action == "train":
             Bench(args).train_all()
         elif action == "detect":
             Bench(args).detect(args.heads, args.rule, args.only)
         elif action == "attack":
             Bench(args).attack(args.heads, args.only)
+        elif action == "autoattack":
+            Bench(args).autoattack(args.heads, args.rule)
         else:
             Bench(args).craft(args.heads)
 
