@@ -99,7 +99,7 @@ class Bench:
         self.train, self.val, self.test = split(setting.train, args.shared, args.images or setting.images, self.seed)
         if args.scored:
             self.val, self.test = (part(data, torch.arange(args.scored)) for data in (self.val, self.test))
-        self.epochs = args.epochs or setting.epochs
+        self.epochs, self.benign_epochs = args.epochs or setting.epochs, args.epochs
         first = torch.arange(min(args.attacked or setting.attacked, len(self.test)))
         self.attacked = part(self.test, first)
         torch.manual_seed(self.seed)
@@ -116,7 +116,7 @@ class Bench:
         defense = ZePAD.from_encoders(*self.public, num_classes=10, detector="combined")
         method = self.setting.objective and self.setting.objective()
         defense.harden(self.loader, config, objective=method, progress=False)
-        benign = BenignConfig(seed=self.seed, freeze_encoder=self.setting.freeze_benign)
+        benign = BenignConfig(seed=self.seed, epochs=self.benign_epochs, freeze_encoder=self.setting.freeze_benign)
         defense.fit_benign(self.loader, benign, head_config=None, progress=False)
         defense.save_pretrained(self.folder / "trained heads")
         roles = ("victim", "auxiliary")
@@ -485,7 +485,7 @@ def main() -> None:
         "--scored", type=int, help="Test images that benign accuracy is measured on, and as many to validate."
     )
     parser.add_argument("--eps", type=float, help="Of the attacks, in 255ths, in place of that of hardening.")
-    parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
+    parser.add_argument("--epochs", type=int, help="Of all training, in place of the setting's and the default.")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
