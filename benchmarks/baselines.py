@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import load_encoders, load_images
+from common import cell, header, load_encoders, load_images, row
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -256,21 +255,17 @@ def table(out: Path) -> str:
         (f"worst {group}", lambda r, group=group: r.worst[group].robust_accuracy.value)
         for group in ("semi-black-box", "semi-black-box+", "white-box")
     ]
-    lines = ["| per cent | " + " | ".join(title for title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in order:
-        if name in reports:
-            cells = [_cell([value(report) for report in reports[name]]) for _, value in columns]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = [*header("per cent", *(title for title, _ in columns))]
+    lines += [
+        row(name, *(cell([value(report) for report in reports[name]]) for _, value in columns))
+        for name in order
+        if name in reports
+    ]
     return "\n".join(lines)
 
 
 def _robust(report: EvalReport, attacker: str) -> float:
     return next(a.outcome.robust_accuracy.value for a in report.attacks if a.name == attacker)
-
-
-def _cell(values: list[float]) -> str:
-    mean = 100 * statistics.mean(values)
-    return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
 def main() -> None:

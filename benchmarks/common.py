@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -118,3 +119,20 @@ def benign(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         hits = [(model(images[c]).argmax(1) == labels[c]).sum() for c in torch.arange(len(labels)).split(500)]
     return float(sum(hits)) / len(labels)
+
+
+def header(*names: str) -> tuple[str, str]:
+    """Format the first two lines of a table."""
+    return row(*names), "|" + "---|" * len(names)
+
+
+def row(*cells: str) -> str:
+    """Format a line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(values: list[float], scale: int = 100) -> str:
+    """Format a mean, with the standard deviation where there are several values."""
+    digits = 1 if scale == 100 else 3
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"

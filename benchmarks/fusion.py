@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import load_encoders, part, split
+from common import cell, header, load_encoders, part, row, split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -178,7 +178,7 @@ class Bench:
         defense = self.defense(heads)
         public, parts = torch.load(self.measured / "public.pt"), torch.load(self.measured / f"{heads} parts.pt")
         file = self.measured / f"{heads} results.json"
-        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        results = recorded(file)
         undefended = defense.branch("sentinel").eval()
         fusions: dict[str, Callable[[], tuple[nn.Module, ZePAD | None, dict[str, Any]]]] = {
             "undefended": lambda: (undefended, None, {})
@@ -270,13 +270,10 @@ class Bench:
         from autoattack import AutoAttack  # not on PyPI: the other actions do without
 
         defense, device = self.defense(heads), training_device()
-        defense.configure(fusion=rule)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            defense.calibrate(self.val_loader)
+        self.chosen(defense, rule)
         images, labels = self.attacked.images, self.attacked.labels
         file = self.measured / f"{heads} autoattack.json"
-        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        results = recorded(file)
         models = {f"{rule}, chosen": defense, **{f"{r} branch alone": defense.branch(r) for r in HARDENED_ROLES}}
         for name, model in models.items():
             start = time.perf_counter()
@@ -284,10 +281,11 @@ class Bench:
             attack = AutoAttack(model, norm="Linf", eps=self.eps, seed=self.seed, device=device)
             attacked = attack.run_standard_evaluation(images.to(device), labels.to(device)).cpu()
             assert (attacked - images).abs().max() <= self.eps + 1e-6
+            benign = right(model, images, labels)
             results[name] = {
                 "images": len(labels),
-                "benign on the attacked": rate(right(model, images, labels)),
-                "AutoAttack": rate(right(model, images, labels) & right(model, attacked, labels)),
+                "benign on the attacked": rate(benign),
+                "AutoAttack": rate(benign & right(model, attacked, labels)),
             }
             file.write_text(json.dumps(results, indent=1))
             print(f"AutoAttack, {name}: {results[name]} {time.perf_counter() - start:.0f} s", flush=True)
@@ -300,7 +298,7 @@ class Bench:
         undefended = defense.branch("sentinel").eval()
         fooled = {name: ~right(undefended, batch, labels) for name, batch in public.items()}
         file = self.measured / f"{heads} detectors.json"
-        results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        results = recorded(file)
         for name in only or DETECTORS:
             start = time.perf_counter()
             defense.configure(fusion=rule, detector=name)
@@ -436,36 +434,24 @@ def table(out: Path, heads: str, eps: float | None) -> str:
     return "\n".join(lines)
 
 
+def recorded(file: Path) -> dict[str, Any]:
+    """Return what was measured so far, by name."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def merged(out: Path, folder: str, file: str) -> dict[str, list[dict[str, Any]]]:
     """Return what every seed found, by name."""
     together: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob(f"seed-*/{folder}/{file}")):
-        for name, found in json.loads(path.read_text()).items():
+        for name, found in recorded(path).items():
             together.setdefault(name, []).append(found)
     return together
-
-
-def header(*names: str) -> tuple[str, str]:
-    """Format the first two lines of a table."""
-    return row(*names), "|" + "---|" * len(names)
-
-
-def row(*cells: str) -> str:
-    """Format a line of a table."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def parameters(settings: dict[str, Any]) -> str:
     """Format the parameters of a fusion, without what calibration asked for and reached."""
     asked = ("benign_floor", "benign_accuracy")
     return ", ".join(f"{k} {v:.3g}" for k, v in settings.items() if k not in asked and isinstance(v, float))
-
-
-def cell(values: list[float], scale: int) -> str:
-    """Format a mean, with the standard deviation where there are several values."""
-    digits = 1 if scale == 100 else 3
-    mean = f"{scale * statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def main() -> None:

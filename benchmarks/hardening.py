@@ -174,8 +174,8 @@ def main() -> None:
     eps = options.eps / 255
     public = wrap_module(load_encoders("digits" if options.data == "digits" else "cifar", options.shared)[0])
     for seed in options.seeds:
-        name = "digits-train" if options.data == "digits" else "cifar10_train_a"
-        data, held_out, _ = split(name, options.shared, options.images, seed)
+        train_name = "digits-train" if options.data == "digits" else "cifar10_train_a"
+        data, held_out, _ = split(train_name, options.shared, options.images, seed)
         if options.data == "cifar10":
             held_out = part(held_out, torch.arange(options.val_images))
         for name in options.only:
