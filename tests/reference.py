@@ -19,10 +19,8 @@ def log_softmax(row):
 
 def _certainty(row, rule, sharpness):
     p = softmax(row)
-    if rule in ("rfdm", "calibrated"):
+    if rule in ("rfdm", "temperature"):
         return p.max() * math.exp(sharpness * (p.max() - 0.5))
-    if rule == "entropy":
-        return math.exp(sum(x * math.log(x) for x in p if x > 0))
     return 1.0
 
 
@@ -82,17 +80,7 @@ def _mixed(hardened, benign, scale=5.0, power=4.0, bias=-1.0, benign_weight=0.3)
     return mixture
 
 
-def _candidates(hardened, benign, depth=0.5):
-    sure = hardened_log_probabilities(hardened)
-    possible = [k for k in range(len(sure)) if sure[k] >= sure.max() - depth]
-    mass, share = sum(math.exp(sure[k]) for k in possible), log_softmax(benign[possible])
-    result = np.array(sure)
-    for k, value in zip(possible, share, strict=True):
-        result[k] = math.log(mass) + value
-    return result
-
-
-_PER_IMAGE = {"bounded": _bounded, "mixed": _mixed, "candidates": _candidates}
+_PER_IMAGE = {"bounded": _bounded, "mixed": _mixed}
 
 
 def detection_score(logits):
@@ -112,7 +100,7 @@ def disagreement_score(logits):
     return np.array(scores)
 
 
-def sentinel_score(logits, undefended):
+def reference_divergence(logits, undefended):
     scores = []
     for image, row in zip(logits.swapaxes(0, 1), undefended, strict=True):
         pairs = zip(_mean_probabilities(image), log_softmax(row), strict=True)

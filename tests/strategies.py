@@ -12,8 +12,8 @@ MODERATE = (0.0, 1e-3, 1.0, 10.0)  # beyond this a softmax saturates and strict 
 SCALES = (*MODERATE, 1e3)
 one_to_four, one_to_six = st.integers(1, 4), st.integers(1, 6)
 two_to_eight = st.integers(2, 8)
-AVERAGING = ("rfdm", "mean", "entropy", "calibrated")
-BOUNDING = ("bounded", "mixed", "candidates")  # what the benign branch may do is bounded
+AVERAGING = ("rfdm", "mean", "temperature")
+BOUNDING = ("bounded", "mixed")  # what the benign branch may do is bounded
 RULES = (*AVERAGING, *BOUNDING)
 
 
@@ -34,12 +34,12 @@ def clear_logits(draw, branches=one_to_four, classes=two_to_eight):
 
 @st.composite
 def rule_settings(draw, rule, branches):
-    """Parameters of a rule for so many branches. A depth is off the grid of `clear_logits`."""
+    """Settings of a rule for so many branches."""
     sharpness = {"sharpness": draw(st.floats(0, 20))}
     match rule:
         case "rfdm":
             return sharpness
-        case "calibrated":
+        case "temperature":
             temperature = st.floats(0.2, 5)
             given = draw(st.just(()) | st.tuples(*[temperature] * branches))
             return {**sharpness, "temperatures": given}
@@ -52,8 +52,6 @@ def rule_settings(draw, rule, branches):
                 "bias": draw(st.floats(-2, 0)),
                 "benign_weight": draw(st.floats(0.01, 0.9)),
             }
-        case "candidates":
-            return {"depth": 0.05 + draw(st.integers(0, 40)) / 10}
     return {}
 
 

@@ -11,7 +11,7 @@ labels, flagged = defense.predict(images), defense.detect(images)
 
 from ._version import __version__
 from .card import CardDetails
-from .config import BenignConfig, DetectorConfig, FusionConfig, HardenConfig, HeadConfig
+from .config import BenignConfig, HardenConfig, HeadConfig
 from .encoders import Encoder, EncoderSpec, Preprocessing
 from .errors import (
     CheckpointError,
@@ -32,10 +32,8 @@ __all__ = [
     "CardDetails",
     "CheckpointError",
     "ConfigError",
-    "DetectorConfig",
     "Encoder",
     "EncoderSpec",
-    "FusionConfig",
     "HardenConfig",
     "HeadConfig",
     "HubError",

@@ -14,7 +14,6 @@ from .config import _JSONConfig, is_hub_id, is_number, require
 from .errors import CheckpointError
 from .evaluation.rendering.table import escape_markdown
 from .evaluation.rendering.wording import clean
-from .modules import Fusion
 from .serialization import SavedConfig
 
 _CARD = """---

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, TypeVar, get_args
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from .errors import ConfigError
 
@@ -233,96 +233,3 @@ class HeadConfig(_JSONConfig):
         for name, least in (("batch_size", 1), ("cache_bytes", 0)):
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
-
-
-FusionRuleName = Literal["rfdm", "mean", "entropy", "calibrated", "bounded", "mixed", "candidates"]
-DetectorName = Literal["gap", "disagreement", "sentinel", "features", "combined"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionConfig(_JSONConfig):
-    """How the branches are fused: a rule of `zepad.functional.FUSION_RULES` and the parameters it has.
-
-    `ZePAD.calibrate` chooses the parameters of the last four rules on validation images. A rule ignores the parameters
-    of the others.
-
-    Attributes:
-        rule: `"rfdm"` (the paper's), `"mean"`, `"entropy"`, `"calibrated"`, `"bounded"`, `"mixed"` or `"candidates"`.
-        sharpness: The exponent `k` of the confidence of `"rfdm"` and `"calibrated"`; the paper uses 3.
-        temperatures: One per branch, for `"calibrated"`; none is one for all.
-        vote: Of the benign branch in `"bounded"`: what a lead of the hardened branches must exceed to be safe.
-        depth: How far below the best a class may be to count as possible in `"candidates"`.
-        scale: Of the robust logits in `"mixed"`.
-        power: Likewise.
-        bias: Likewise.
-        benign_weight: Of the benign branch in `"mixed"`.
-    """
-
-    rule: FusionRuleName = "rfdm"
-    sharpness: float = 3.0
-    temperatures: tuple[float, ...] = ()
-    vote: float = 0.5
-    depth: float = 0.5
-    scale: float = 5.0
-    power: float = 4.0
-    bias: float = -1.0
-    benign_weight: float = 0.3
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: Naming the field, the value and what was expected.
-        """
-        rules = get_args(FusionRuleName)
-        require(self.rule in rules, "rule", self.rule, " or ".join(f'"{rule}"' for rule in rules))
-        for name in ("sharpness", "vote", "depth"):
-            value = getattr(self, name)
-            require(is_number(value) and 0 <= value < 1e38, name, value, "a number of zero or more")
-        given = self.temperatures
-        listed = isinstance(given, (list, tuple)) and all(is_number(t) and 1e-6 <= t <= 1e6 for t in given)
-        require(listed, "temperatures", given, "positive numbers, one per branch, or none")
-        object.__setattr__(self, "temperatures", tuple(float(t) for t in given))
-        require(is_number(self.scale) and 0 < self.scale < 1e6, "scale", self.scale, "a positive number")
-        require(is_number(self.power) and 1 <= self.power <= 10, "power", self.power, "a number from 1 to 10")
-        require(is_number(self.bias) and abs(self.bias) < 1e6, "bias", self.bias, "a number")
-        weight = self.benign_weight
-        require(is_number(weight) and 0 <= weight < 1, "benign_weight", weight, "in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig(_JSONConfig):
-    """Which detector scores images.
-
-    Attributes:
-        name: `"gap"` (the paper's confidence gap), `"disagreement"` of the branches, `"sentinel"` (the undefended
-            victim with a head of its own is kept, and disagrees with the ensemble under attacks crafted on it),
-            `"features"` (the undefended victim's features are not what the hardened encoders and the blurred image
-            predict), or `"combined"` (all of them). `"sentinel"` costs a fourth forward pass, the last two a fifth.
-    """
-
-    name: DetectorName = "gap"
-
-    def __post_init__(self) -> None:
-        """Check the name.
-
-        Raises:
-            ConfigError: If there is no such detector.
-        """
-        names = get_args(DetectorName)
-        require(self.name in names, "name", self.name, " or ".join(f'"{name}"' for name in names))
-
-    @property
-    def sentinel(self) -> bool:
-        """Whether the undefended victim must be kept."""
-        return self.name in ("sentinel", "features", "combined")
-
-    @property
-    def fitted(self) -> bool:
-        """Whether it is fitted on benign images before it can score; such a detector looks at blurred images too."""
-        return self.name in ("features", "combined")
-
-    @property
-    def passes(self) -> int:
-        """Encoder passes of a decision with its score."""
-        return 3 + self.sentinel + self.fitted

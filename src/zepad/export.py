@@ -16,8 +16,9 @@ from ._version import __version__
 from .config import require
 from .encoders import Encoder
 from .errors import CheckpointError, ConfigError, InputError, ZePADError
-from .functional import Evidence, averages
-from .modules import Detector, Fusion, evaluating
+from .detectors import DetectorInputs, FittedDetector
+from .fusion import AveragingRule, FusionRule
+from .modules import evaluating
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""
@@ -26,13 +27,13 @@ METADATA_FILE = "zepad.json"
 class Exportable(Protocol):
     """What an export needs of a fitted defense, an `nn.Module` as a `ZePAD` is."""
 
-    fusion: Fusion
+    fusion: FusionRule
     channels: int
     class_names: tuple[str, ...] | None
-    detector: Detector
+    detector: FittedDetector
     threshold: float | None
 
-    def evidence(self, images: Tensor) -> Evidence:
+    def detector_inputs(self, images: Tensor) -> DetectorInputs:
         """Return what fusion and detector look at."""
 
     def modules(self) -> Iterator[nn.Module]:
@@ -49,20 +50,20 @@ class _Deployed(nn.Module):
         super().__init__()
         self.defense = defense
         self.names = ["logits", "probabilities"]
-        if averages(defense.fusion.config.rule):
+        if isinstance(defense.fusion, AveragingRule):
             self.names.append("weights")
         if defense.detector.is_fitted:
             self.names.append("detection_score")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        evidence = self.defense.evidence(images)
-        logits = self.defense.fusion(evidence.logits)
+        inputs = self.defense.detector_inputs(images)
+        logits = self.defense.fusion(inputs.logits)
         outputs = {"logits": logits, "probabilities": logits.softmax(dim=-1)}
-        weights = self.defense.fusion.weights(evidence.logits)
+        weights = self.defense.fusion.weights(inputs.logits)
         if weights is not None:
             outputs["weights"] = weights.T  # a server splits batches along the first axis
         if self.defense.detector.is_fitted:
-            outputs["detection_score"] = self.defense.detector(evidence)
+            outputs["detection_score"] = self.defense.detector(inputs)
         return outputs
 
 

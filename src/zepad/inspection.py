@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .functional import confidence
-from .modules import Fusion
+from .fusion import FusionRule
 from .types import ROLES, Role
 
 
@@ -71,7 +70,7 @@ class BranchReport:
 
 def inspect_branches(
     logits: Tensor,
-    fusion: Fusion,
+    fusion: FusionRule,
     *,
     scores: Tensor | None,
     threshold: float | None,
@@ -92,7 +91,7 @@ def inspect_branches(
         roles=ROLES,
         branch_labels=branch.indices,
         branch_probabilities=branch.values,
-        confidences=confidence(logits, sharpness=fusion.config.sharpness),
+        confidences=fusion.confidence(logits),
         weights=fusion.weights(logits),
         labels=fused.indices,
         probabilities=fused.values,

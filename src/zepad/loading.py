@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .encoders import Encoder
 from .hub import HubRepo, locate
-from .modules import Detector
+from .detectors import FittedDetector as Detector
 from .serialization import (
     DETECTOR_FILE,
     ENCODER_FILES,

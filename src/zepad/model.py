@@ -18,26 +18,27 @@ from .calibration import calibrate
 from .card import CardDetails, model_card
 from .config import (
     BenignConfig,
-    DetectorConfig,
-    DetectorName,
-    FusionConfig,
-    FusionRuleName,
     HardenConfig,
     HeadConfig,
     check_budget,
     require,
 )
+from .detectors import Detector, DetectorInputs, FittedDetector
+from .detectors import resolve as resolve_detector
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
+from .ensemble import BranchEnsemble
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
 from .export import export_model
-from .functional import Evidence, smoothed
+from .fusion import FusionRule, Mean
+from .fusion import resolve as resolve_fusion
 from .hub import HubRepo, Published
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
 from .loading import load_saved
-from .modules import Branch, Detector, Ensemble, Fusion, evaluating
+from .modules import Branch, evaluating
 from .objectives import HardeningMethod, Objective
+from .provenance import recorded, without
 from .publishing import publish_folder, write_card
 from .serialization import (
     Base,
@@ -63,10 +64,9 @@ from .training import (
     train_branch,
     training_device,
 )
-from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Loader, Role, Stage
+from .types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
-PAPER_THRESHOLD = 0.1
 _CHUNK = 256  # images of one tensor that are classified at a time
 
 EncoderLike = nn.Module | EncoderSpec | str
@@ -74,7 +74,7 @@ EncoderLike = nn.Module | EncoderSpec | str
 
 
 class ZePAD(
-    nn.Module,
+    BranchEnsemble,
     ModelHubMixin,
     library_name="zepad",
     tags=["adversarial-robustness", "image-classification"],
@@ -121,20 +121,18 @@ class ZePAD(
         channels: int,
         features: Mapping[str, int],
         num_classes: int | None = None,
-        fusion: FusionConfig | None = None,
-        detector: Detector | None = None,
+        fusion: FusionRule | str = "rfdm",
+        detector: Detector | str = "gap",
         shared_architecture: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
-        self.encoders = nn.ModuleDict({role: encoders[role] for role in ENCODER_ROLES if role in encoders})
-        self.heads = nn.ModuleDict()
-        self.fusion = Fusion(fusion)
-        self.detector = detector or Detector()
+        reference = Branch(encoders[REFERENCE]) if REFERENCE in encoders else None
+        branches = {role: Branch(encoders[role]) for role in ROLES if role in encoders}
+        super().__init__(branches, fusion=fusion, detector=detector, reference=reference)
         self.stage: Stage = "built"
         self.channels = channels
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] | None = None
-        self.threshold = _first_threshold(self.detector)
+        self.threshold = self.detector.rule.first_threshold
         self.provenance: dict[str, Any] = {}
         self._declared_classes = num_classes
         self._features = dict(features)
@@ -154,8 +152,8 @@ class ZePAD(
         benign: EncoderLike | None = None,
         num_classes: int | None = None,
         preprocess: Preprocessing | None = None,
-        fusion: FusionConfig | FusionRuleName | None = None,
-        detector: DetectorConfig | DetectorName | None = None,
+        fusion: FusionRule | str = "rfdm",
+        detector: Detector | str = "gap",
     ) -> ZePAD:
         """Wrap public encoders.
 
@@ -180,7 +178,7 @@ class ZePAD(
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
-        fusion, scores = _fusion_config(fusion), _detector_config(detector)
+        rule, scores = _checked_rule(fusion), resolve_detector(detector, argument="detector")
         given: dict[Role, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
         encoders: dict[str, Encoder] = {}
         shared: dict[str, str] = {}
@@ -191,10 +189,10 @@ class ZePAD(
             encoders["benign"] = copy.deepcopy(encoders["auxiliary"])
             if encoders["auxiliary"].spec.source == "custom":
                 shared["benign"] = "auxiliary"
-        if scores.sentinel:
-            encoders[SENTINEL] = copy.deepcopy(encoders["victim"])
+        if scores.needs_reference():
+            encoders[REFERENCE] = copy.deepcopy(encoders["victim"])
             if encoders["victim"].spec.source == "custom":
-                shared[SENTINEL] = "victim"
+                shared[REFERENCE] = "victim"
         for name, encoder in encoders.items():
             check_state(name, encoder)
         shapes = {role: _probe(role, encoder) for role, encoder in encoders.items()}
@@ -207,8 +205,8 @@ class ZePAD(
             channels=channels.pop(),
             features={role: width for role, (_, width) in shapes.items()},
             num_classes=num_classes,
-            fusion=fusion,
-            detector=Detector(scores),
+            fusion=rule,
+            detector=scores,
             shared_architecture=shared,
         )
         origins = {role: encoder.origin for role, encoder in encoders.items() if encoder.origin}
@@ -278,7 +276,7 @@ class ZePAD(
             history.update({f"{role} {stage}": what for stage, what in stages.items()})
         names = None if num_classes is None or heads else class_names(loader)
         self._install(branches, num_classes, names, stage="hardened")
-        self._record("harden", record, keep=("encoders",))
+        self.provenance = recorded(self.provenance, "harden", record)
         return self
 
     def fit_benign(
@@ -355,16 +353,13 @@ class ZePAD(
             )
             branches |= {role: Branch(encoders[role], head) for role, head in heads.items()}
         self._install({**branches, "benign": benign}, num_classes, class_names(loader), stage="fitted")
-        self._record(
-            "benign",
-            {
-                "config": config.to_dict(),
-                "head_config": None if head_config is None else head_config.to_dict(),
-                "images": images_in(loader),
-                "history": history,
-            },
-            keep=("encoders", "harden"),
-        )
+        record = {
+            "config": config.to_dict(),
+            "head_config": None if head_config is None else head_config.to_dict(),
+            "images": images_in(loader),
+            "history": history,
+        }
+        self.provenance = recorded(self.provenance, "benign", record)
         return self
 
     def fit_heads(
@@ -400,7 +395,7 @@ class ZePAD(
         branches = {role: Branch(encoder, heads[role]) for role, encoder in encoders.items()}
         self._install(branches, classes, class_names(loader), stage="fitted")
         record = {"config": config.to_dict(), "images": images_in(loader)}
-        self._record("heads", record, keep=("encoders", "harden", "benign"))
+        self.provenance = recorded(self.provenance, "heads", record)
         return self
 
     def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
@@ -427,20 +422,20 @@ class ZePAD(
         classes = checked["victim"].classes
         if class_names is not None and len(class_names) != classes:
             raise ConfigError(f"class_names must name {classes} classes; got {len(class_names)}.")
-        sources: dict[Role, Role] = {role: "victim" if role == SENTINEL else role for role in self._roles}
+        sources: dict[Role, Role] = {role: "victim" if role == REFERENCE else role for role in self._roles}
         branches = {
             str(role): Branch(self.encoder(role), copy.deepcopy(checked[source])) for role, source in sources.items()
         }
         names = None if class_names is None else tuple(map(str, class_names))
         self._install(branches, classes, names, stage="fitted")
-        self._record("zero_shot", {"classes": classes}, keep=("encoders", "harden", "benign"))
+        self.provenance = recorded(self.provenance, "zero_shot", {"classes": classes})
         return self
 
     def configure(
         self,
         *,
-        fusion: FusionConfig | FusionRuleName | None = None,
-        detector: DetectorConfig | DetectorName | None = None,
+        fusion: FusionRule | str | None = None,
+        detector: Detector | str | None = None,
     ) -> ZePAD:
         """Take another fusion rule or another detector; nothing is trained, and every encoder and head stays.
 
@@ -455,19 +450,18 @@ class ZePAD(
             ConfigError: If there is no such rule or detector, or the detector needs the undefended victim and the model
                 was built without it.
         """
-        rule = None if fusion is None else Fusion(_fusion_config(fusion))
-        scores = None if detector is None else Detector(_detector_config(detector))
-        if scores is not None and scores.config.sentinel and SENTINEL not in self.encoders:
+        rule = None if fusion is None else _checked_rule(fusion)
+        scores = None if detector is None else resolve_detector(detector, argument="detector")
+        if scores is not None and scores.needs_reference() and self.reference is None:
             raise ConfigError(
-                f'the detector "{scores.config.name}" needs the undefended victim, which this model was built without. '
-                f'Build it with from_encoders(..., detector="{scores.config.name}").'
+                f'the detector "{scores.name}" needs the undefended victim, which this model was built without. '
+                f'Build it with from_encoders(..., detector="{scores.name}").'
             )
         if rule is not None:
-            self.fusion = rule.train(self.training)
+            self.fusion = rule
         if scores is not None:
-            self.detector, self.threshold = scores.train(self.training), _first_threshold(scores)
-        kept = {name: record for name, record in self.provenance.items() if name not in ("calibration", "evaluation")}
-        self.provenance = kept
+            self._renew_detector(scores)
+        self.provenance = without(self.provenance, "calibration")
         return self
 
     def calibrate(
@@ -514,12 +508,12 @@ class ZePAD(
         self._require_fitted("calibrate")
         with evaluating(self):
             found = calibrate(
-                self.evidence,
+                self.detector_inputs,
                 loader,
                 branch_logits=self.branch_logits,
                 fit_loader=fit_loader,
-                fusion=self.fusion.config,
-                detector=self.detector.config,
+                fusion=self.fusion,
+                detector=self.detector.rule,
                 fpr=fpr,
                 benign_floor=benign_floor,
                 eps=self._budget(eps),
@@ -527,9 +521,9 @@ class ZePAD(
                 num_classes=self.num_classes,
                 device=self.device,
             )
-        self.fusion = Fusion(found.fusion).train(self.training)
+        self.fusion = found.fusion
         self.detector, self.threshold = found.detector.train(self.training), found.threshold
-        self._record("calibration", found.record, keep=("encoders", "harden", "benign", "heads", "zero_shot"))
+        self.provenance = recorded(self.provenance, "calibration", found.record)
         return self
 
     def _budget(self, eps: float | None) -> float:
@@ -556,64 +550,30 @@ class ZePAD(
             raise InputError(
                 f"the report on {report.model!r} is of another model: weights or threshold differ. Evaluate this one."
             )
-        self.provenance = {**self.provenance, "evaluation": report.summary()}
+        self.provenance = recorded(self.provenance, "evaluation", report.summary())
         return self
 
     # deciding ---------------------------------------------------------------------------------------------------
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return fused logits `(N, K)` of images `(N, C, H, W)` in [0, 1].
-
-        Differentiable end to end and deterministic in evaluation mode: attack this, not a part of it. Values are not
-        checked here, so that it compiles and exports; `predict` checks them.
-
-        Raises:
-            StageError: If the model is not fitted.
-        """
-        return self.fuse(self.branch_logits(images))
-
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`: victim, auxiliary, benign. Differentiable.
+
+        Values are not checked here, so that the model compiles and exports; `predict` checks them.
 
         Raises:
             StageError: If the model is not fitted.
         """
         self._require_fitted("forward")
-        return torch.stack([self.heads[role](self.encoders[role](images)) for role in ROLES])
+        return super().branch_logits(images)
 
-    def fuse(self, logits: Tensor) -> Tensor:
-        """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
-        return cast(Tensor, self.fusion(logits))
-
-    def evidence(self, images: Tensor) -> Evidence:
-        """Return all that the detector may look at, in one pass through every encoder it needs. Differentiable.
+    def detector_inputs(self, images: Tensor) -> DetectorInputs:
+        """Return all that the detector looks at, with one pass through every encoder that it needs. Differentiable.
 
         Raises:
             StageError: If the model is not fitted.
         """
         self._require_fitted("score")
-        if not self.detector.config.sentinel:
-            return Evidence(self.branch_logits(images))
-        features = {role: self.encoders[role](images) for role in ENCODER_ROLES}
-        logits = {role: self.heads[role](rows) for role, rows in features.items()}
-        # The benign branch is left out: what transfers to it moves its features the victim's way.
-        others = [features[role] for role in HARDENED_ROLES]
-        if self.detector.config.fitted:
-            others.append(self.encoders[SENTINEL](smoothed(images)))
-        return Evidence(
-            logits=torch.stack([logits[role] for role in ROLES]),
-            undefended=logits[SENTINEL],
-            features=torch.cat(others, dim=1),
-            undefended_features=features[SENTINEL],
-        )
-
-    def score(self, images: Tensor) -> Tensor:
-        """Return the detection score of each image `(N,)`, larger where suspicious. Differentiable, values unchecked.
-
-        Raises:
-            StageError: If the model is not fitted, or the detector is not.
-        """
-        return cast(Tensor, self.detector(self.evidence(images)))
+        return super().detector_inputs(images)
 
     def predict(self, images: Tensor | Loader) -> Tensor:
         """Return the class of each image, int64 `(N,)`.
@@ -643,7 +603,7 @@ class ZePAD(
         self._require_fitted("detect")
         if self.threshold is None:
             raise StageError(
-                f'the detector "{self.detector.config.name}" has no threshold yet. Call calibrate(benign_loader) first.'
+                f'the detector "{self.detector.rule.name}" has no threshold yet. Call calibrate(benign_loader) first.'
             )
         return self.detection_score(images) > self.threshold
 
@@ -660,11 +620,11 @@ class ZePAD(
         self._require_fitted("inspect")
         check_images(images, channels=self.channels)
         with self._deciding():
-            evidence = self.evidence(images.to(self.device))
+            inputs = self.detector_inputs(images.to(self.device))
             return inspect_branches(
-                evidence.logits,
+                inputs.logits,
                 self.fusion,
-                scores=self.detector(evidence) if self.detector.is_fitted else None,
+                scores=self.detector(inputs) if self.detector.is_fitted else None,
                 threshold=self.threshold,
                 class_names=self.class_names,
             )
@@ -677,9 +637,14 @@ class ZePAD(
         return _device(self)
 
     @property
-    def branch_names(self) -> tuple[str, ...]:
-        """The roles in the order of `branch_logits`: victim, auxiliary, benign."""
-        return ROLES
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoders by role: victim, auxiliary, benign, and for some detectors reference."""
+        return {role: cast(Encoder, branch.encoder) for role, branch in self._all_branches().items()}
+
+    @property
+    def heads(self) -> dict[str, nn.Module]:
+        """The heads by role, once there are any."""
+        return {role: branch.head for role, branch in self._all_branches().items() if branch.has_head}
 
     def encoder(self, name: Role) -> Encoder:
         """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
@@ -689,9 +654,7 @@ class ZePAD(
         Raises:
             ConfigError: If there is no such encoder.
         """
-        if name not in self.encoders:
-            raise ConfigError(f"there is no encoder {name!r}; this model has {', '.join(self.encoders)}.")
-        return cast(Encoder, self.encoders[name])
+        return cast(Encoder, self._part(name).encoder)
 
     def branch(self, name: Role) -> Branch:
         """Return one encoder with its head: raw images to the logits `(N, K)` of this branch alone.
@@ -700,16 +663,17 @@ class ZePAD(
             ConfigError: If there is no such encoder.
             StageError: If it has no head yet.
         """
-        encoder = self.encoder(name)
-        if name not in self.heads:
+        branch = self._part(name)
+        if not branch.has_head:
             self._require_whole(f"branch({name!r})")
             raise StageError(f"the {name} branch has no head yet. Call {self._next_call()} first.")
-        return Branch(encoder, self.heads[name])
+        return branch
 
     def train(self, mode: bool = True) -> ZePAD:
         """Set the mode of the heads; the encoders stay in evaluation mode, so their BatchNorm statistics never move."""
         super().train(mode)
-        self.encoders.eval()
+        for encoder in self.encoders.values():
+            encoder.eval()
         return self
 
     # saving and loading -----------------------------------------------------------------------------------------
@@ -797,7 +761,7 @@ class ZePAD(
             folder,
             described,
             encoders=encoders,
-            heads=dict(self.heads.items()),
+            heads=self.heads,
             detector=self.detector,
             published=published,
         )
@@ -813,9 +777,9 @@ class ZePAD(
             encoders={role: self.encoder(role) for role in self._roles},
             features=self._features,
             shared_architecture=self._shared_architecture,
-            heads=dict(self.heads.items()),
-            fusion=self.fusion.config,
-            detector=self.detector.config,
+            heads=self.heads,
+            fusion=self.fusion,
+            detector=self.detector.rule,
             threshold=self.threshold,
             provenance=self.provenance,
         )
@@ -901,13 +865,15 @@ class ZePAD(
             channels=config.channels,
             features={role: record.features for role, record in config.encoders.items()},
             num_classes=config.num_classes,
-            fusion=config.fusion,
-            detector=saved.detector,
+            fusion=saved.fusion,
+            detector=saved.detector.rule,
             shared_architecture={
                 role: record.architecture_of for role, record in config.encoders.items() if record.architecture_of
             },
         )
-        model.heads.update(saved.heads)
+        model.detector = saved.detector
+        for role, head in saved.heads.items():
+            model._part(role).head = head
         model.stage, model.class_names = config.stage, config.class_names
         model.threshold, model.provenance = config.threshold, config.provenance
         model._published = None if saved.home is None else (saved.home, config.files)
@@ -920,7 +886,7 @@ class ZePAD(
         return {"built": "harden(loader)", "hardened": "fit_benign(loader)", "fitted": "predict(images)"}[self.stage]
 
     def _require_whole(self, call: str) -> None:
-        if not set(self.encoders) >= set(ENCODER_ROLES if self.detector.config.sentinel else ROLES):
+        if not set(self.encoders) >= set(ENCODER_ROLES if self.detector.rule.needs_reference() else ROLES):
             raise StageError(
                 f"{call} needs all encoders, and this model was loaded with "
                 f"{', '.join(self.encoders)} alone. Load it "
@@ -964,7 +930,7 @@ class ZePAD(
     def _public_classifier(self, heads: Mapping[str, ZeroShotHead]) -> nn.Module:
         """The public encoders with heads made from text, averaged: what labels images that have no label."""
         branches = {str(role): Branch(self._copy(role), heads[role]) for role in HARDENED_ROLES}
-        return Ensemble(branches, fusion=FusionConfig(rule="mean")).to(training_device()).eval()
+        return BranchEnsemble(branches, fusion=Mean()).to(training_device()).eval()
 
     def _copy(self, role: Role) -> Encoder:
         return copy.deepcopy(self.encoder(role))
@@ -973,12 +939,14 @@ class ZePAD(
         self, branches: Mapping[str, Branch], num_classes: int | None, names: tuple[str, ...] | None, *, stage: Stage
     ) -> None:
         """Take over trained branches at once; until here nothing of the model has changed."""
-        self.encoders.update({role: branch.encoder for role, branch in branches.items()})
-        self.heads = nn.ModuleDict({} if num_classes is None else {role: b.head for role, b in branches.items()})
+        for role in ENCODER_ROLES:
+            if role in branches:
+                self._place(role, Branch(branches[role].encoder, None if num_classes is None else branches[role].head))
+            elif role in self.encoders:  # a head of an earlier task says nothing of this one
+                self._place(role, Branch(self.encoders[role]))
         self.to(_device(*branches.values()))
         self.stage, self.num_classes = stage, num_classes
-        self.detector = Detector(self.detector.config)  # what it was fitted to and its threshold were another task's
-        self.threshold = _first_threshold(self.detector)
+        self._renew_detector(self.detector.rule)  # what it was fitted to and its threshold were another task's
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()
 
@@ -987,9 +955,24 @@ class ZePAD(
         with evaluating(self), torch.inference_mode():
             yield
 
-    def _record(self, step: str, record: dict[str, Any], *, keep: Sequence[str] = ()) -> None:
-        """Note what a step did and forget the steps that it undid."""
-        self.provenance = {**{name: self.provenance[name] for name in keep if name in self.provenance}, step: record}
+    def _renew_detector(self, rule: Detector) -> None:
+        self.detector, self.threshold = FittedDetector(rule).train(self.training), rule.first_threshold
+
+    def _all_branches(self) -> dict[str, Branch]:
+        found = {role: cast(Branch, branch) for role, branch in self.branches.items()}
+        return found if self.reference is None else {**found, REFERENCE: self.reference}
+
+    def _part(self, role: str) -> Branch:
+        branches = self._all_branches()
+        if role not in branches:
+            raise ConfigError(f"there is no encoder {role!r}; this model has {', '.join(branches)}.")
+        return branches[role]
+
+    def _place(self, role: str, branch: Branch) -> None:
+        if role == REFERENCE:
+            self.reference = branch
+        else:
+            self.branches[role] = branch
 
     def _map(self, call: str, images: Tensor | Loader, function: Callable[[Tensor], Tensor]) -> Tensor:
         self._require_fitted(call)
@@ -1006,25 +989,10 @@ class ZePAD(
         return tuple(role for role in ENCODER_ROLES if role in self.encoders)
 
 
-def _first_threshold(detector: Detector) -> float | None:
-    return PAPER_THRESHOLD if detector.config.name == "gap" else None
-
-
-def _fusion_config(fusion: FusionConfig | FusionRuleName | None) -> FusionConfig:
-    config = (
-        fusion if isinstance(fusion, FusionConfig) else FusionConfig() if fusion is None else FusionConfig(rule=fusion)
-    )
-    given = len(config.temperatures)
-    require(
-        given in (0, len(ROLES)), "temperatures", config.temperatures, f"one per branch ({', '.join(ROLES)}), or none"
-    )
-    return config
-
-
-def _detector_config(detector: DetectorConfig | DetectorName | None) -> DetectorConfig:
-    if detector is None or isinstance(detector, DetectorConfig):
-        return detector or DetectorConfig()
-    return DetectorConfig(name=detector)
+def _checked_rule(fusion: FusionRule | str) -> FusionRule:
+    rule = resolve_fusion(fusion, argument="fusion")
+    rule.check_branches(len(ROLES))
+    return rule
 
 
 def _device(*modules: nn.Module) -> torch.device:

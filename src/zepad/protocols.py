@@ -24,7 +24,8 @@ from .evaluation import (
     white_box,
 )
 from .model import EncoderLike, ZePAD
-from .modules import Branch, Ensemble
+from .ensemble import BranchEnsemble
+from .modules import Branch
 from .training import fit_heads
 from .types import HARDENED_ROLES, Loader
 
@@ -177,9 +178,9 @@ def ablation(
     threshold = defense.threshold
     models: dict[str, nn.Module] = {
         "nothing": clean["victim"],
-        "no adversarial tuning": Ensemble({**clean, "benign": benign}, threshold=threshold),
-        "no MPAE": Ensemble({"victim": hardened["victim"], "benign": benign}, threshold=threshold),
-        "no BMP": Ensemble(hardened),
+        "no adversarial tuning": BranchEnsemble({**clean, "benign": benign}, threshold=threshold),
+        "no MPAE": BranchEnsemble({"victim": hardened["victim"], "benign": benign}, threshold=threshold),
+        "no BMP": BranchEnsemble(hardened),
         "all": defense,
     }
     assert tuple(models) == ABLATION

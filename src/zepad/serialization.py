@@ -22,11 +22,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import DetectorConfig, FusionConfig, _JSONConfig, is_hub_id, require
+from .config import _JSONConfig, is_hub_id, require
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
 from .errors import CheckpointError, ConfigError
-from .modules import Detector, MLPHead
-from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Role, Stage
+from .detectors import FittedDetector as Detector, Detector as DetectorConfig
+from .fusion import FusionRule as FusionConfig
+from .modules import MLPHead
+from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, REFERENCE, Role, Stage
 from .zero_shot import ZeroShotHead
 
 _Record = TypeVar("_Record", bound=_JSONConfig)
@@ -361,7 +363,7 @@ def _check_config(config: SavedConfig) -> None:
         "class_names",
         names,
     )
-    wanted = ENCODER_ROLES if config.detector.sentinel or SENTINEL in config.encoders else ROLES
+    wanted = ENCODER_ROLES if config.detector.sentinel or REFERENCE in config.encoders else ROLES
     check(set(config.encoders) == set(wanted), "encoders", sorted(config.encoders))
     check(isinstance(config.heads, dict), "heads", config.heads)
     heads_at: dict[Stage, list[set[str]]] = {
@@ -609,7 +611,7 @@ def rebuild_detector(config: SavedConfig, weights: Mapping[str, Tensor] | None, 
     if weights is not None:
         widths = {role: record.features for role, record in config.encoders.items()}
         with torch.device("meta"):  # no memory before what is stored is known to fit
-            outputs = widths.get(SENTINEL, 0)
+            outputs = widths.get(REFERENCE, 0)
             detector.allocate(sum(widths[role] for role in HARDENED_ROLES) + outputs, outputs)
         load_strictly(detector, weights, origin)
     return detector.eval()

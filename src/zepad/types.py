@@ -6,15 +6,16 @@ One shape alphabet everywhere: images `(N, C, H, W)`, features `(N, D)`, logits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-Role: TypeAlias = Literal["victim", "auxiliary", "benign", "sentinel"]
+Role: TypeAlias = Literal["victim", "auxiliary", "benign", "reference"]
 """The part an encoder plays: victim and auxiliary are hardened, benign is trained on clean data.
 
-A sentinel is the victim as it was published: no branch of the decision, but a tripwire for the detector.
+The reference is the undefended victim as it was published: it takes no part in the decision, and only some detectors
+look at it.
 """
 
 Stage: TypeAlias = Literal["built", "hardened", "fitted"]
@@ -28,14 +29,14 @@ ImageModel: TypeAlias = Callable[[Tensor], Tensor]
 
 ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
-SENTINEL: Role = "sentinel"
-ENCODER_ROLES: tuple[Role, ...] = (*ROLES, SENTINEL)
+REFERENCE: Role = "reference"
+ENCODER_ROLES: tuple[Role, ...] = (*ROLES, REFERENCE)
 """The branches, and the encoder that only some detectors need."""
 
 
 @runtime_checkable
 class Branched(Protocol):
-    """A defense whose branches can be looked at one by one: a `ZePAD`, or an `Ensemble` of any branches.
+    """A defense whose branches can be looked at one by one: a `ZePAD`, or a `BranchEnsemble` of any branches.
 
     Submodules cannot be members: from Python 3.12 on, `isinstance` does not see the attributes that `nn.Module` keeps.
     """
@@ -47,6 +48,10 @@ class Branched(Protocol):
     @property
     def threshold(self) -> float | None:
         """Of the detection score; None where there is no detector."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides beside the weights, JSON-ready: fusion rule and detector with their settings."""
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch, `(B, N, K)`."""

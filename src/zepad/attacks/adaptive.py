@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from ..config import require
 from ..errors import InputError
-from ..functional import detection_score, fuse_logits, hardened_log_probabilities
+from ..functional import detection_score, hardened_log_probabilities
 from ..functional.precision import accurate
 from ..inputs import check_labels
 from ..modules import evaluating
@@ -101,7 +101,7 @@ def hardened_branches(branch_logits: BranchLogits) -> nn.Module:
     return _OfBranches(branch_logits, hardened_log_probabilities)
 
 
-def fused_by(branch_logits: BranchLogits, *, rule: str, **parameters: Any) -> nn.Module:
+def fused_by(branch_logits: BranchLogits, fuse: Any) -> nn.Module:
     """Return the ensemble under another rule than its own: attacks transfer between rules.
 
     Args:
@@ -112,7 +112,7 @@ def fused_by(branch_logits: BranchLogits, *, rule: str, **parameters: Any) -> nn
     Returns:
         A module from images to logits `(N, K)`.
     """
-    return _OfBranches(branch_logits, partial(fuse_logits, rule=rule, **parameters))
+    return _OfBranches(branch_logits, fuse)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,20 +14,20 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, random_split
 
 from ..attacks import PGD, Attack, FeaturePGD, JointAPGD, Transfer, UniversalFeatureAttack, WorstOf, margin, mean_logits
-from ..config import BenignConfig, DetectorName, FusionRuleName, HardenConfig
+from ..config import BenignConfig, HardenConfig
 from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
 from ..evaluation import Attacker, EvalReport, evaluate
 from ..model import ZePAD
 from ..training import autocast, prepare_folder
-from ..types import HARDENED_ROLES, SENTINEL, Branched, ImageModel
+from ..types import HARDENED_ROLES, REFERENCE, Branched, ImageModel
 
 EPS = 32 / 255  # of the attacks: large enough to break the undefended classifier
 # The default recipe at its least number of epochs, because digits are easy. Like the paper's, its budget is below the
 # attack's.
 HARDENING = HardenConfig(eps=25 / 255, epochs=10)
 VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
-RECOMMENDED: tuple[FusionRuleName, DetectorName] = ("bounded", "features")
+RECOMMENDED: tuple[str, str] = ("bounded", "features")
 _BATCH = 128
 _VALIDATION = 200  # training images that nothing is trained on: the fusion and the detector are calibrated on them
 _ATTACKS = ("universal", "per_image", "white_box")
@@ -132,7 +132,7 @@ def run_demo(
         say(f"3/5  hardening both encoders on {len(train)} images, then the benign branch and the heads")
         defense.harden(loader, replace(hardening, seed=seed), progress=progress)
         defense.fit_benign(loader, BenignConfig(seed=seed), head_config=None, progress=progress)
-        undefended = defense.branch(SENTINEL).eval()
+        undefended = defense.branch(REFERENCE).eval()
 
         say(f"4/5  scoring {len(test)} test images, white-box attacks on the whole ensemble included")
         shared = [
@@ -168,7 +168,7 @@ def run_demo(
         hardened_branches={role: _branch_scores(role, recommended, own) for role, own in own_budget.items()},
         detection_auroc={"gap": _aurocs(paper), detector: _aurocs(recommended)},
         false_positive_rate=recommended.false_positive_rate.value if recommended.false_positive_rate else float("nan"),
-        vote=defense.fusion.config.vote,
+        vote=defense.fusion.vote,
         eps=EPS,
         hardening_eps=hardening.eps,
         test_images=len(test),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..attacks import UniversalPerturbation
 from ..digests import digest_tensor
-from ..modules import Detector, Fusion
+from ..types import Branched
 
 _PACKAGE = __name__.partition(".")[0]
 _SHOWN = 16  # hexadecimal digits of a digest beside a name
@@ -45,7 +45,7 @@ def weights_digest(module: nn.Module) -> str:
 
     The rule of a fusion and the choice of a detector count as state: they hold no tensor, and decide.
     """
-    settings = [part.config for part in module.modules() if isinstance(part, (Fusion, Detector))]
+    settings = [part.settings for part in module.modules() if isinstance(part, Branched)]
     return digest([dict(sorted(module.state_dict().items())), settings])
 
 

@@ -29,6 +29,7 @@ from ..attacks import (
     mean_logits,
     one_branch,
 )
+from ..fusion import RFDM
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker, Knowledge, against, the_model, universal_attacker
 
@@ -208,7 +209,7 @@ def _mean_logits(model: Branched) -> ImageModel:
 
 
 def _by_rfdm(model: Branched) -> ImageModel:
-    return fused_by(model.branch_logits, rule="rfdm")
+    return fused_by(model.branch_logits, RFDM())
 
 
 def _hardened(model: Branched) -> ImageModel:

@@ -1,31 +1,8 @@
-"""Pure functions of tensors: fusion, structure losses, norm balls and metrics. They import torch alone."""
+"""Pure functions of tensors: confidence, structure losses, norm balls and metrics. They import torch alone."""
 
 from .calibration import conformal_threshold
-from .detection import (
-    Evidence,
-    FeatureModel,
-    detection_score,
-    disagreement_score,
-    feature_score,
-    fit_features,
-    sentinel_score,
-    smoothed,
-)
-from .fusion import (
-    FUSION_RULES,
-    averages,
-    bounded,
-    calibrated,
-    candidates,
-    confidence,
-    fuse_logits,
-    fusion_weights,
-    hardened_log_probabilities,
-    mixed,
-    rfdm,
-    robust_transform,
-    rule_parameters,
-)
+from .detection import detection_score, smoothed
+from .fusion import check_stacked, confidence, hardened_log_probabilities, log_confidence, mean_log_probabilities
 from .losses import boosted_cross_entropy, genetic_regularization, kl_divergence, structure_loss
 from .metrics import Count, attack_success_count, correct_count, fooling_count
 from .projection import (
@@ -42,40 +19,26 @@ from .projection import (
 
 __all__ = [
     "BALLS",
-    "FUSION_RULES",
     "Ball",
     "Count",
-    "Evidence",
-    "FeatureModel",
     "attack_success_count",
-    "averages",
     "boosted_cross_entropy",
-    "bounded",
-    "calibrated",
-    "candidates",
+    "check_stacked",
     "confidence",
     "conformal_threshold",
     "correct_count",
     "detection_score",
-    "disagreement_score",
-    "feature_score",
-    "fit_features",
     "fooling_count",
-    "fuse_logits",
-    "fusion_weights",
     "genetic_regularization",
     "hardened_log_probabilities",
     "kl_divergence",
-    "mixed",
+    "log_confidence",
+    "mean_log_probabilities",
     "project_l2",
     "project_linf",
     "project_pixels",
     "random_l2",
     "random_linf",
-    "rfdm",
-    "robust_transform",
-    "rule_parameters",
-    "sentinel_score",
     "smoothed",
     "steepest_l2",
     "steepest_linf",

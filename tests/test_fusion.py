@@ -1,7 +1,8 @@
-"""The laws of confidence and of the rules that fuse branches."""
+"""The laws of confidence and of the rules that fuse branches, and the register of rules."""
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,18 +13,13 @@ from hypothesis.extra.numpy import arrays
 
 import reference
 from strategies import AVERAGING, BOUNDING, MODERATE, RULES, clear_logits, laws, logits, rule_settings
-from zepad import ConfigError, FusionConfig
-from zepad.functional import (
-    FUSION_RULES,
-    averages,
-    confidence,
-    fuse_logits,
-    fusion_weights,
-    hardened_log_probabilities,
-    robust_transform,
-    rule_parameters,
-)
-from zepad.modules import Fusion
+from zepad import ConfigError, fusion
+from zepad.errors import CheckpointError
+from zepad.functional import confidence, hardened_log_probabilities
+from zepad.fusion import AveragingRule, FusionRule, fuse_logits, fusion_weights
+from zepad.fusion.base import RULES as REGISTER
+from zepad.fusion.mixed import robust_transform
+from zepad.plugins import Register
 
 several = st.integers(2, 4)
 averaging = st.sampled_from(AVERAGING)
@@ -32,11 +28,9 @@ sharpnesses = st.floats(0, 20)
 SETTINGS = {
     "rfdm": {"sharpness": 7.0},
     "mean": {},
-    "entropy": {},
-    "calibrated": {"temperatures": (0.5, 2.0, 3.0), "sharpness": 7.0},
+    "temperature": {"temperatures": (0.5, 2.0, 3.0), "sharpness": 7.0},
     "bounded": {"vote": 1.5},
     "mixed": {"scale": 2.0, "power": 3.0, "bias": -0.5, "benign_weight": 0.2},
-    "candidates": {"depth": 1.5},
 }
 """Of every rule all parameters, none at its default; temperatures are for three branches."""
 
@@ -49,12 +43,22 @@ def largest(z):
     return z.softmax(dim=-1).amax(dim=-1)
 
 
-def test_every_rule_and_every_parameter_is_tested():
-    assert set(FUSION_RULES) == set(RULES) == set(SETTINGS)
+def build(rule, **settings):
+    return REGISTER.get(rule)(**settings)
+
+
+def averages(rule):
+    return issubclass(REGISTER.get(rule), AveragingRule)
+
+
+def test_every_rule_and_every_setting_is_tested():
+    own = {name for name in fusion.names() if REGISTER.get(name).__module__.startswith("zepad.")}
+    assert own == set(RULES) == set(SETTINGS)
     assert {rule for rule in RULES if averages(rule)} == set(AVERAGING)
     for rule, settings in SETTINGS.items():
-        assert rule_parameters(rule) == tuple(settings)
-        assert all(getattr(FusionConfig(), name) != value for name, value in settings.items())
+        defaults = build(rule).settings()
+        assert defaults.keys() == settings.keys()
+        assert all(defaults[name] != value for name, value in settings.items())
 
 
 @laws
@@ -71,10 +75,6 @@ def test_agrees_with_the_equations(z, rule, sharpness, data):
 @given(z=clear_logits(several), data=st.data())
 def test_rules_that_bound_the_benign_branch_agree_with_the_equations(rule, z, data):
     settings = data.draw(rule_settings(rule, len(z)))
-    if rule == "candidates":  # on the very edge of what is possible, rounding may decide
-        hardened = hardened_log_probabilities(z)
-        below = hardened.amax(dim=-1, keepdim=True) - hardened
-        assume(((below - settings["depth"]).abs() > 1e-9).all())
     assert_close(fuse_logits(z, rule=rule, **settings), reference.fuse(z.numpy(), rule, **settings), 1e-9)
 
 
@@ -232,7 +232,6 @@ def test_an_impossible_class_does_not_count(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_gradients_reach_every_branch(rule):
-    # Two classes stand out to the hardened branches, so that `candidates` has something to choose.
     z = (torch.tensor([3.0, 3.2, 0.0, 0.0]) + torch.randn(3, 2, 4) / 4).double().requires_grad_()
     (gradient,) = torch.autograd.grad(fuse_logits(z, rule=rule, **SETTINGS[rule])[:, 0].sum(), z)
     assert gradient.isfinite().all()
@@ -263,7 +262,7 @@ def test_scaling_one_branch_can_change_the_decision():
 def test_temperatures_that_undo_a_scale_undo_it_altogether_in_float32_too():
     z = 3 * torch.randn(3, 20, 5)
     louder = z * torch.tensor([8.0, 0.25, 2.0])[:, None, None]  # powers of two, so that nothing is rounded
-    fused = fuse_logits(louder, rule="calibrated", temperatures=(8.0, 0.25, 2.0))
+    fused = fuse_logits(louder, rule="temperature", temperatures=(8.0, 0.25, 2.0))
     assert torch.equal(fused, fuse_logits(z))
 
 
@@ -276,18 +275,18 @@ def test_scaling_a_branch_and_its_temperature_changes_nothing(z, scale, sharpnes
     scaled[branch] *= scale
     others[branch] *= scale
     for function in (fusion_weights, fuse_logits):
-        before = function(z, rule="calibrated", temperatures=temperatures, sharpness=sharpness)
-        after = function(scaled, rule="calibrated", temperatures=tuple(others), sharpness=sharpness)
+        before = function(z, rule="temperature", temperatures=temperatures, sharpness=sharpness)
+        after = function(scaled, rule="temperature", temperatures=tuple(others), sharpness=sharpness)
         assert_close(after, before, 1e-8)
 
 
 @laws
 @given(logits(), sharpnesses)
-def test_with_all_temperatures_one_calibrated_is_the_papers_rule(z, sharpness):
+def test_with_all_temperatures_one_it_is_the_papers_rule(z, sharpness):
     for function in (fusion_weights, fuse_logits):
         expected = function(z, rule="rfdm", sharpness=sharpness)
         for ones in ((), (1.0,) * len(z)):
-            actual = function(z, rule="calibrated", temperatures=ones, sharpness=sharpness)
+            actual = function(z, rule="temperature", temperatures=ones, sharpness=sharpness)
             assert torch.equal(actual, expected)
 
 
@@ -311,8 +310,6 @@ def without_the_benign_branch(z, rule, settings):
     match rule:
         case "bounded":
             return hardened_log_probabilities(z), settings["vote"]
-        case "candidates":
-            return hardened_log_probabilities(z), settings["depth"]
         case "mixed":
             return robust(z, settings), settings["benign_weight"] / (1 - settings["benign_weight"])
 
@@ -380,8 +377,6 @@ def with_bound(rule, settings, bound):
     match rule:
         case "bounded":
             return {"vote": bound}
-        case "candidates":
-            return {"depth": bound}
         case "mixed":
             return {**settings, "benign_weight": bound / (1 + bound)}
 
@@ -408,9 +403,8 @@ def test_the_bound_is_exact(rule, z, data):
 @given(logits(several))
 def test_without_a_say_of_the_benign_branch_the_hardened_branches_decide(z):
     hardened = hardened_log_probabilities(z)
-    for settings in ({"rule": "bounded", "vote": 0.0}, {"rule": "candidates", "depth": 0.0}):
-        said = fuse_logits(z, **settings).argmax(dim=-1, keepdim=True)
-        assert torch.equal(hardened.gather(1, said), hardened.amax(dim=-1, keepdim=True))  # among equals, either
+    said = fuse_logits(z, rule="bounded", vote=0.0).argmax(dim=-1, keepdim=True)
+    assert torch.equal(hardened.gather(1, said), hardened.amax(dim=-1, keepdim=True))  # among equals, either
 
 
 @laws
@@ -435,19 +429,11 @@ def test_mixed_can_turn_round_a_decision_in_which_no_class_stands_out():
 
 
 @laws
-@given(logits(several, scales=MODERATE), st.sampled_from(("candidates", "mixed")), st.data())
-def test_fused_outputs_are_logarithms_of_probabilities(z, rule, data):
-    fused = fuse_logits(z, rule=rule, **data.draw(rule_settings(rule, len(z))))
+@given(logits(several, scales=MODERATE), st.data())
+def test_what_mixed_gives_are_logarithms_of_probabilities(z, data):
+    fused = fuse_logits(z, rule="mixed", **data.draw(rule_settings("mixed", len(z))))
     assert (fused <= 1e-12).all()
     assert_close(fused.logsumexp(dim=-1), torch.zeros(z.shape[1], dtype=z.dtype))
-
-
-def test_candidates_leave_the_probability_of_what_is_not_possible():
-    z = torch.tensor([[[3.0, 2.9, 0.0, -2.0]], [[0.0, 5.0, 9.0, 9.0]]], dtype=torch.float64)
-    sure, fused = hardened_log_probabilities(z).exp(), fuse_logits(z, rule="candidates", depth=0.5).exp()
-    assert_close(fused[:, 2:], sure[:, 2:])
-    assert_close(fused[:, :2].sum(), sure[:, :2].sum())
-    assert fused[0, 1] / fused[0, 0] == pytest.approx(math.exp(5))  # between the two, the odds of the benign branch
 
 
 @laws
@@ -513,61 +499,47 @@ def test_the_gradient_of_mixed_is_that_of_a_vote_by_probabilities(z, weight):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_module_is_the_function(rule):
-    z = torch.randn(3, 5, 4)
-    fusion = Fusion(FusionConfig(rule=rule, **SETTINGS[rule]))
-    assert torch.equal(fusion(z), fuse_logits(z, rule=rule, **SETTINGS[rule]))
-    assert fusion.parameters_in_use == SETTINGS[rule]
-    if averages(rule):
-        assert torch.equal(fusion.weights(z), fusion_weights(z, rule=rule, **SETTINGS[rule]))
-    else:
-        assert fusion.weights(z) is None
-    assert torch.equal(Fusion()(z), fuse_logits(z))
-    shown = "".join(f", {name}={value!r}" for name, value in SETTINGS[rule].items())
-    assert repr(fusion) == f"Fusion(rule={rule!r}{shown})"
+def test_a_rule_says_what_it_is(rule):
+    z, built = torch.randn(3, 5, 4), build(rule, **SETTINGS[rule])
+    assert (built.weights(z) is None) != averages(rule)
+    assert built.name == rule
+    assert built.summary().startswith(rule)
+    assert all(name.replace("_", " ") in built.summary() for name in SETTINGS[rule])
+    assert built.guarantee().endswith(".")
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_defaults_of_the_config_are_those_of_the_function(rule):
-    z = torch.randn(3, 5, 4)
-    assert torch.equal(Fusion(FusionConfig(rule=rule))(z), fuse_logits(z, rule=rule))
+def test_a_rule_survives_json(rule):
+    built = build(rule, **SETTINGS[rule])
+    record = json.loads(json.dumps(built.record()))
+    again = REGISTER.read(record["name"], record["settings"], origin="config.json")
+    assert again == built
+    assert type(again) is type(built)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_the_config_survives_json(rule):
-    config = FusionConfig(rule=rule, **SETTINGS[rule])
-    assert FusionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize(
-    ("function", "rules"),
-    [
-        (fusion_weights, "'calibrated', 'entropy', 'mean', 'rfdm'"),
-        (fuse_logits, "'bounded', 'calibrated', 'candidates', 'entropy', 'mean', 'mixed', 'rfdm'"),
-    ],
-)
-def test_an_unknown_rule_is_refused_by_name(function, rules):
-    with pytest.raises(ValueError, match=rf"unknown fusion rule 'vote'; expected one of \[{rules}\]"):
+@pytest.mark.parametrize("function", [fusion_weights, fuse_logits])
+def test_an_unknown_rule_is_refused_by_name(function):
+    with pytest.raises(ConfigError, match=r'rule must be "rfdm" or .*; got \'vote\'. Add your own with zepad.fusion'):
         function(torch.zeros(2, 1, 3), rule="vote")
 
 
 @pytest.mark.parametrize("rule", BOUNDING)
 def test_a_rule_that_weighs_no_branches_has_no_weights(rule):
-    with pytest.raises(ValueError, match=rf"no weights are defined for the rule '{rule}'; expected one of"):
+    with pytest.raises(ValueError, match=f"the rule '{rule}' averages no logits"):
         fusion_weights(torch.zeros(2, 1, 3), rule=rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_parameter_that_the_rule_has_not_is_refused_by_name(rule):
+def test_a_setting_that_the_rule_has_not_is_refused_by_name(rule):
     for name in {name for settings in SETTINGS.values() for name in settings} - set(SETTINGS[rule]):
-        with pytest.raises(ValueError, match=rf"the rule '{rule}' has no parameter {name}; it has "):
+        with pytest.raises(ValueError, match=f"the rule '{rule}' has no setting {name}; it has "):
             fuse_logits(torch.zeros(3, 1, 3), rule=rule, **{name: 1.0})
 
 
 def test_temperatures_for_other_branches_are_refused():
     for function in (fusion_weights, fuse_logits):
         with pytest.raises(ValueError, match="temperatures must be one per branch, 3; got 2"):
-            function(torch.zeros(3, 1, 4), rule="calibrated", temperatures=(1.0, 2.0))
+            function(torch.zeros(3, 1, 4), rule="temperature", temperatures=(1.0, 2.0))
 
 
 @pytest.mark.parametrize("function", [confidence, fusion_weights, fuse_logits])
@@ -591,34 +563,34 @@ def test_hardened_branches_and_a_benign_one_are_needed_to_bound_one_by_the_other
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("rule", "field", "value"),
     [
-        ("rule", "vote"),
-        ("sharpness", -1.0),
-        ("vote", -0.1),
-        ("vote", math.nan),
-        ("depth", -0.1),
-        ("depth", math.inf),
-        ("temperatures", (1.0, 0.0)),
-        ("temperatures", (1.0, -2.0)),
-        ("temperatures", (1.0, math.nan)),
-        ("temperatures", (True, 1.0)),
-        ("temperatures", 1.0),
-        ("temperatures", "111"),
-        ("scale", 0.0),
-        ("scale", math.inf),
-        ("power", 0.5),
-        ("power", "4"),
-        ("bias", math.nan),
-        ("bias", None),
-        ("benign_weight", 1.0),
-        ("benign_weight", -0.1),
-        ("benign_weight", True),
+        ("rfdm", "sharpness", -1.0),
+        ("rfdm", "sharpness", "3"),
+        ("bounded", "vote", -0.1),
+        ("bounded", "vote", math.nan),
+        ("bounded", "vote", math.inf),
+        ("temperature", "sharpness", -1.0),
+        ("temperature", "temperatures", (1.0, 0.0)),
+        ("temperature", "temperatures", (1.0, -2.0)),
+        ("temperature", "temperatures", (1.0, math.nan)),
+        ("temperature", "temperatures", (True, 1.0)),
+        ("temperature", "temperatures", 1.0),
+        ("temperature", "temperatures", "111"),
+        ("mixed", "scale", 0.0),
+        ("mixed", "scale", math.inf),
+        ("mixed", "power", 0.5),
+        ("mixed", "power", "4"),
+        ("mixed", "bias", math.nan),
+        ("mixed", "bias", None),
+        ("mixed", "benign_weight", 1.0),
+        ("mixed", "benign_weight", -0.1),
+        ("mixed", "benign_weight", True),
     ],
 )
-def test_a_setting_out_of_range_is_refused_by_name(field, value):
+def test_a_setting_out_of_range_is_refused_by_name(rule, field, value):
     with pytest.raises(ConfigError, match=rf"^{field} must be .*; got "):
-        FusionConfig(**{field: value})
+        build(rule, **{field: value})
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
@@ -627,12 +599,12 @@ def test_mixed_decides_at_the_edge_of_the_settings_that_are_allowed(classes, set
     """One class far above all others is what the largest powers make the most of."""
     z = torch.zeros(3, 1, classes)
     z[:, :, 1] = 9.0
-    fused = Fusion(FusionConfig(rule="mixed", **settings))(z)
+    fused = fuse_logits(z, rule="mixed", **settings)
     assert not fused.isnan().any()
     assert fused.argmax() == 1
 
 
-@pytest.mark.parametrize("rule", ["bounded", "candidates", "mixed"])
+@pytest.mark.parametrize("rule", BOUNDING)
 @pytest.mark.parametrize("said", [torch.inf, -torch.inf, torch.nan])
 def test_no_infinite_benign_logit_voids_the_bound(rule, said):
     z = torch.zeros(3, 1, 10)
@@ -641,3 +613,77 @@ def test_no_infinite_benign_logit_voids_the_bound(rule, said):
     fused = fuse_logits(z, rule=rule)
     assert not fused.isnan().any()
     assert fused.argmax() == 0
+
+
+# the register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loudest(FusionRule):
+    """Take the logits of the branch with the largest logit."""
+
+    gain: float = 1.0
+
+    def fuse(self, logits):
+        chosen = logits.amax(dim=-1).argmax(dim=0)
+        return self.gain * logits[chosen, torch.arange(logits.shape[1])]
+
+
+def test_a_registered_rule_is_found_by_name_and_comes_back_from_its_record():
+    register = Register("fusion rule", FusionRule, home="zepad.fusion")
+    register.register("loudest", Loudest)
+    rule = register.resolve("loudest", argument="fusion")
+    assert rule == Loudest()
+    given = Loudest(gain=2.0)
+    assert register.resolve(given, argument="fusion") is given
+    assert register.read(**given.record(), origin="x") == given
+    assert given.summary() == "loudest (gain 2)"
+    register.register("loudest", Loudest)  # as a notebook does that runs a cell again
+
+
+@pytest.mark.parametrize("name", ["", "Loudest", "a b", "../x", "1st", None, 3, "ä"])
+def test_a_name_that_no_file_should_hold_is_refused(name):
+    with pytest.raises(ConfigError, match="the name of a fusion rule must be lower-case letters"):
+        Register("fusion rule", FusionRule, home="zepad.fusion").register(name, Loudest)
+
+
+def test_a_name_belongs_to_one_class():
+    with pytest.raises(ConfigError, match="'bounded' already belongs to the fusion rule Bounded"):
+        fusion.register("bounded", Loudest)
+
+
+@pytest.mark.parametrize("wrong", [Loudest(), torch.nn.Linear, "Loudest", type("Plain", (FusionRule,), {})])
+def test_what_is_no_rule_is_not_registered(wrong):
+    with pytest.raises(ConfigError, match=r"must be a class decorated with @dataclass\(frozen=True, kw_only=True\)"):
+        fusion.register("wrong", wrong)
+    assert "wrong" not in fusion.names()
+
+
+def test_a_rule_without_defaults_or_without_fuse_is_not_registered():
+    @dataclass(frozen=True, kw_only=True)
+    class Needy(Loudest):
+        threshold: float
+
+    @dataclass(frozen=True, kw_only=True)
+    class Abstract(FusionRule):
+        pass
+
+    for wrong in (Needy, Abstract):
+        with pytest.raises(ConfigError, match="must work without arguments"):
+            fusion.register("wrong", wrong)
+
+
+def test_an_object_of_an_unregistered_class_is_refused():
+    with pytest.raises(ConfigError, match=r"fusion: Loudest is not registered.*Call zepad.fusion.register"):
+        fusion.resolve(Loudest(), argument="fusion")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"vote": "1"}, "vote"), ({}, "it lacks vote"), ({"vote": 1.0, "x": 1}, "x"), ({"vote": -1.0}, "vote must be")],
+)
+def test_a_record_that_is_not_the_rules_own_is_refused(settings, message):
+    with pytest.raises(CheckpointError, match=message):
+        REGISTER.read("bounded", settings, origin="config.json")
+    with pytest.raises(CheckpointError, match=r"'votes', which is not registered here.*Import the code that calls"):
+        REGISTER.read("votes", settings, origin="config.json")

@@ -11,20 +11,22 @@ from torchvision.transforms.functional import gaussian_blur
 import reference
 from strategies import MODERATE, clear_logits, laws, logits, seeds
 from zepad import StageError
-from zepad.config import DetectorConfig
-from zepad.functional import (
-    Evidence,
-    detection_score,
+from zepad.detectors import (
+    DetectorInput,
+    DetectorInputs,
+    FittedDetector,
+    Widths,
     disagreement_score,
     feature_score,
     fit_features,
-    sentinel_score,
-    smoothed,
+    reference_divergence,
+    resolve,
 )
-from zepad.modules import Detector
+from zepad.errors import ConfigError
+from zepad.functional import detection_score, smoothed
 
 several = st.integers(2, 4)
-NAMES = ("gap", "disagreement", "sentinel", "features", "combined")
+NAMES = ("gap", "features", "combined")
 scores_of_branches = pytest.mark.parametrize("score", [detection_score, disagreement_score])
 
 
@@ -65,10 +67,10 @@ def test_disagreement_score_agrees_with_its_definition(z):
 
 @laws
 @given(logits(), st.data())
-def test_sentinel_score_agrees_with_its_definition(z, data):
+def test_reference_divergence_agrees_with_its_definition(z, data):
     undefended = undefended_for(data, z)
-    score = sentinel_score(z, undefended=undefended)
-    assert_close(score, reference.sentinel_score(z.numpy(), undefended.numpy()), 1e-9)
+    score = reference_divergence(z, reference=undefended)
+    assert_close(score, reference.reference_divergence(z.numpy(), undefended.numpy()), 1e-9)
     assert (score >= 0).all()
 
 
@@ -79,7 +81,7 @@ def test_equal_distributions_are_not_suspicious(z, branches, constants):
     equal = z + torch.tensor(constants[:branches], dtype=z.dtype)[:, None, None]
     for score in (detection_score(equal), disagreement_score(equal)):
         assert_close(score, torch.zeros(z.shape[1], dtype=z.dtype))
-    assert_close(sentinel_score(equal, undefended=z[0] + constants[-1]), torch.zeros(z.shape[1], dtype=z.dtype))
+    assert_close(reference_divergence(equal, reference=z[0] + constants[-1]), torch.zeros(z.shape[1], dtype=z.dtype))
 
 
 @laws
@@ -91,14 +93,16 @@ def test_permuting_the_hardened_branches_or_the_classes_changes_no_score(z, data
     other = z[branches][:, :, classes]
     for score in (detection_score, disagreement_score):
         assert_close(score(other), score(z))
-    assert_close(sentinel_score(other, undefended=undefended[:, classes]), sentinel_score(z, undefended=undefended))
+    assert_close(
+        reference_divergence(other, reference=undefended[:, classes]), reference_divergence(z, reference=undefended)
+    )
 
 
 @laws
 @given(clear_logits(several), st.data())
-def test_the_ensemble_of_the_sentinel_score_has_no_order(z, data):
+def test_the_ensemble_of_the_reference_divergence_has_no_order(z, data):
     undefended, order = undefended_for(data, z), data.draw(st.permutations(range(len(z))))
-    assert_close(sentinel_score(z[order], undefended=undefended), sentinel_score(z, undefended=undefended))
+    assert_close(reference_divergence(z[order], reference=undefended), reference_divergence(z, reference=undefended))
 
 
 @laws
@@ -108,7 +112,7 @@ def test_each_image_is_scored_by_itself(z, data):
     for score in (
         lambda rows: detection_score(z[:, rows]),
         lambda rows: disagreement_score(z[:, rows]),
-        lambda rows: sentinel_score(z[:, rows], undefended=undefended[rows]),
+        lambda rows: reference_divergence(z[:, rows], reference=undefended[rows]),
     ):
         assert_close(torch.cat([score([row]) for row in range(z.shape[1])]), score(slice(None)))
 
@@ -116,13 +120,13 @@ def test_each_image_is_scored_by_itself(z, data):
 def test_branches_that_share_no_class_disagree_entirely():
     z = torch.tensor([[[40.0, -40.0, 0.0]], [[-40.0, 40.0, 0.0]]], dtype=torch.float64)
     assert disagreement_score(z).item() == pytest.approx(1.0)
-    assert sentinel_score(z[:1], undefended=z[1]).item() == pytest.approx(80)
+    assert reference_divergence(z[:1], reference=z[1]).item() == pytest.approx(80)
 
 
 def test_an_undefended_victim_that_is_fooled_is_suspicious_and_one_that_is_not_is_not():
     says = torch.tensor([[[6.0, 0.0, 0.0]]] * 3)
     agrees, fooled = torch.tensor([[5.0, 0.0, 0.0]]), torch.tensor([[0.0, 5.0, 0.0]])
-    assert sentinel_score(says, undefended=agrees) < 0.01 < 4 < sentinel_score(says, undefended=fooled)
+    assert reference_divergence(says, reference=agrees) < 0.01 < 4 < reference_divergence(says, reference=fooled)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -132,8 +136,8 @@ def test_every_dtype_comes_back_and_half_is_computed_in_float32(dtype):
     precise, precise_rows = (t.float() if dtype.itemsize == 2 else t for t in (z, rows))
     for score in (detection_score, disagreement_score):
         assert torch.equal(score(z), score(precise).to(dtype))
-    expected = sentinel_score(precise, undefended=precise_rows).to(dtype)
-    assert torch.equal(sentinel_score(z, undefended=rows), expected)
+    expected = reference_divergence(precise, reference=precise_rows).to(dtype)
+    assert torch.equal(reference_divergence(z, reference=rows), expected)
     fitted = fit_features(precise[0], precise_rows)
     expected = feature_score(fitted, features=precise[0], undefended=precise_rows).to(dtype)
     assert torch.equal(feature_score(fit_features(z[0], rows), features=z[0], undefended=rows), expected)
@@ -159,12 +163,12 @@ def test_gradients_reach_every_branch_and_are_finite(score):
     assert gradient.isfinite().all()
 
 
-def test_the_gradient_of_the_sentinel_score_reaches_the_branches_and_the_sentinel():
+def test_the_gradient_of_the_reference_divergence_reaches_the_branches_and_the_reference():
     z, rows = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 4), (2, 4)))
-    assert torch.autograd.gradcheck(lambda z, rows: sentinel_score(z, undefended=rows), (z, rows))
+    assert torch.autograd.gradcheck(lambda z, rows: reference_divergence(z, reference=rows), (z, rows))
 
 
-@pytest.mark.parametrize("score", [detection_score, disagreement_score, sentinel_score])
+@pytest.mark.parametrize("score", [detection_score, disagreement_score, reference_divergence])
 @pytest.mark.parametrize(
     ("wrong", "got"),
     [
@@ -174,7 +178,7 @@ def test_the_gradient_of_the_sentinel_score_reaches_the_branches_and_the_sentine
     ],
 )
 def test_logits_of_another_form_are_refused(score, wrong, got):
-    undefended = {"undefended": torch.zeros(2, 3)} if score is sentinel_score else {}
+    undefended = {"reference": torch.zeros(2, 3)} if score is reference_divergence else {}
     with pytest.raises(ValueError, match=rf"\(branches, images, classes\); got {got}.*torch\.stack"):
         score(wrong, **undefended)
 
@@ -186,9 +190,9 @@ def test_a_score_of_two_sides_needs_two_branches(score):
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,), (1, 2, 3)])
-def test_a_sentinel_of_other_images_or_classes_is_refused(shape):
+def test_a_reference_of_other_images_or_classes_is_refused(shape):
     with pytest.raises(ValueError, match=r"shape \(images, classes\) of the branches', \(2, 3\); got"):
-        sentinel_score(torch.zeros(3, 2, 3), undefended=torch.zeros(shape))
+        reference_divergence(torch.zeros(3, 2, 3), reference=torch.zeros(shape))
 
 
 # features
@@ -314,41 +318,54 @@ def test_too_few_images_to_fit_are_refused(counts):
 # the detector
 
 
-def evidence(count=40, seed=0, branches=3, classes=4):
+def inputs_of(count=40, seed=0, branches=3, classes=4):
+    """Inputs of a detector whose reference features follow from four others, two of them the blurred ones."""
     generator = torch.Generator().manual_seed(seed)
-    features, undefended = (part.float() for part in related(count, noise=0.3, seed=seed))
+    features, undefended = (part.float() for part in related(count, width=7, noise=0.3, seed=seed))
     stacked = 2 * torch.randn(branches, count, classes, generator=generator)
-    return Evidence(stacked, torch.randn(count, classes, generator=generator), features, undefended)
+    return DetectorInputs(
+        logits=stacked,
+        hardened_features=features[:, :4],
+        reference_logits=torch.randn(count, classes, generator=generator),
+        reference_features=undefended,
+        blurred_features=features[:, 4:],
+    )
+
+
+def sides(inputs):
+    return torch.cat([inputs.hardened_features, inputs.blurred_features], dim=1), inputs.reference_features
+
+
+def unfitted(name):
+    return FittedDetector(resolve(name, argument="detector")).eval()
 
 
 def fitted(name, given=None):
-    detector = Detector(DetectorConfig(name=name)).eval()
-    detector.fit(evidence() if given is None else given)
+    detector = unfitted(name)
+    detector.fit(inputs_of() if given is None else given)
     return detector
 
 
 def test_each_detector_is_its_function():
-    seen = evidence(seed=3)
+    seen = inputs_of(seed=3)
     assert torch.equal(fitted("gap")(seen), detection_score(seen.logits))
-    assert torch.equal(fitted("disagreement")(seen), disagreement_score(seen.logits))
-    assert torch.equal(fitted("sentinel")(seen), sentinel_score(seen.logits, undefended=seen.undefended))
-    basis = evidence()
-    model = fit_features(basis.features, basis.undefended_features)
-    expected = feature_score(model, features=seen.features, undefended=seen.undefended_features)
+    features, undefended = sides(seen)
+    expected = feature_score(fit_features(*sides(inputs_of())), features=features, undefended=undefended)
     assert torch.equal(fitted("features")(seen), expected)
 
 
 def test_the_combined_score_is_the_most_suspicious_of_all_in_benign_deviations():
-    basis, seen = evidence(), evidence(seed=3)
-    model = fit_features(basis.features, basis.undefended_features)
+    basis, seen = inputs_of(), inputs_of(seed=3)
+    model = fit_features(*sides(basis))
 
     def parts(e):
+        features, undefended = sides(e)
         return torch.stack(
             [
                 detection_score(e.logits),
                 disagreement_score(e.logits).log(),
-                sentinel_score(e.logits, undefended=e.undefended).log(),
-                feature_score(model, features=e.features, undefended=e.undefended_features),
+                reference_divergence(e.logits, reference=e.reference_logits).log(),
+                feature_score(model, features=features, undefended=undefended),
             ]
         )
 
@@ -357,53 +374,63 @@ def test_the_combined_score_is_the_most_suspicious_of_all_in_benign_deviations()
     torch.testing.assert_close(fitted("combined")(seen), expected.max(dim=0).values)
 
 
-@pytest.mark.parametrize("name", ["gap", "disagreement", "sentinel"])
-def test_a_detector_with_nothing_to_fit_is_fitted_from_the_start(name):
-    detector = Detector(DetectorConfig(name=name))
+def test_a_detector_with_nothing_to_fit_is_fitted_from_the_start():
+    detector = unfitted("gap")
     assert detector.is_fitted
     assert not detector.state_dict()
-    assert detector(evidence()).shape == (40,)
+    assert detector(inputs_of()).shape == (40,)
 
 
 @pytest.mark.parametrize("name", ["features", "combined"])
 def test_a_detector_that_is_not_fitted_names_the_call_that_fits_it(name):
-    detector = Detector(DetectorConfig(name=name))
+    detector = unfitted(name)
     assert not detector.is_fitted
     with pytest.raises(StageError, match=rf'the detector "{name}" is not fitted. Call calibrate\(benign_loader\)'):
-        detector(evidence())
+        detector(inputs_of())
     assert fitted(name).is_fitted
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_state_of_a_detector_is_what_it_says_it_is(name):
-    detector = fitted(name)
+    detector, widths = fitted(name), Widths(hardened=4, reference=3)
     shapes = {key: tuple(tensor.shape) for key, tensor in detector.state_dict().items()}
-    assert shapes == detector.state_shapes(4, 3)
-    twin = Detector(DetectorConfig(name=name))
-    twin.allocate(4, 3)
+    assert shapes == detector.rule.state_shapes(widths)
+    assert bool(shapes) == detector.rule.is_fitted_on_images()
+    twin = unfitted(name)
+    twin.allocate(widths)
     twin.load_state_dict(detector.state_dict())
-    seen = evidence(seed=5)
+    seen = inputs_of(seed=5)
     assert torch.equal(twin(seen), detector(seen))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_detector_is_differentiable_in_all_that_it_looks_at(name):
+@pytest.mark.parametrize(("name", "passes"), [("gap", 0), ("features", 2), ("combined", 2)])
+def test_a_detector_looks_at_what_it_declares_and_pays_for_it(name, passes):
+    """It is differentiable in all that it looks at, and gives the same score where the rest is missing."""
     detector = fitted(name)
-    given = Evidence(*(part.clone().requires_grad_() for part in evidence(seed=7)))
-    looked_at = {"gap": (0,), "disagreement": (0,), "sentinel": (0, 1), "features": (2, 3), "combined": (0, 1, 2, 3)}
+    needs = detector.rule.needs
+    parts = {
+        DetectorInput.HARDENED_FEATURES: {"hardened_features"},
+        DetectorInput.REFERENCE: {"reference_features", "reference_logits"},
+        DetectorInput.BLURRED_REFERENCE: {"blurred_features"},
+    }
+    declared = {"logits"}.union(*(fields for need, fields in parts.items() if need in needs))
+    given = DetectorInputs(*(part.clone().requires_grad_() for part in inputs_of(seed=7)))
     gradients = torch.autograd.grad(detector(given).sum(), given, allow_unused=True)
-    for index, gradient in enumerate(gradients):
-        if index in looked_at[name]:
-            assert gradient.isfinite().all()
-            assert gradient.any()
-        else:
-            assert gradient is None
+    looked_at = {field for field, g in zip(DetectorInputs._fields, gradients, strict=True) if g is not None and g.any()}
+    assert looked_at <= declared
+    assert {field for need, fields in parts.items() if need in needs for field in fields} - looked_at <= {
+        "reference_logits"  # which come with the features at no further cost
+    }
+    bare = given._replace(**{field: None for field in DetectorInputs._fields if field not in declared})
+    assert torch.equal(detector(bare), detector(given))
+    assert detector.rule.extra_passes() == passes
+    assert detector.rule.needs_reference() == (passes > 0)
 
 
 def test_too_few_images_leave_the_detector_as_it_was():
-    detector = Detector(DetectorConfig(name="combined"))
+    detector = unfitted("combined")
     with pytest.raises(ValueError, match="at least 10 images"):
-        detector.fit(evidence(count=9))
+        detector.fit(inputs_of(count=9))
     assert not detector.is_fitted
 
 
@@ -411,16 +438,16 @@ def test_too_few_images_leave_the_detector_as_it_was():
 @pytest.mark.parametrize("name", ["features", "combined"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_fitted_detector_works_in_another_precision(name, dtype):
-    detector, seen = fitted(name), evidence(seed=5)
+    detector, seen = fitted(name), inputs_of(seed=5)
     expected = detector(seen)
-    actual = detector.to(dtype)(Evidence(*(part.to(dtype) for part in seen)))
+    actual = detector.to(dtype)(DetectorInputs(*(part.to(dtype) for part in seen)))
     torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.3)
 
 
 @pytest.mark.parametrize("name", ["", "votes", None, 1, "Gap"])
 def test_an_unknown_detector_is_refused(name):
-    with pytest.raises(ValueError, match=r'^name must be "gap" or .*; got '):
-        DetectorConfig(name=name)
+    with pytest.raises(ConfigError, match=r'^detector must be "gap" or .*; got .*Add your own with zepad.detectors'):
+        resolve(name, argument="detector")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,0 +1,124 @@
+"""Branches, their fusion and what a detector looks at: a defense without stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import detectors as _detectors
+from . import fusion as _fusion
+from .config import is_number, require
+from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
+from .functional import smoothed
+from .fusion import FusionRule
+from .modules import Branch
+
+
+class BranchEnsemble(nn.Module):
+    """Branches that decide together, with a detector beside them.
+
+    Args:
+        branches: Modules from images to logits `(N, K)` by name, hardened branches first, the benign branch last. A
+            detector that looks at features needs a `Branch` each.
+        fusion: Fusion rule, or the name of a registered one; the paper's by default.
+        detector: Detector, or the name of a registered one; the paper's by default.
+        threshold: Threshold of the detection score; None flags nothing.
+        reference: The undefended victim with a head, for a detector that needs it.
+
+    Attributes:
+        branches: The branches by name.
+        fusion: The fusion rule.
+        detector: The detector with what it was fitted to.
+        threshold: Threshold of the detection score, or None.
+        reference: The undefended victim with a head, or None.
+
+    Raises:
+        ConfigError: If there is no branch, a rule or detector is unknown, or a threshold is not finite or has less than
+            two branches to compare.
+
+    Examples:
+        >>> import torch
+        >>> branch = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+        >>> BranchEnsemble({"one": branch, "other": branch})(torch.rand(2, 3, 2, 2)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        branches: Mapping[str, nn.Module],
+        *,
+        fusion: FusionRule | str = "rfdm",
+        detector: Detector | str = "gap",
+        threshold: float | None = None,
+        reference: Branch | None = None,
+    ) -> None:
+        super().__init__()
+        require(len(branches) >= 1, "branches", list(branches), "one or more")
+        require(threshold is None or is_number(threshold), "threshold", threshold, "a finite number, or None")
+        require(threshold is None or len(branches) >= 2, "threshold", threshold, "None for a single branch")
+        self.branches = nn.ModuleDict(branches)
+        self.reference = reference
+        self.fusion = _fusion.resolve(fusion, argument="fusion")
+        self.detector = FittedDetector(_detectors.resolve(detector, argument="detector"))
+        self.threshold = threshold
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """Names of the branches in the order of `branch_logits`."""
+        return tuple(self.branches)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready: fusion rule and detector with their settings."""
+        return {"fusion": self.fusion.record(), "detector": self.detector.rule.record()}
+
+    def branch_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of every branch `(B, N, K)`. Differentiable."""
+        return torch.stack([branch(images) for branch in self.branches.values()])
+
+    def fuse(self, logits: Tensor) -> Tensor:
+        """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
+        return self.fusion(logits)
+
+    def detector_inputs(self, images: Tensor) -> DetectorInputs:
+        """Return all that the detector looks at, with one pass through every encoder that it needs. Differentiable."""
+        needs = self.detector.rule.needs
+        hardened_features = reference_logits = reference_features = blurred_features = None
+        if DetectorInput.HARDENED_FEATURES in needs:
+            branches = list(self.branches.values())
+            features = [branch.encoder(images) for branch in branches]
+            logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
+            # The benign branch is left out: what transfers to it moves its features the victim's way.
+            hardened_features = torch.cat(features[:-1], dim=1)
+        else:
+            logits = self.branch_logits(images)
+        if DetectorInput.REFERENCE in needs:
+            assert self.reference is not None
+            reference_features = self.reference.encoder(images)
+            reference_logits = self.reference.head(reference_features)
+        if DetectorInput.BLURRED_REFERENCE in needs:
+            assert self.reference is not None
+            blurred_features = self.reference.encoder(smoothed(images))
+        return DetectorInputs(
+            logits=logits,
+            hardened_features=hardened_features,
+            reference_logits=reference_logits,
+            reference_features=reference_features,
+            blurred_features=blurred_features,
+        )
+
+    def score(self, images: Tensor) -> Tensor:
+        """Return the detection score of each image `(N,)`, larger where suspicious. Differentiable.
+
+        Raises:
+            StageError: If the detector is not fitted.
+        """
+        scores: Tensor = self.detector(self.detector_inputs(images))
+        return scores
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return fused logits `(N, K)` of images `(N, C, H, W)` in [0, 1]. Differentiable."""
+        return self.fuse(self.branch_logits(images))

@@ -1,0 +1,106 @@
+"""Fusion rules: how the branches become one decision. One file each, found by name.
+
+A rule of one's own is a subclass of `FusionRule` and one call of `register`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from .base import RULES, AveragingRule, FusionRule, ValidationLogits
+from .bounded import Bounded
+from .mean import Mean
+from .mixed import MixedNUTS
+from .rfdm import RFDM
+from .temperature import Temperature
+
+register = RULES.register
+names = RULES.names
+resolve = RULES.resolve
+
+register("rfdm", RFDM)
+register("mean", Mean)
+register("bounded", Bounded)
+register("temperature", Temperature)
+register("mixed", MixedNUTS)
+
+__all__ = [
+    "RFDM",
+    "AveragingRule",
+    "Bounded",
+    "FusionRule",
+    "Mean",
+    "MixedNUTS",
+    "Temperature",
+    "ValidationLogits",
+    "fuse_logits",
+    "fusion_weights",
+    "names",
+    "register",
+    "resolve",
+]
+
+
+def fuse_logits(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Tensor:
+    """Fuse the branches by a registered rule.
+
+    Args:
+        logits: Logits `(B, N, K)` of any float dtype, hardened branches first, the benign branch last.
+        rule: Name of the rule.
+        **settings: Settings of the rule, such as `vote=0.5` for `"bounded"`.
+
+    Returns:
+        Fused logits `(N, K)` in the dtype of `logits`, differentiable with respect to every branch.
+
+    Raises:
+        ValueError: If the rule is unknown or has no such setting, or `logits` has another form.
+
+    Examples:
+        >>> import torch
+        >>> fuse_logits(torch.tensor([[[2.0, 0.0]], [[4.0, 2.0]]]))
+        tensor([[3., 1.]])
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), robust federated decision mechanism, for `"rfdm"`.
+    """
+    return _build(rule, settings)(logits)
+
+
+def fusion_weights(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Tensor:
+    """Return the weight of each branch for each image; weights are positive and sum to 1 over the branches.
+
+    Args:
+        logits: Logits `(B, N, K)` of any float dtype.
+        rule: Name of a rule that averages logits.
+        **settings: Settings of the rule.
+
+    Returns:
+        Weights `(B, N)` in the dtype of `logits`.
+
+    Raises:
+        ValueError: If the rule is unknown, has no such setting or averages no logits, or `logits` has another form.
+
+    Examples:
+        >>> import torch
+        >>> fusion_weights(torch.tensor([[[9.0, -9.0]], [[0.0, 0.0]]])).squeeze()
+        tensor([0.8996, 0.1004])
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), robust federated decision mechanism, for `"rfdm"`.
+    """
+    weights = _build(rule, settings).weights(logits)
+    if weights is None:
+        raise ConfigError(f"the rule {rule!r} averages no logits, so its branches have no weights.")
+    return weights
+
+
+def _build(rule: str, settings: dict[str, Any]) -> FusionRule:
+    cls = RULES.get(rule)
+    unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+    if unknown:
+        has = ", ".join(cls.__dataclass_fields__) or "none"
+        raise ConfigError(f"the rule {rule!r} has no setting {', '.join(unknown)}; it has {has}.")
+    return cls(**settings)

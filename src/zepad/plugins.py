@@ -1,0 +1,135 @@
+"""A register of named classes whose fields are settings: how fusion rules and detectors are found by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from .errors import CheckpointError, ConfigError
+from .schema import STRICT, parse_json
+
+_P = TypeVar("_P", bound="Plugin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """What a register holds: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        name: Name under which the class is registered.
+    """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+    name: ClassVar[str] = ""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings by name, JSON-ready."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return `{"name": ..., "settings": ...}`, from which `Register.read` rebuilds an equal object."""
+        return {"name": self.name, "settings": self.settings()}
+
+    def summary(self) -> str:
+        """Return name and settings as a person reads them, such as `"bounded (vote 0.5)"`."""
+        settings = ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in vars(self).items())
+        return f"{self.name} ({settings})" if settings else self.name
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_shown, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Register(Generic[_P]):
+    """Classes of one kind by name.
+
+    Args:
+        kind: What the classes are, for messages, such as `"fusion rule"`.
+        base: Class that every entry extends.
+        home: Module whose `register` adds an entry, for messages.
+    """
+
+    def __init__(self, kind: str, base: type[_P], *, home: str) -> None:
+        self.kind = kind
+        self.base = base
+        self.home = home
+        self._classes: dict[str, type[_P]] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Return the registered names in the order of registration."""
+        return tuple(self._classes)
+
+    def register(self, name: str, cls: type[_P]) -> None:
+        """Add a class under a name. Registering the same class again replaces it, as a notebook does.
+
+        Args:
+            name: Lower-case letters, digits, `-` and `_`, starting with a letter. It is what a saved model says.
+            cls: A frozen dataclass that extends the base and has a default for every field.
+
+        Raises:
+            ConfigError: If the name is malformed or taken by another class, or the class is not such a dataclass.
+        """
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+            raise ConfigError(f"the name of a {self.kind} must be lower-case letters and digits; got {name!r}.")
+        if not (isinstance(cls, type) and issubclass(cls, self.base) and "__dataclass_fields__" in vars(cls)):
+            raise ConfigError(
+                f"a {self.kind} must be a class decorated with @dataclass(frozen=True, kw_only=True) that extends "
+                f"{self.home}.{self.base.__name__}; got {cls!r}."
+            )
+        taken = self._classes.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(f"the name {name!r} already belongs to the {self.kind} {taken.__qualname__}.")
+        try:
+            cls()
+        except TypeError as error:
+            raise ConfigError(f"the {self.kind} {cls.__qualname__} must work without arguments: {error}.") from error
+        cls.name = name
+        self._classes[name] = cls
+
+    def get(self, name: object, *, argument: str = "rule") -> type[_P]:
+        """Return the class of a name.
+
+        Raises:
+            ConfigError: If no class is registered under the name.
+        """
+        if not isinstance(name, str) or name not in self._classes:
+            known = " or ".join(f'"{known}"' for known in self._classes)
+            raise ConfigError(f"{argument} must be {known}; got {name!r}. Add your own with {self.home}.register.")
+        return self._classes[name]
+
+    def resolve(self, given: _P | str, *, argument: str) -> _P:
+        """Return what a user gave: an object as it is, a name as that class with its default settings.
+
+        Raises:
+            ConfigError: If the name is unknown, or an object is of an unregistered class.
+        """
+        if isinstance(given, self.base):
+            if self._classes.get(given.name) is not type(given):
+                raise ConfigError(
+                    f"{argument}: {type(given).__qualname__} is not registered, so a saved model could not name it. "
+                    f"Call {self.home}.register(name, {type(given).__qualname__}) first."
+                )
+            return given
+        return self.get(given, argument=argument)()
+
+    def read(self, name: str, settings: dict[str, Any], *, origin: str) -> _P:
+        """Rebuild an object from its record.
+
+        Args:
+            name: Name of the class.
+            settings: All of its settings.
+            origin: File that holds them, for messages.
+
+        Raises:
+            CheckpointError: If no such class is registered here, or the settings are not exactly its own.
+        """
+        if name not in self._classes:
+            raise CheckpointError(
+                f"{origin} uses the {self.kind} {name!r}, which is not registered here; known are "
+                f"{', '.join(self._classes)}. Import the code that calls {self.home}.register({name!r}, ...) first."
+            )
+        return parse_json(self._classes[name], json.dumps(settings), origin=f"{origin}, {self.kind} {name!r}")
