@@ -17,7 +17,7 @@ from .attacks import PGD, hardened_branches, margin
 from .config import DetectorConfig, FusionConfig, is_number, require
 from .errors import CalibrationWarning, InputError
 from .functional import Evidence, conformal_threshold, correct_count, robust_transform
-from .inputs import batches_of, check_images, check_labels, has_labels, images_of
+from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
 from .modules import Detector, Fusion
 from .types import Loader
 
@@ -125,7 +125,7 @@ def _observe(
     labels: list[Tensor] = []
     attacked: list[Tensor] = []
     generator = torch.Generator(device).manual_seed(0)
-    for batch in batches_of(loader):
+    for batch in iter_batches(loader):
         images = check_images(images_of(batch), channels=channels)
         targets = check_labels(batch[1], count=len(images), num_classes=num_classes) if has_labels(batch) else None
         for start in range(0, len(images), _CHUNK):

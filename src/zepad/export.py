@@ -17,7 +17,8 @@ from .config import require
 from .encoders import Encoder
 from .errors import CheckpointError, ConfigError, InputError, ZePADError
 from .functional import Evidence, averages
-from .modules import Detector, Fusion, evaluating
+from .modes import evaluating
+from .modules import Detector, Fusion
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,25 +12,6 @@ from . import functional
 from .config import DetectorConfig, FusionConfig, is_number, require
 from .errors import StageError
 from .functional import Evidence
-
-
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Put a module in evaluation mode for a while and restore every submodule's own flag, also after an error.
-
-    Args:
-        model: An `nn.Module`; any other callable has no mode and is left alone.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True  # each flag by itself: train() would recurse and wake frozen parts
 
 
 class MLPHead(nn.Sequential):
