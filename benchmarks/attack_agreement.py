@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from zepad import HardenConfig, ZePAD
 from zepad.attacks import APGD, Square, art_classifier, cross_entropy, dlr
 from zepad.modules import Branch, MLPHead
-from zepad.training import Run, harden_recipe, train_branch
+from zepad.training import harden_branch
 
 Craft = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -44,11 +44,7 @@ def hardened(options: argparse.Namespace) -> nn.Module:
     name = "digits-train" if options.data == "digits" else "cifar10_train_a"
     loader = DataLoader(load_images(name, options.shared, options.images), batch_size=128, shuffle=True)
     config = HardenConfig(eps=options.eps / 255, epochs=options.epochs)
-    run = Run(
-        name="harden victim", index=0, recipe=harden_recipe(config), config=config, features=features, channels=3,
-        num_classes=10, progress=False,
-    )  # fmt: skip
-    branch, _ = train_branch(encoder, run, loader, None)
+    branch, _ = harden_branch(encoder, loader, config, num_classes=10, progress=False)
     if options.keep is not None:
         save_file(branch.state_dict(), options.keep)
     return branch.eval()

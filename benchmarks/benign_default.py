@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from zepad import BenignConfig, ZePAD
 from zepad.attacks import PGD, UniversalFeatureAttack, attack_features
 from zepad.encoders import Encoder
-from zepad.training import Run, benign_recipe, train_branch
+from zepad.training import train_benign
 
 
 def from_scratch(encoder: Encoder, seed: int) -> Encoder:
@@ -69,11 +69,7 @@ def main() -> None:
             if fresh:
                 encoder = from_scratch(encoder, seed)
             config = BenignConfig(seed=seed, epochs=10 * factor)
-            run = Run(
-                name="benign", index=2, recipe=benign_recipe(config), config=config, num_classes=10, channels=3,
-                features=encoder(train.images[:2]).shape[1], progress=False,
-            )  # fmt: skip
-            branch: nn.Module = train_branch(encoder, run, loader, None)[0]
+            branch: nn.Module = train_benign(encoder, loader, config, num_classes=10, progress=False)[0]
             for column, images in {"benign": test.images, **attacked}.items():
                 results.setdefault(column, []).append(benign(branch, images, test.labels))
         record = {

@@ -52,7 +52,7 @@ from zepad.attacks import (
 from zepad.data import LabelledImages
 from zepad.evaluation import auroc, semi_black_box
 from zepad.modules import Fusion
-from zepad.objectives import HardeningMethod, trades
+from zepad.objectives import Recipe, trades
 from zepad.training import fit_heads, training_device
 from zepad.types import HARDENED_ROLES
 
@@ -66,7 +66,7 @@ class Setting:
     images: int | None
     epochs: int | None
     inner_steps: int
-    objective: Callable[[], HardeningMethod] | None
+    objective: Callable[[], Recipe] | None
     flip: bool
     eps: float
     attacked: int

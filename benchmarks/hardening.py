@@ -30,7 +30,8 @@ from zepad.attacks import PGD, FeaturePGD
 from zepad.data import LabelledImages
 from zepad.encoders import wrap_module
 from zepad.functional import kl_divergence, structure_loss
-from zepad.modules import Branch, MLPHead, evaluating
+from zepad.modes import evaluating
+from zepad.modules import Branch, MLPHead
 from zepad.training import fit_heads
 
 

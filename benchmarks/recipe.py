@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from zepad import HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder
 from zepad.modules import Branch
-from zepad.training import Run, fit_heads, harden_recipe, train_branch
+from zepad.training import fit_heads, harden_branch
 
 
 def main() -> None:
@@ -45,19 +45,14 @@ def main() -> None:
     loader = DataLoader(train, batch_size=options.batch, shuffle=True)
     victim, auxiliary = load_encoders(options.data, options.shared)
     model = ZePAD.from_encoders(victim, auxiliary)
-    encoder: Encoder = model.encoder("victim")
-    features = encoder(train.images[:2]).shape[1]
     start = time.perf_counter()
-    run = Run(
-        name="harden victim", index=0, recipe=harden_recipe(config), config=config, features=features, channels=3,
-        num_classes=10, progress=False,
-    )  # fmt: skip
-    branch, history = train_branch(encoder, run, loader, None)
+    branch, records = harden_branch(model.encoder("victim"), loader, config, num_classes=10, progress=False)
     seconds = time.perf_counter() - start
+    encoder: Encoder = branch.encoder
     refitted = fit_heads({"victim": encoder}, loader, HeadConfig(), channels=3, num_classes=10, progress=False)
     record: dict[str, object] = {
         "data": options.data, "images": len(train), "eps": f"{options.eps:g}/255", "paper": options.paper, **changes,
-        "batch": options.batch, "epochs": len(history), "seconds": round(seconds),
+        "batch": options.batch, "epochs": len(records["hardening"]), "seconds": round(seconds),
     }  # fmt: skip
     for name, model in (("adversarial_head", branch), ("refitted_head", Branch(encoder, refitted["victim"]))):
         record[name] = {

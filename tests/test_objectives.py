@@ -19,16 +19,16 @@ from zepad.attacks import PGD
 from zepad.modules import Branch, MLPHead
 from zepad.objectives import (
     Batch,
-    HardeningMethod,
     Inner,
-    Outcome,
+    ObjectiveOutput,
+    Recipe,
     fare,
     gen_af,
     mart,
     pgd_at,
     robust_criticality,
     trades,
-    zepad_method,
+    zepad_recipe,
 )
 from zepad.training import fit_heads, harden_branch
 
@@ -40,7 +40,7 @@ METHODS = {
     "mart": mart(),
     "gen_af": gen_af(**ONE_EPOCH),
     "fare": fare(),
-    "zepad": zepad_method(structure_weight=1.0),
+    "zepad": zepad_recipe(structure_weight=1.0),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
@@ -136,7 +136,7 @@ def naive_fare(branch: Branch, batch: Batch) -> float:
     ],
     ids=["pgd_at", "trades", "mart", "gen_af", "fare"],
 )
-def test_the_loss_is_the_papers_equation(method: HardeningMethod, naive) -> None:
+def test_the_loss_is_the_papers_equation(method: Recipe, naive) -> None:
     branch, batch = example()
     # Half precision aside, objectives compute in float32 at least.
     assert method.objective(branch, batch).loss.item() == pytest.approx(naive(branch, batch), rel=1e-5)
@@ -173,10 +173,10 @@ def test_mart_does_not_pull_an_image_that_is_surely_right() -> None:
 
 
 @each_method
-def test_the_inner_attack_touches_neither_gradients_nor_statistics(method: HardeningMethod) -> None:
+def test_the_inner_attack_touches_neither_gradients_nor_statistics(method: Recipe) -> None:
     found = []
 
-    def spy(branch: Branch, batch: Batch) -> Outcome:
+    def spy(branch: Branch, batch: Batch) -> ObjectiveOutput:
         if not found:
             found.append(([p.grad for p in branch.parameters()], state(branch.encoder), batch, branch.head.training))
         return method.objective(branch, batch)
@@ -196,7 +196,7 @@ def test_the_inner_attack_touches_neither_gradients_nor_statistics(method: Harde
 def test_the_loop_attacks_with_the_methods_loss_model_and_targets() -> None:
     seen = []
 
-    def spy(branch: Branch, batch: Batch) -> Outcome:
+    def spy(branch: Branch, batch: Batch) -> ObjectiveOutput:
         seen.append(batch)
         return pgd_at().objective(branch, batch)
 
@@ -205,21 +205,21 @@ def test_the_loop_attacks_with_the_methods_loss_model_and_targets() -> None:
         model=lambda _: lambda images: images.flatten(1),
         targets=lambda _: lambda _branch, images, _labels: images.flatten(1) + 1,
     )
-    method = HardeningMethod(name="dark", objective=spy, inner=darkening)
+    method = Recipe(name="dark", objective=spy, inner=darkening)
     harden_branch(TinyEncoder(), data(), HardenConfig(epochs=1, steps=4, eps=0.1), objective=method, progress=False)
     for batch in seen:
         torch.testing.assert_close(batch.adversarial, (batch.images - 0.1).clamp(0, 1))
         assert torch.equal(batch.targets, batch.images.flatten(1) + 1)
 
 
-def inner_value(method: HardeningMethod, branch: Branch, images: Tensor, attacked: Tensor, labels: Tensor) -> float:
+def inner_value(method: Recipe, branch: Branch, images: Tensor, attacked: Tensor, labels: Tensor) -> float:
     branch.eval()
     targets = method.inner.targets(branch)(branch, images, labels)
     return method.inner.loss(method.inner.model(branch)(attacked), targets).mean().item()
 
 
 @each_method
-def test_the_inner_attack_raises_what_the_method_says(method: HardeningMethod) -> None:
+def test_the_inner_attack_raises_what_the_method_says(method: Recipe) -> None:
     images, labels = toy_data(24)
     branch = tiny_branch().eval()
     targets = method.inner.targets(branch)(branch, images, labels)
@@ -258,7 +258,7 @@ def test_fare_keeps_the_original_and_trades_follows_the_branch() -> None:
     ],
     ids=["pgd_at", "fare", "trades", "mart", "gen_af"],
 )
-def test_which_images_train_the_statistics(method: HardeningMethod, passes: list[str]) -> None:
+def test_which_images_train_the_statistics(method: Recipe, passes: list[str]) -> None:
     images, labels = toy_data(24)
     branch = tiny_branch()
     twin = copy.deepcopy(branch)
@@ -303,7 +303,7 @@ def undefended() -> Branch:
 
 
 @each_method
-def test_every_method_hardens(method: HardeningMethod, undefended: Branch) -> None:
+def test_every_method_hardens(method: Recipe, undefended: Branch) -> None:
     held_out = fragile_data(120, seed=5)
     loader = DataLoader(TensorDataset(*fragile_data()), batch_size=16, shuffle=True)
     config = HardenConfig(eps=0.1, epochs=12, steps=3, lr=1e-2, head_lr=1e-2, val_fraction=0.2, precision="fp32")
@@ -316,7 +316,7 @@ def test_every_method_hardens(method: HardeningMethod, undefended: Branch) -> No
 
 
 @pytest.mark.parametrize("method", [trades(), fare(), gen_af()], ids=["trades", "fare", "gen_af"])
-def test_every_parameter_is_trained_in_mixed_precision(method: HardeningMethod) -> None:
+def test_every_parameter_is_trained_in_mixed_precision(method: Recipe) -> None:
     # In older torch, targets computed without gradients fill autocast's cache; a shared one would freeze layers.
     encoder = TinyEncoder()
     config = replace(QUICK, precision="bf16")
@@ -354,7 +354,7 @@ def test_one_encoder_is_hardened_as_in_the_defense_and_the_callers_stays() -> No
 
 
 @each_method
-def test_every_method_is_one_argument_of_harden(method: HardeningMethod, tmp_path: Path) -> None:
+def test_every_method_is_one_argument_of_harden(method: Recipe, tmp_path: Path) -> None:
     defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
     defense.harden(data(), QUICK, objective=method, progress=False)
     defense.fit_benign(data(), BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)

@@ -34,7 +34,7 @@ from zepad.data import digits
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead
-from zepad.objectives import Batch, Outcome, fare, zepad_objective
+from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_objective
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads
 from zepad.training.features import FeatureCache
@@ -266,13 +266,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_everything_int
 def test_weights_that_the_last_step_of_an_epoch_broke_are_never_saved(loader: DataLoader, tmp_path: Path) -> None:
     calls = []
 
-    def objective(branch: Branch, batch: Batch) -> Outcome:
+    def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         calls.append(1)
         logits = branch(batch.images)
         loss = nn.functional.cross_entropy(logits, batch.labels)
         if len(calls) == 12:  # finite itself, but with gradients that are not: the last step of the second epoch
             loss = loss + 0 * (logits - logits.detach()).abs().sqrt().sum()
-        return Outcome(loss, logits.detach(), logits.detach())
+        return ObjectiveOutput(loss, logits.detach(), logits.detach())
 
     config = HardenConfig(epochs=3, steps=1, precision="fp32", val_fraction=0)
     with pytest.raises(TrainingError, match="a weight is not finite at epoch 2, step 6"):

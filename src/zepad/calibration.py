@@ -17,7 +17,7 @@ from .detectors import Detector, DetectorInputs, FittedDetector
 from .errors import CalibrationWarning, InputError
 from .functional import conformal_threshold, correct_count
 from .fusion import FusionRule, ValidationLogits
-from .inputs import batches_of, check_images, check_labels, has_labels, images_of
+from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
 from .types import Loader
 
 _CHUNK = 256  # images that are looked at at a time
@@ -144,7 +144,7 @@ def _observe(
     labels: list[Tensor] = []
     attacked: list[Tensor] = []
     generator = torch.Generator(device).manual_seed(0)
-    for batch in batches_of(loader):
+    for batch in iter_batches(loader):
         images = check_images(images_of(batch), channels=channels)
         targets = check_labels(batch[1], count=len(images), num_classes=num_classes) if has_labels(batch) else None
         for start in range(0, len(images), _CHUNK):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .config import require
+from .detectors import DetectorInputs, FittedDetector
 from .encoders import Encoder
 from .errors import CheckpointError, ConfigError, InputError, ZePADError
-from .detectors import DetectorInputs, FittedDetector
 from .fusion import AveragingRule, FusionRule
-from .modules import evaluating
+from .modes import evaluating
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""

@@ -1,8 +1,8 @@
-"""Checks at the border: every image and label that enters the library passes here once."""
+"""Checks at the border: every image and label that enters the library passes through here once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 from .errors import InputError
 from .types import Loader
 
+Labeller = Callable[[Tensor], Tensor]
+"""A map from images `(N, C, H, W)` to labels, int64 `(N,)`."""
+
 _TOLERANCE = 1e-6  # rounding may leave a pixel this far outside [0, 1]
 
 
@@ -18,11 +21,11 @@ def check_images(images: object, *, channels: int | None = None) -> Tensor:
     """Return the images if they are float, `(N, C, H, W)`, finite and in [0, 1].
 
     Args:
-        images: What the caller passed.
-        channels: The number of channels the encoders take, where known.
+        images: The object that the caller passed.
+        channels: Number of channels that the encoders take, where known.
 
     Raises:
-        InputError: Saying what was got, what was expected and what to do.
+        InputError: If they do not; the message says what was got, what was expected and what to do.
     """
     if not isinstance(images, Tensor):
         raise InputError(
@@ -65,12 +68,12 @@ def check_labels(labels: object, *, count: int, num_classes: int | None = None) 
     """Return the labels as int64 if they are integers of shape `(N,)` in [0, num_classes).
 
     Args:
-        labels: What the loader yielded.
-        count: The number of images they belong to.
-        num_classes: Their upper bound, where known.
+        labels: The object that the loader yielded.
+        count: Number of images that the labels belong to.
+        num_classes: Upper bound of the labels, where known.
 
     Raises:
-        InputError: Saying what was got, what was expected and what to do.
+        InputError: If they do not; the message says what was got, what was expected and what to do.
     """
     if not isinstance(labels, Tensor):
         raise InputError(f"labels must be a torch.Tensor of integers; got {type(labels).__name__}.")
@@ -85,24 +88,24 @@ def check_labels(labels: object, *, count: int, num_classes: int | None = None) 
     if low < 0 or (num_classes is not None and high >= num_classes):
         bound = "num_classes" if num_classes is None else str(num_classes)
         raise InputError(
-            f"labels must lie in [0, {bound}); got min {low}, max {high}. Set num_classes, or map the "
-            f"labels to 0, 1, ..."
+            f"labels must lie in [0, {bound}); got min {low}, max {high}. Set num_classes, or map the labels to "
+            "0, 1, ..."
         )
     return labels.long()
 
 
 def has_labels(batch: Any) -> bool:
-    """Whether what a loader yielded is a pair, whose second part is then taken for labels."""
+    """Return whether a loader yielded a pair, whose second part is then taken for labels."""
     return isinstance(batch, (tuple, list)) and len(batch) >= 2
 
 
 def images_of(batch: Any) -> Any:
-    """Take the images out of what a loader yielded, with or without labels."""
+    """Return the images of what a loader yielded, with or without labels."""
     return batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Take `(images, labels)` out of what a loader yielded.
+    """Return `(images, labels)` of what a loader yielded.
 
     Raises:
         InputError: If the batch carries no labels.
@@ -122,11 +125,11 @@ def image_batches(images: Tensor | Loader, *, channels: int | None = None) -> It
     Raises:
         InputError: If an image does not fit, or there is none.
     """
-    for batch in batches_of(images):
+    for batch in iter_batches(images):
         yield check_images(images_of(batch), channels=channels)
 
 
-def batches_of(images: Tensor | Loader) -> Iterator[Any]:
+def iter_batches(images: Tensor | Loader) -> Iterator[Any]:
     """Iterate over what a loader yields, unchecked; a tensor is one batch.
 
     Raises:
@@ -148,6 +151,37 @@ def batches_of(images: Tensor | Loader) -> Iterator[Any]:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
 
 
+def labelled_batches(
+    loader: Loader,
+    device: torch.device,
+    *,
+    channels: int,
+    num_classes: int | None,
+    labeller: Labeller | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over checked images and labels on a device.
+
+    Args:
+        loader: Loader that yields `(images, labels)`, or images alone where a `labeller` is given.
+        device: Device that the batches are moved to.
+        channels: Number of channels of the images.
+        num_classes: Upper bound of the labels, where known.
+        labeller: Function that labels the images of a loader without labels.
+
+    Raises:
+        InputError: If an image or label does not fit.
+    """
+    for batch in loader:
+        if labeller is not None and not has_labels(batch):
+            images = check_images(images_of(batch), channels=channels).to(device)
+            yield images, labeller(images)
+            continue
+        images, labels = split_batch(batch)
+        checked = check_images(images, channels=channels)
+        targets = check_labels(labels, count=len(checked), num_classes=num_classes)
+        yield checked.to(device), targets.to(device)
+
+
 def check_reiterable(loader: Loader) -> None:
     """Refuse a one-shot iterator: training passes over the data many times.
 
@@ -166,7 +200,7 @@ def check_reiterable(loader: Loader) -> None:
         )
 
 
-def batches_in(loader: Loader) -> int | None:
+def num_batches(loader: Loader) -> int | None:
     """Return the number of batches, or None where the loader does not know."""
     try:
         return len(loader)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from .detectors import FittedDetector as Detector
 from .encoders import Encoder
 from .hub import HubRepo, locate
-from .detectors import FittedDetector as Detector
 from .serialization import (
     DETECTOR_FILE,
     ENCODER_FILES,

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from . import training
 from .calibration import calibrate
 from .card import CardDetails, model_card
 from .config import (
@@ -21,7 +22,6 @@ from .config import (
     HardenConfig,
     HeadConfig,
     check_budget,
-    require,
 )
 from .detectors import Detector, DetectorInputs, FittedDetector
 from .detectors import resolve as resolve_detector
@@ -30,14 +30,15 @@ from .ensemble import BranchEnsemble
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
 from .export import export_model
-from .fusion import FusionRule, Mean
+from .fusion import FusionRule
 from .fusion import resolve as resolve_fusion
 from .hub import HubRepo, Published
-from .inputs import check_images, check_reiterable, image_batches
+from .inputs import check_images, image_batches
 from .inspection import BranchReport, inspect_branches
 from .loading import load_saved
-from .modules import Branch, evaluating
-from .objectives import HardeningMethod, Objective
+from .modes import evaluating
+from .modules import Branch
+from .objectives import Objective, Recipe
 from .provenance import recorded, without
 from .publishing import publish_folder, write_card
 from .serialization import (
@@ -46,23 +47,6 @@ from .serialization import (
     SavedFile,
     describe_model,
     save_model,
-)
-from .training import (
-    Recipe,
-    Run,
-    benign_recipe,
-    check_state,
-    checkpoint_folder,
-    class_names,
-    count_classes,
-    fit_heads,
-    harden_recipe,
-    hardening_method,
-    images_in,
-    plan_labels,
-    run_method,
-    train_branch,
-    training_device,
 )
 from .types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
@@ -194,7 +178,7 @@ class ZePAD(
             if encoders["victim"].spec.source == "custom":
                 shared[REFERENCE] = "victim"
         for name, encoder in encoders.items():
-            check_state(name, encoder)
+            training.check_state(name, encoder)
         shapes = {role: _probe(role, encoder) for role, encoder in encoders.items()}
         channels = {c for c, _ in shapes.values()}
         if len(channels) != 1:
@@ -220,7 +204,7 @@ class ZePAD(
         loader: Loader,
         config: HardenConfig = HardenConfig(),
         *,
-        objective: Objective | HardeningMethod | None = None,
+        objective: Objective | Recipe | None = None,
         zero_shot: Mapping[str, ZeroShotHead] | None = None,
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
@@ -236,8 +220,8 @@ class ZePAD(
             loader: Yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; of known or unknown length. Images
                 alone will do with `objective=fare()`, and with `zero_shot` heads, which then label them.
             config: The recipe; `HardenConfig.paper()` for the paper's.
-            objective: What is minimised, ZePAD's own by default: a method of `zepad.objectives` such as
-                `trades(beta=6)`, or a plain function from branch and batch to an `Outcome`.
+            objective: A recipe of `zepad.objectives` such as `trades(beta=6)`, or a plain function from branch and
+                batch to an `ObjectiveOutput`. None is ZePAD's own recipe.
             zero_shot: Heads made from class names, for victim and auxiliary, that stand in for trained ones and stay as
                 they are. Images without labels get those of the public encoders' zero-shot classifiers, averaged.
             val_loader: For choosing the best epoch; None holds out a part of `loader` where it can be split.
@@ -256,27 +240,21 @@ class ZePAD(
             CheckpointError: If the folder holds another run.
         """
         self._require_whole("harden")
-        folder = checkpoint_folder(checkpoint_dir, resume=resume)
-        method, recipe = hardening_method(config, objective), harden_recipe(config, objective)
-        heads = {} if zero_shot is None else check_heads(zero_shot, HARDENED_ROLES, self._features)
-        num_classes, labeller = plan_labels(
+        heads = None if zero_shot is None else check_heads(zero_shot, HARDENED_ROLES, self._features)
+        hardened = training.harden(
+            {role: self.encoder(role) for role in HARDENED_ROLES},
             loader,
-            method,
-            num_classes=heads["victim"].classes if heads else self._declared_classes,
-            classifier=(lambda: self._public_classifier(heads)) if heads else None,
+            config,
+            objective=objective,
+            zero_shot=heads,
+            num_classes=self._declared_classes,
+            val_loader=val_loader,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            progress=progress,
         )
-        branches: dict[str, Branch] = {}
-        history: dict[str, Any] = {}
-        record = {"config": config.to_dict(), "method": method.name, "images": images_in(loader), "history": history}
-        for index, role in enumerate(HARDENED_ROLES):
-            run = self._run(f"harden {role}", index, role, recipe, config, num_classes, folder, resume, progress)
-            run = replace(run, head=heads.get(role), labeller=labeller)
-            branches[role], stages = run_method(self._copy(role), method, run, loader, val_loader)
-            history[role] = stages.pop("hardening")
-            history.update({f"{role} {stage}": what for stage, what in stages.items()})
-        names = None if num_classes is None or heads else class_names(loader)
-        self._install(branches, num_classes, names, stage="hardened")
-        self.provenance = recorded(self.provenance, "harden", record)
+        self._install(hardened.branches, hardened.num_classes, hardened.class_names, stage="hardened")
+        self.provenance = recorded(self.provenance, "harden", hardened.record)
         return self
 
     def fit_benign(
@@ -319,31 +297,27 @@ class ZePAD(
         kept = set(HARDENED_ROLES) if head_config is None else set()
         if not kept <= set(self.heads):
             raise StageError("hardening left no heads to keep. Pass head_config=HeadConfig() to fit some.")
-        folder = checkpoint_folder(checkpoint_dir, resume=resume)
-        num_classes = self._count_classes(loader)
+        num_classes = self._declared_classes or training.count_classes(loader)
         if kept and num_classes != self.num_classes:
             raise ConfigError(
                 f"the kept heads are for {self.num_classes} classes and the loader has {num_classes}. "
                 "Pass head_config=HeadConfig() to fit new ones."
             )
-        index = ROLES.index("benign")
-        run = self._run(
-            "fit benign",
-            index,
-            "benign",
-            benign_recipe(config),
+        benign, record = training.train_benign(
+            self.encoder("benign"),
+            loader,
             config,
-            num_classes,
-            folder,
-            resume,
-            progress,
+            num_classes=num_classes,
+            val_loader=val_loader,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            progress=progress,
         )
-        benign, history = train_branch(self._copy("benign"), run, loader, val_loader)
-        self.to(training_device())  # all of it, so that an error in between leaves no part elsewhere
+        self.to(training.training_device())  # all of it, so that an error in between leaves no part elsewhere
         branches: dict[str, Branch] = {role: self.branch(role) for role in HARDENED_ROLES if role in kept}
         encoders: dict[str, Encoder] = {r: self.encoder(r) for r in self._roles if r not in kept and r != "benign"}
         if encoders:
-            heads = fit_heads(
+            heads = training.fit_heads(
                 encoders,
                 loader,
                 head_config or HeadConfig(seed=config.seed),
@@ -352,13 +326,9 @@ class ZePAD(
                 progress=progress,
             )
             branches |= {role: Branch(encoders[role], head) for role, head in heads.items()}
-        self._install({**branches, "benign": benign}, num_classes, class_names(loader), stage="fitted")
-        record = {
-            "config": config.to_dict(),
-            "head_config": None if head_config is None else head_config.to_dict(),
-            "images": images_in(loader),
-            "history": history,
-        }
+        self._install({**branches, "benign": benign}, num_classes, training.class_names(loader), stage="fitted")
+        fitted = None if head_config is None else head_config.to_dict()
+        record = {"config": record["config"], "head_config": fitted, **record}
         self.provenance = recorded(self.provenance, "benign", record)
         return self
 
@@ -387,14 +357,15 @@ class ZePAD(
             TrainingError: As `harden`.
         """
         self._require_fitted("fit_heads")
-        check_reiterable(loader)
-        classes = num_classes or count_classes(loader)
-        self.to(training_device())
+        classes = num_classes or training.count_classes(loader)
+        self.to(training.training_device())
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in self._roles}
-        heads = fit_heads(encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress)
+        heads = training.fit_heads(
+            encoders, loader, config, channels=self.channels, num_classes=classes, progress=progress
+        )
         branches = {role: Branch(encoder, heads[role]) for role, encoder in encoders.items()}
-        self._install(branches, classes, class_names(loader), stage="fitted")
-        record = {"config": config.to_dict(), "images": images_in(loader)}
+        self._install(branches, classes, training.class_names(loader), stage="fitted")
+        record = {"config": config.to_dict(), "images": training.num_images(loader)}
         self.provenance = recorded(self.provenance, "heads", record)
         return self
 
@@ -897,43 +868,6 @@ class ZePAD(
         if self.stage != "fitted":
             raise StageError(f"{call} needs a fitted model; this one is {self.stage}. Call {self._next_call()} first.")
         self._require_whole(call)
-
-    def _count_classes(self, loader: Loader) -> int:
-        check_reiterable(loader)
-        return self._declared_classes or count_classes(loader)
-
-    def _run(
-        self,
-        name: str,
-        index: int,
-        role: Role,
-        recipe: Recipe,
-        config: HardenConfig | BenignConfig,
-        num_classes: int | None,
-        folder: Path | None,
-        resume: bool,
-        progress: bool,
-    ) -> Run:
-        return Run(
-            name=name,
-            index=index,
-            recipe=recipe,
-            config=config,
-            features=self._features[role],
-            channels=self.channels,
-            num_classes=num_classes,
-            checkpoint_dir=folder / role if folder else None,
-            resume=resume,
-            progress=progress,
-        )
-
-    def _public_classifier(self, heads: Mapping[str, ZeroShotHead]) -> nn.Module:
-        """The public encoders with heads made from text, averaged: what labels images that have no label."""
-        branches = {str(role): Branch(self._copy(role), heads[role]) for role in HARDENED_ROLES}
-        return BranchEnsemble(branches, fusion=Mean()).to(training_device()).eval()
-
-    def _copy(self, role: Role) -> Encoder:
-        return copy.deepcopy(self.encoder(role))
 
     def _install(
         self, branches: Mapping[str, Branch], num_classes: int | None, names: tuple[str, ...] | None, *, stage: Stage

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import Tensor, nn
 
 from .errors import StageError
-
-
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Put a module in evaluation mode for a while and restore every submodule's own flag, also after an error.
-
-    Args:
-        model: An `nn.Module`; any other callable has no mode and is left alone.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True  # each flag by itself: train() would recurse and wake frozen parts
 
 
 class MLPHead(nn.Sequential):

@@ -14,6 +14,7 @@ from torch import nn
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
 from .encoders import Encoder
+from .ensemble import BranchEnsemble
 from .evaluation import (
     EvalReport,
     UniversalAttack,
@@ -24,7 +25,6 @@ from .evaluation import (
     white_box,
 )
 from .model import EncoderLike, ZePAD
-from .ensemble import BranchEnsemble
 from .modules import Branch
 from .training import fit_heads
 from .types import HARDENED_ROLES, Loader

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .config import _JSONConfig, is_hub_id, require
+from .detectors import Detector as DetectorConfig
+from .detectors import FittedDetector as Detector
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
 from .errors import CheckpointError, ConfigError
-from .detectors import FittedDetector as Detector, Detector as DetectorConfig
 from .fusion import FusionRule as FusionConfig
 from .modules import MLPHead
-from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, REFERENCE, Role, Stage
+from .types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage
 from .zero_shot import ZeroShotHead
 
 _Record = TypeVar("_Record", bound=_JSONConfig)

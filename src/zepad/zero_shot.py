@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ConfigError, InputError
-from .modules import evaluating
+from .modes import evaluating
 
 IMAGENET_TEMPLATES = (
     "itap of a {}.",

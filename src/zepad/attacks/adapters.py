@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import require
 from ..errors import ConfigError
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 
 

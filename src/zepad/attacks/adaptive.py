@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..functional import detection_score, hardened_log_probabilities
 from ..functional.precision import accurate
 from ..inputs import check_labels
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 from .apgd import APGD, ascend, check_ascent, likeliest_wrong, strongest
 from .pgd import Attack, AttackObjective, cross_entropy, dlr, margin

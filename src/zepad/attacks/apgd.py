@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..functional.precision import accurate
 from ..functional.projection import BALLS, Ball, project_pixels
 from ..inputs import check_labels
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 from .pgd import AttackObjective, cross_entropy, margin
 

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 from .pgd import PGD, AttackObjective, cosine_distance
 

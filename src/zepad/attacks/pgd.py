@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..config import check_budget, require
 from ..errors import InputError
 from ..functional.projection import BALLS, project_pixels
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 
 AttackObjective = Callable[[Tensor, Tensor], Tensor]

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..config import check_budget, require
 from ..functional.precision import accurate
 from ..inputs import check_labels
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 from .pgd import margin
 

@@ -25,7 +25,7 @@ from ..errors import EvaluationWarning, InputError
 from ..functional import attack_success_count, correct_count, fooling_count
 from ..functional.precision import accurate
 from ..inputs import check_images, check_labels, check_reiterable, split_batch
-from ..modules import evaluating
+from ..modes import evaluating
 from ..seeding import derive_seed
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import APGD, PGD, Square, cross_entropy
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel
 from .report import AttackResult, Check
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..functional import Count, correct_count
 from ..inputs import check_images, check_labels, split_batch
-from ..modules import evaluating
+from ..modes import evaluating
 from ..types import ImageModel, Loader
 
 

@@ -1,28 +1,34 @@
-"""Training objectives and hardening methods, one small file each, for one training loop."""
+"""Training objectives and the recipes around them, one small file each, for one training loop.
 
-from .base import CROSS_ENTROPY, Adaptation, Batch, HardeningMethod, Inner, Objective, Outcome
+Each recipe is a value that is passed to `ZePAD.harden(objective=...)` or `zepad.training.harden_branch`. There is no
+registry: a `Recipe` of your own, or a plain function from `(Branch, Batch)` to `ObjectiveOutput`, is passed just so.
+"""
+
+from .base import CROSS_ENTROPY, Adaptation, Batch, Inner, Objective, ObjectiveOutput, Recipe
+from .benign import benign_objective, benign_recipe
 from .fare import fare
 from .gen_af import gen_af, robust_criticality
 from .mart import mart
 from .pgd_at import pgd_at
 from .trades import trades
-from .zepad import benign_objective, zepad_method, zepad_objective
+from .zepad import zepad_objective, zepad_recipe
 
 __all__ = [
     "CROSS_ENTROPY",
     "Adaptation",
     "Batch",
-    "HardeningMethod",
     "Inner",
     "Objective",
-    "Outcome",
+    "ObjectiveOutput",
+    "Recipe",
     "benign_objective",
+    "benign_recipe",
     "fare",
     "gen_af",
     "mart",
     "pgd_at",
     "robust_criticality",
     "trades",
-    "zepad_method",
     "zepad_objective",
+    "zepad_recipe",
 ]

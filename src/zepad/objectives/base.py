@@ -1,7 +1,8 @@
-"""What a training objective is given and returns, and what a hardening method adds to it."""
+"""What a training objective is given and returns, and the recipe that is built around it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +20,7 @@ class Batch(NamedTuple):
     Attributes:
         images: Clean images `(N, C, H, W)` in [0, 1].
         adversarial: The same images attacked; the clean images themselves where training is benign.
-        labels: int64 `(N,)`.
+        labels: Labels, int64 `(N,)`.
         targets: What the inner attack moved away from: the labels, logits `(N, K)` or features `(N, D)`.
     """
 
@@ -29,13 +30,15 @@ class Batch(NamedTuple):
     targets: Tensor | None = None
 
 
-class Outcome(NamedTuple):
-    """What one evaluation of an objective gives.
+class ObjectiveOutput(NamedTuple):
+    """The value of an objective on one batch.
 
     Attributes:
         loss: The scalar to minimise.
-        adversarial_logits: `(N, K)`, for the progress bar; None where the objective has none.
-        benign_logits: `(N, K)`, for the progress bar; None where the objective has none.
+        adversarial_logits: Detached logits `(N, K)` of the adversarial images, for the training accuracy in the
+            progress bar and the history; None where the objective computes none.
+        benign_logits: Detached logits `(N, K)` of the clean images, for the same; None where the objective computes
+            none.
     """
 
     loss: Tensor
@@ -43,40 +46,40 @@ class Outcome(NamedTuple):
     benign_logits: Tensor | None = None
 
 
-Objective = Callable[[Branch, Batch], Outcome]
-"""What is minimised: a branch and a batch to a loss."""
+Objective = Callable[[Branch, Batch], ObjectiveOutput]
+"""What training minimises: a map from a branch and a batch to a loss."""
 
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
-"""What the inner attack maximises: model outputs and targets to one loss per image `(N,)`."""
+"""What the inner attack maximises: a map from model outputs and targets to one loss per image `(N,)`."""
 
 Targets = Callable[[Branch, Tensor, Tensor], Tensor]
-"""The targets of the inner attack for a branch, clean images and labels."""
+"""A map from a branch, clean images and labels to the targets of the inner attack."""
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each image `(N,)`, the inner loss of most methods."""
+    """Return the cross-entropy of each image `(N,)`, the inner loss of most recipes."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def whole(branch: Branch) -> ImageModel:
-    """Attack the logits of the branch."""
+    """Return the branch itself, so that the inner attack sees its logits."""
     return branch
 
 
 def labels_as_targets(_: Branch) -> Targets:
-    """Attack the labels."""
+    """Return the function whose targets are the labels."""
     return lambda branch, images, labels: labels  # noqa: ARG005 - the signature of all targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """The inner maximisation: `max loss(model(x + delta), targets)`, by the PGD of the config.
+    """The inner maximisation, `max loss(model(x + delta), targets)`, by a PGD whose budget and steps the config holds.
 
     Attributes:
-        loss: One value per image.
-        model: The part of the branch that is attacked.
-        targets: Called once with the branch as it is before training, so that a method can keep what it needs of it;
-            gives the function that computes the targets of each batch.
+        loss: Function from outputs and targets to one loss per image `(N,)`.
+        model: Function from a branch to the part of it that is attacked.
+        targets: Function that is called once with the branch as it is before training, so that a recipe can keep what
+            it needs of it, and returns the function that computes the targets of each batch.
     """
 
     loss: AttackLoss = label_loss
@@ -85,19 +88,19 @@ class Inner:
 
 
 CROSS_ENTROPY = Inner()
-"""Most methods attack the labels through the whole branch."""
+"""The inner maximisation of most recipes: cross-entropy with the labels, through the whole branch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """A second stage on clean data: chosen layers are trained with cross-entropy, everything else stays bit for bit.
+    """A second stage on clean images: chosen layers are trained with cross-entropy, all others stay bit for bit.
 
     Attributes:
-        choose: The modules to train, named as in `branch.named_modules()`, given the hardened branch and adversarial
-            batches.
-        images: How many images, at least, are attacked for `choose`.
-        lr: Peak learning rate, of encoder and head layers alike.
-        epochs: Passes; None takes as many as benign training does.
+        choose: Function from the hardened branch and adversarial batches to the names of the modules to train, as in
+            `branch.named_modules()`.
+        images: Smallest number of images that are attacked for `choose`.
+        lr: Peak learning rate of encoder and head layers alike.
+        epochs: Number of passes; None takes as many as benign training does.
     """
 
     choose: Callable[[Branch, Sequence[Batch]], Sequence[str]]
@@ -107,19 +110,52 @@ class Adaptation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardeningMethod:
-    """A way of hardening one encoder: an outer and an inner problem, and what follows them.
+class Recipe:
+    """How one branch is trained: what is minimised, against which attack, and for how long by default.
+
+    Rates, length, seed and the budget of the attack are settings of `HardenConfig` and `BenignConfig`, the same for
+    every recipe.
 
     Attributes:
-        name: Of the method with its settings, such as `"trades(beta=6)"`. A run resumes under the same name alone.
+        name: Name of the recipe with its settings, such as `"trades(beta=6)"`. A run resumes under the same name only.
         objective: The outer minimisation.
-        inner: The inner maximisation.
-        trains_head: False leaves labels and head out of the training; a head is fitted on clean features afterwards.
-        adaptation: The second stage, where there is one.
+        inner: The inner maximisation; None trains on clean images.
+        trained: Modules that are trained, as named in `branch.named_modules()`. All others stay as they are, in
+            evaluation mode, BatchNorm statistics included. Without `"head"` a fresh head is fitted on clean features
+            afterwards.
+        choose_epoch: Whether the epoch with the best validation accuracy is kept. False keeps the last one and
+            validates nothing.
+        min_updates: Number of updates that `epochs=None` provides for.
+        min_epochs: Smallest number of passes that `epochs=None` makes.
+        adaptation: The second stage; None for recipes that have one stage.
     """
 
     name: str
     objective: Objective
-    inner: Inner = CROSS_ENTROPY
-    trains_head: bool = True
+    inner: Inner | None = CROSS_ENTROPY
+    trained: tuple[str, ...] = ("encoder", "head")
+    choose_epoch: bool = True
+    min_updates: int = 900
+    min_epochs: int = 10
     adaptation: Adaptation | None = None
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head is trained along with the encoder, which takes labels."""
+        return "head" in self.trained
+
+    def epochs(self, configured: int | None, batches: int | None) -> int:
+        """Return the number of passes over the data.
+
+        Rates and schedules are measured in updates, and a small data set has few of them in a pass.
+
+        Args:
+            configured: Number of passes that the config asks for; None leaves it open.
+            batches: Number of batches in a pass; None where the loader does not know.
+
+        Returns:
+            `configured`, or else enough passes for `min_updates`, at least `min_epochs`.
+        """
+        if configured is not None:
+            return configured
+        return max(self.min_epochs, math.ceil(self.min_updates / batches) if batches else 0)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..modules import Branch
 from ..types import ImageModel
-from .base import Batch, HardeningMethod, Inner, Outcome, Targets
+from .base import Batch, Inner, ObjectiveOutput, Recipe, Targets
 
 
-def fare() -> HardeningMethod:
-    """Harden with `min_theta E max_delta ||E_theta(x + delta) - E_original(x)||^2`, unsupervised.
+def fare() -> Recipe:
+    """Return the recipe `min_theta E max_delta ||E_theta(x + delta) - E_original(x)||^2` of FARE, without labels.
 
     The attack maximises the same distance. Labels reach neither the encoder nor the choice of an epoch: the last one
     is kept, and the head is fitted afterwards on clean features. BatchNorm's statistics are those of the adversarial
@@ -23,17 +23,18 @@ def fare() -> HardeningMethod:
         Schlarmann et al., Robust CLIP: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
         Vision-Language Models, ICML 2024, arXiv 2402.12336, equations (2) and (3).
     """
-    return HardeningMethod(
+    return Recipe(
         name="fare()",
         objective=_embedding_distance,
         inner=Inner(loss=_squared_distance, model=_encoder, targets=_original_features),
-        trains_head=False,
+        trained=("encoder",),
+        choose_epoch=False,
     )
 
 
-def _embedding_distance(branch: Branch, batch: Batch) -> Outcome:
+def _embedding_distance(branch: Branch, batch: Batch) -> ObjectiveOutput:
     assert batch.targets is not None
-    return Outcome(_squared_distance(branch.encoder(batch.adversarial).float(), batch.targets).mean())
+    return ObjectiveOutput(_squared_distance(branch.encoder(batch.adversarial).float(), batch.targets).mean())
 
 
 def _squared_distance(features: Tensor, targets: Tensor) -> Tensor:

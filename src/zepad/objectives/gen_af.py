@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ..config import is_integer, is_number, require
 from ..functional import genetic_regularization
 from ..functional.precision import accurate
-from ..modules import Branch, evaluating
-from .base import Adaptation, Batch, HardeningMethod, Outcome
+from ..modes import evaluating
+from ..modules import Branch
+from .base import Adaptation, Batch, ObjectiveOutput, Recipe
 
 
 def gen_af(
@@ -24,12 +25,13 @@ def gen_af(
     probes: int = 256,
     adaptation_lr: float = 1e-3,
     adaptation_epochs: int | None = None,
-) -> HardeningMethod:
-    """Harden in two stages, genetic evolution-nurtured adversarial fine-tuning.
+) -> Recipe:
+    """Return the two-stage recipe of Gen-AF, genetic evolution-nurtured adversarial fine-tuning.
 
-    Stage 1, dual-track: `CE(F(E(x + delta)), y) + genetic_weight * L_gr / N`, with a rate each for encoder (`lr`) and
-    classifier (`head_lr`). Stage 2, evolutionary adaptability: the share of layers whose perturbation costs the least
-    robust loss (`robust_criticality`) is trained on clean images, everything else frozen, BatchNorm's statistics too.
+    Stage 1, dual-track: `CE(F(E(x + delta)), y) + genetic_weight * L_gr / N`, with one rate for the encoder (`lr`) and
+    one for the classifier (`head_lr`). Stage 2, evolutionary adaptability: the share of layers whose perturbation costs
+    the least robust loss (`robust_criticality`) is trained on clean images; everything else is frozen, BatchNorm's
+    statistics included.
 
     Clean and adversarial images of stage 1 pass BatchNorm in two forwards, both with gradients and both training the
     statistics, as in the reference. `L_gr` pulls the adversarial structure to the clean one, as in the paper; the
@@ -41,10 +43,10 @@ def gen_af(
             benign and PGD-20 accuracy, 96.3 and 75.3 % with 1, 92.3 and 74.0 % with 10, 25.0 and 11.3 % with 20 * 256.
             Choose it by validation data for long runs.
         redundant_share: Share of the layers that stage 2 trains, in (0, 1]; at least one is.
-        radius: Of the ball in which a layer is perturbed, relative to the norm of its weights.
+        radius: Radius of the ball in which a layer is perturbed, relative to the norm of its weights.
         probes: Number of attacked images on which layers are compared.
         adaptation_lr: Peak learning rate of stage 2.
-        adaptation_epochs: Passes of stage 2; None takes as many as benign training does.
+        adaptation_epochs: Number of passes of stage 2; None takes as many as benign training does.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -61,19 +63,19 @@ def gen_af(
     require(is_number(adaptation_lr) and adaptation_lr > 0, "adaptation_lr", adaptation_lr, "a positive number")
     require(epochs is None or (is_integer(epochs) and epochs >= 1), "adaptation_epochs", epochs, "at least 1, or None")
 
-    def objective(branch: Branch, batch: Batch) -> Outcome:
+    def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         attacked, logits = branch(batch.adversarial), branch(batch.images)
         loss = F.cross_entropy(attacked.float(), batch.labels)
         if genetic_weight:
             genetic = genetic_regularization(adversarial=attacked, benign=logits, labels=batch.labels)
             loss = loss + genetic_weight * genetic / len(logits)
-        return Outcome(loss, attacked.detach(), logits.detach())
+        return ObjectiveOutput(loss, attacked.detach(), logits.detach())
 
     def choose(branch: Branch, batches: Sequence[Batch]) -> list[str]:
         criticality = robust_criticality(branch, batches, radius=radius)
         return sorted(criticality, key=criticality.__getitem__)[: max(1, int(share * len(criticality)))]
 
-    return HardeningMethod(
+    return Recipe(
         name=(
             f"gen_af(genetic_weight={genetic_weight:g}, redundant_share={share:g}, radius={radius:g}, "
             f"probes={probes}, adaptation_lr={adaptation_lr:g}, adaptation_epochs={epochs})"
@@ -88,18 +90,18 @@ def robust_criticality(
 ) -> dict[str, float]:
     """Return how much robust loss a worst-case change of each layer's weights costs.
 
-    `MRC_i = max_{||D|| <= radius * ||W_i||} R(W_i + D) - R(W_i)`, `R` the mean cross-entropy of fixed adversarial
-    images, by projected gradient ascent with steps of unit direction. A low value marks a layer that robustness does
-    not depend on.
+    `MRC_i = max_{||D|| <= radius * ||W_i||} R(W_i + D) - R(W_i)` with `R` the mean cross-entropy of fixed adversarial
+    images, found by projected gradient ascent along the normalised gradient. A low value marks a layer that robustness
+    does not depend on.
 
     Args:
-        branch: In evaluation mode throughout; nothing of it is changed.
-        batches: With adversarial images and labels.
-        radius: Of the ball, relative to the norm of the layer's weights.
-        steps: Of gradient ascent.
+        branch: The branch to examine, in evaluation mode throughout; nothing of it is changed.
+        batches: Batches with adversarial images and labels.
+        radius: Radius of the ball, relative to the norm of the layer's weights.
+        steps: Number of steps of gradient ascent.
 
     Returns:
-        By name of each convolution and linear layer, in order.
+        The increase of the loss by name of each convolution and linear layer, in the order of the modules.
 
     References:
         Zhu et al., Improving Generalization of Adversarial Training via Robust Critical Fine-Tuning, ICCV 2023,

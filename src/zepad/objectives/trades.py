@@ -1,4 +1,4 @@
-"""TRADES: accuracy and smoothness as two terms with a weight between them."""
+"""TRADES: cross-entropy of clean images and the divergence of attacked ones from them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 from ..config import is_number, require
 from ..functional import kl_divergence
-from ..modules import Branch, evaluating
-from .base import Batch, HardeningMethod, Inner, Outcome, Targets
+from ..modes import evaluating
+from ..modules import Branch
+from .base import Batch, Inner, ObjectiveOutput, Recipe, Targets
 
 
-def trades(*, beta: float = 6.0) -> HardeningMethod:
-    """Harden with `CE(f(x), y) + beta * max_delta KL(f(x) || f(x + delta))`; the attack maximises the divergence.
+def trades(*, beta: float = 6.0) -> Recipe:
+    """Return the recipe `CE(f(x), y) + beta * max_delta KL(f(x) || f(x + delta))` of TRADES.
 
-    Clean and adversarial images pass BatchNorm in two forwards, and both train its statistics: both carry gradients,
-    so both are normalised by their own batch, as in the paper.
+    The attack maximises the divergence. Clean and adversarial images pass BatchNorm in two forwards, and both train its
+    statistics: both carry gradients, so both are normalised by their own batch, as in the paper.
 
     Args:
-        beta: Weight of the divergence, `1 / lambda` in the paper.
+        beta: Weight of the divergence, written `1 / lambda` in the paper.
 
     Raises:
         ConfigError: If `beta` is no number of zero or more.
@@ -30,13 +31,13 @@ def trades(*, beta: float = 6.0) -> HardeningMethod:
     """
     require(is_number(beta) and beta >= 0, "beta", beta, "a number of zero or more")
 
-    def objective(branch: Branch, batch: Batch) -> Outcome:
+    def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         logits, attacked = branch(batch.images), branch(batch.adversarial)
         divergence = kl_divergence(logits=attacked, target=logits).mean()
         loss = F.cross_entropy(logits.float(), batch.labels) + beta * divergence
-        return Outcome(loss, attacked.detach(), logits.detach())
+        return ObjectiveOutput(loss, attacked.detach(), logits.detach())
 
-    return HardeningMethod(
+    return Recipe(
         name=f"trades(beta={beta:g})",
         objective=objective,
         inner=Inner(loss=_divergence, targets=_clean_logits),

@@ -1,4 +1,4 @@
-"""ZePAD's own objectives: adversarial for the MPAE encoders, plain cross-entropy for the benign one."""
+"""ZePAD's own hardening: cross-entropy of attacked images and the structure loss."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import torch
 from torch.nn import functional as F
 
 from ..functional import structure_loss
-from ..modules import Branch, evaluating
-from .base import Batch, HardeningMethod, Objective, Outcome
+from ..modes import evaluating
+from ..modules import Branch
+from .base import Batch, Objective, ObjectiveOutput, Recipe
 
 
-def zepad_method(*, structure_weight: float) -> HardeningMethod:
-    """Return ZePAD's own hardening: `zepad_objective` outside, PGD on cross-entropy inside.
+def zepad_recipe(*, structure_weight: float = 1.0) -> Recipe:
+    """Return the recipe of multi-pattern adversarial enhancement: `zepad_objective` outside, cross-entropy inside.
 
     Args:
-        structure_weight: As in `zepad_objective`.
+        structure_weight: Weight of the structure loss per row.
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), multi-pattern adversarial enhancement.
     """
-    return HardeningMethod(
+    return Recipe(
         name=f"zepad(structure_weight={structure_weight:g})",
         objective=zepad_objective(structure_weight=structure_weight),
     )
@@ -27,8 +31,7 @@ def zepad_objective(*, structure_weight: float) -> Objective:
 
     Adversarial and clean images pass BatchNorm separately: the adversarial ones train the statistics, the clean
     ones only read them, and their features are a fixed target. Concatenating the two in one batch leaves statistics
-    that
-    fit neither. `L_f` is divided by the batch size so that its weight means the same for every batch.
+    that fit neither. `L_f` is divided by the batch size so that its weight means the same for every batch.
 
     Args:
         structure_weight: Weight of the structure loss per row.
@@ -37,7 +40,7 @@ def zepad_objective(*, structure_weight: float) -> Objective:
         ZePAD (ICLR 2026, arXiv 2602.11204), multi-pattern adversarial enhancement.
     """
 
-    def objective(branch: Branch, batch: Batch) -> Outcome:
+    def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         # Adversarial first: autocast caches the cast weights, and a cache filled without gradients would have none.
         features = branch.encoder(batch.adversarial)
         logits = branch.head(features)
@@ -48,16 +51,6 @@ def zepad_objective(*, structure_weight: float) -> Objective:
         if structure_weight:
             structure = structure_loss(adversarial=features.float(), benign=benign_features.float())
             loss = loss + structure_weight * structure / len(features)
-        return Outcome(loss, logits.detach(), benign_logits)
+        return ObjectiveOutput(loss, logits.detach(), benign_logits)
 
     return objective
-
-
-def benign_objective(branch: Branch, batch: Batch) -> Outcome:
-    """Return the cross-entropy on clean images.
-
-    References:
-        ZePAD (ICLR 2026, arXiv 2602.11204), benign memory preservation.
-    """
-    logits = branch(batch.images)
-    return Outcome(F.cross_entropy(logits.float(), batch.labels), benign_logits=logits.detach())

@@ -1,29 +1,24 @@
-"""Training on Accelerate: one loop for hardening and benign fine-tuning, cached features for heads."""
+"""The stages of a defense as functions over modules: hardening, benign training, heads; one loop on Accelerate."""
 
-from .benign import benign_recipe
-from .checkpoints import checkpoint_folder, prepare_folder
-from .harden import check_state, harden_branch, harden_recipe, hardening_method, plan_labels, run_method
+from .accelerator import autocast, training_device
+from .benign import train_benign
+from .checkpoints import prepare_folder
+from .copies import check_state
+from .hardening import Hardened, harden, harden_branch
 from .heads import fit_heads
-from .loaders import class_names, count_classes, images_in
-from .loop import Recipe, Run, autocast, train_branch, training_device
+from .loaders import class_names, count_classes, num_images
 
 __all__ = [
-    "Recipe",
-    "Run",
+    "Hardened",
     "autocast",
-    "benign_recipe",
     "check_state",
-    "checkpoint_folder",
     "class_names",
     "count_classes",
     "fit_heads",
+    "harden",
     "harden_branch",
-    "harden_recipe",
-    "hardening_method",
-    "images_in",
-    "plan_labels",
+    "num_images",
     "prepare_folder",
-    "run_method",
-    "train_branch",
+    "train_benign",
     "training_device",
 ]

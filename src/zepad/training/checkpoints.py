@@ -15,12 +15,16 @@ _KEEP = 2
 
 
 def checkpoint_folder(folder: str | Path | None, *, resume: bool) -> Path | None:
-    """Return the folder of a run, prepared, or None where nothing is to be kept.
+    """Return the folder of a run, created and writable, or None where nothing is to be kept.
+
+    Args:
+        folder: The folder; None keeps nothing.
+        resume: Whether a run in that folder is to be gone on with.
 
     Raises:
-        ConfigError: If there is nothing to resume from.
-        InputError: As `prepare_folder`.
-        CheckpointError: As `prepare_folder`.
+        ConfigError: If `resume` is set without a folder.
+        InputError: If the folder cannot be written.
+        CheckpointError: If the folder holds an earlier run and `resume` was not asked for.
     """
     if folder is None:
         if resume:
@@ -34,8 +38,8 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
     """Create the folder and prove it writable before training starts.
 
     Raises:
-        InputError: If it cannot be written.
-        CheckpointError: If it holds an earlier run and `resume` was not asked for.
+        InputError: If the folder cannot be written.
+        CheckpointError: If the folder holds an earlier run and `resume` was not asked for.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,14 +52,13 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
         ) from error
     if not resume and any(folder.rglob("epoch-*.pt")):
         raise CheckpointError(
-            f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on "
-            f"from them, or choose "
-            "another folder."
+            f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on from them, or "
+            "choose another folder."
         )
 
 
 def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
-    """Write the state after an epoch atomically and drop all but the newest two.
+    """Write the state after an epoch atomically, and delete all epochs but the newest two.
 
     A process killed at any moment leaves either the complete new file or none.
     """
@@ -73,11 +76,11 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
 
 
 def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the newest complete epoch, or None if there is none. Nothing is unpickled but tensors and plain values.
+    """Read the newest complete epoch, or return None if there is none. Only tensors and plain values are unpickled.
 
     Args:
-        folder: Where `save_epoch` wrote.
-        fingerprint: What the run must agree on: settings, data size, classes.
+        folder: Folder that `save_epoch` wrote to.
+        fingerprint: Settings that the saved run must agree on, such as rates, data size and classes.
 
     Raises:
         CheckpointError: If the file is damaged or belongs to a run with other settings.
@@ -95,8 +98,8 @@ def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | N
     if differing:
         details = "; ".join(f"{key} was {theirs.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
         raise CheckpointError(
-            f"{path} belongs to another run: {details}. Resume with the same settings and data, or "
-            f"choose another folder."
+            f"{path} belongs to another run: {details}. Resume with the same settings and data, or choose another "
+            "folder."
         )
     return state
 

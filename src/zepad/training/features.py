@@ -12,12 +12,13 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Rows appended batch by batch, then read at random; spilled to a temporary file once they exceed a limit.
+    """A table of rows that are appended batch by batch, then read at random.
 
-    Use it as a context manager: the file goes when the block ends.
+    Rows beyond a limit are spilled to a temporary file. Use the cache as a context manager: the file is deleted when
+    the block ends.
 
     Args:
-        limit: Bytes kept in memory.
+        limit: Number of bytes that are kept in memory.
 
     Examples:
         >>> import torch
@@ -48,7 +49,7 @@ class FeatureCache:
             self._folder.cleanup()
 
     def append(self, rows: Tensor) -> None:
-        """Add float32 rows `(N, D)`."""
+        """Append rows `(N, D)`, kept as float32."""
         rows = rows.detach().float().cpu().contiguous()
         self._chunks.append(rows)
         self._bytes += rows.nbytes
@@ -58,7 +59,7 @@ class FeatureCache:
             self._spill()
 
     def rows(self) -> Tensor:
-        """Return all rows `(N, D)`; memory-mapped if they were spilled."""
+        """Return all rows, float32 `(N, D)`, memory-mapped if they were spilled."""
         if self._folder is None:
             return torch.cat(self._chunks)
         size = self._count * self._width
@@ -80,7 +81,13 @@ class FeatureCache:
 
 
 def shuffled_batches(rows: Tensor, targets: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Iterate once over rows and targets in random order, drawn from torch's generator."""
+    """Iterate once over rows and targets in random order, drawn from torch's global generator.
+
+    Args:
+        rows: Features `(N, D)`.
+        targets: Labels `(N,)`.
+        size: Number of rows in a batch.
+    """
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for index in torch.randperm(len(rows)).split(size):

@@ -1,4 +1,4 @@
-"""Heads on frozen encoders: features once, then as many passes over them as it takes."""
+"""The third stage: heads on frozen encoders, whose features are computed once."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 from ..config import HeadConfig
 from ..encoders import Encoder
 from ..errors import InputError, TrainingError
-from ..inputs import batches_in, check_reiterable
-from ..modules import MLPHead, evaluating
+from ..inputs import check_reiterable, labelled_batches, num_batches
+from ..modes import evaluating
+from ..modules import MLPHead
 from ..seeding import derive_seed, seeded
 from ..types import Loader
+from .accelerator import autocast, make_accelerator, prepare_loader
 from .features import FeatureCache, shuffled_batches
-from .loop import autocast, labelled_batches, make_accelerator, prepare_loader
 
 _MIN_EPOCHS, _MIN_UPDATES = 20, 200
 
@@ -39,15 +40,15 @@ def fit_heads(
     Every process fits the same heads on the features gathered from all of them, so the heads need no synchronisation.
 
     Args:
-        encoders: By name; moved to the training device, otherwise left as found.
-        loader: Yields `(images, labels)`; read once.
-        config: Rates, length and cache limit.
-        channels: Of the images.
-        num_classes: Of the labels.
-        progress: Show bars.
+        encoders: Encoders by name; they are moved to the training device and otherwise left as found.
+        loader: Loader that yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1]; it is read once.
+        config: Rates, length and limit of the feature cache.
+        channels: Number of channels of the images.
+        num_classes: Number of classes.
+        progress: Whether to show a progress bar.
 
     Returns:
-        A head for each name, in evaluation mode.
+        One head for each name, in evaluation mode.
 
     Raises:
         InputError: If a batch does not fit or there is none.
@@ -80,7 +81,7 @@ def _extract(
     batches = labelled_batches(prepared, device, channels=channels, num_classes=num_classes)
     bar = tqdm(
         batches,
-        total=batches_in(prepared),
+        total=num_batches(prepared),
         desc="features",
         unit="batch",
         disable=not (progress and accelerator.is_main_process),
@@ -114,9 +115,8 @@ def _fit_head(features: Tensor, labels: Tensor, num_classes: int, config: HeadCo
             loss = F.cross_entropy(head(rows.to(device)), targets.to(device))
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"fitting a head: the loss is {loss.item()} at epoch {epoch + 1}. Lower head_lr "
-                    f"(now {config.head_lr:g}) "
-                    "or check that the encoder's features are finite."
+                    f"fitting a head: the loss is {loss.item()} at epoch {epoch + 1}. Lower head_lr (now "
+                    f"{config.head_lr:g}) or check that the encoder's features are finite."
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

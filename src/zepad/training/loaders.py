@@ -1,4 +1,4 @@
-"""What training needs to know of a loader: its length, its classes, and a part of it held out."""
+"""What training needs to know of a loader: its length, its classes, and how a part of it is held out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ..errors import InputError
-from ..inputs import check_images, check_labels, has_labels, split_batch
+from ..inputs import check_images, check_labels, check_reiterable, has_labels, split_batch
 from ..seeding import seeded
 from ..types import Loader
 
 
-def images_in(loader: Loader) -> int | None:
+def num_images(loader: Loader) -> int | None:
     """Return the number of images of a map-style data set behind the loader, or None."""
     try:
         return len(loader.dataset)  # type: ignore[attr-defined]
@@ -46,8 +46,9 @@ def count_classes(loader: Loader) -> int:
     """Return the number of classes: from the data set's `classes`, else by one pass over the labels.
 
     Raises:
-        InputError: If the loader is empty or its labels are no class indices.
+        InputError: If the loader is empty or a one-shot iterator, or its labels are no class indices.
     """
+    check_reiterable(loader)
     names = class_names(loader)
     if names:
         return len(names)
@@ -68,9 +69,9 @@ def hold_out(loader: Loader, fraction: float, seed: int) -> tuple[Loader, Loader
     None and training keeps its last epoch.
 
     Args:
-        loader: The user's loader; not modified.
-        fraction: Share of the images held out; zero holds out nothing.
-        seed: Of the split.
+        loader: The user's loader; it is not modified.
+        fraction: Share of the images that are held out; zero holds out nothing.
+        seed: Seed of the split.
     """
     if (
         fraction == 0
@@ -89,8 +90,20 @@ def hold_out(loader: Loader, fraction: float, seed: int) -> tuple[Loader, Loader
     return train, _like(loader, Subset(loader.dataset, sorted(order[:held])), False)
 
 
+def split(loader: Loader, val_loader: Loader | None, fraction: float, seed: int) -> tuple[Loader, Loader | None]:
+    """Return the loaders to train on and to choose the epoch by: both as given, or the second held out of the first.
+
+    Args:
+        loader: The user's loader.
+        val_loader: The user's validation loader; None holds out a part of `loader` where it can be split.
+        fraction: Share of the images that are held out.
+        seed: Seed of the split.
+    """
+    return hold_out(loader, fraction, seed) if val_loader is None else (loader, val_loader)
+
+
 def random_part(loader: Loader, count: int, seed: int) -> Loader:
-    """Return a loader over `count` images drawn at random, always the same for a seed.
+    """Return a loader over `count` images drawn at random, the same ones for the same seed.
 
     A loader that cannot be split, as in `hold_out`, comes back as it is: read as many images as needed.
     """
@@ -101,7 +114,7 @@ def random_part(loader: Loader, count: int, seed: int) -> Loader:
 
 
 def _like(loader: DataLoader[Any], dataset: Dataset[Any], shuffle: bool) -> DataLoader[Any]:
-    """A loader over another data set with the settings of the user's."""
+    """Return a loader over another data set with the settings of the user's."""
     workers = loader.num_workers
     return DataLoader(
         dataset,

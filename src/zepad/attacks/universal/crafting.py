@@ -18,8 +18,8 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...functional.precision import accurate
 from ...functional.projection import project_linf, random_linf, steepest_linf
-from ...inputs import batches_in, check_images, check_labels, check_reiterable
-from ...modules import evaluating
+from ...inputs import check_images, check_labels, check_reiterable, num_batches
+from ...modes import evaluating
 from ...seeding import seeded
 from ...types import ImageModel, Loader
 from ..layers import capture_layers, find_layer
@@ -95,7 +95,7 @@ class AttackerImages:
         reference = next(parameters, None)
         self._device = None if reference is None else reference.device
         self.count = 0
-        self.updates = math.ceil(len(images) / _BATCH) if isinstance(images, Tensor) else batches_in(images)
+        self.updates = math.ceil(len(images) / _BATCH) if isinstance(images, Tensor) else num_batches(images)
 
     def one_pass(self) -> Iterator[Tensor]:
         """Yield every batch once.

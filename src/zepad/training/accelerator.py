@@ -1,0 +1,75 @@
+"""The device, the precision and the processes of training, by Accelerate."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
+from torch.utils.data import DataLoader
+
+from ..config import Precision
+from ..errors import InputError
+from ..types import Loader
+
+
+def make_accelerator(seed: int) -> Accelerator:
+    """Return an Accelerator that splits every batch of the loader over the processes.
+
+    The number of updates and the batch of each update are then the same for any number of processes.
+    """
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    # Told to use the CPU, Accelerate also joins processes that have nothing else; left alone it would not.
+    accelerator = Accelerator(cpu=not accelerated, kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
+    accelerator.dataloader_config = DataLoaderConfiguration(
+        split_batches=accelerator.num_processes > 1, use_seedable_sampler=True, data_seed=seed
+    )
+    return accelerator
+
+
+def training_device() -> torch.device:
+    """Return the device that training uses."""
+    device: torch.device = make_accelerator(0).device
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> Any:
+    """Return the autocast context of a precision; `"auto"` is bfloat16 where the hardware computes in it."""
+    if precision == "fp32" or (precision == "auto" and not has_native_bf16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since torch 2.10
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:
+    """Shard a DataLoader over the processes; any other iterable is read as it is by a single process.
+
+    Raises:
+        InputError: If several processes are asked to share something that is no DataLoader or splits unevenly.
+    """
+    if isinstance(loader, DataLoader):
+        size, processes = loader.batch_size, accelerator.num_processes
+        if processes > 1 and (size is None or size % processes):
+            raise InputError(
+                f"a batch must split evenly over {processes} processes; got batch_size={size}. "
+                f"Choose a multiple of {processes}."
+            )
+        prepared: Loader = accelerator.prepare_data_loader(loader)
+        return prepared
+    if accelerator.num_processes > 1:
+        raise InputError(
+            f"training on {accelerator.num_processes} processes needs a torch DataLoader, which can be split between "
+            f"them; got {type(loader).__name__}."
+        )
+    return loader

@@ -1,0 +1,43 @@
+"""The copies of encoders that training works on, so that the caller's own are never modified."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from ..encoders import Encoder, wrap_module
+from ..errors import InputError
+
+
+def copy_encoder(name: str, encoder: nn.Module) -> Encoder:
+    """Return a copy of an encoder that can be trained.
+
+    Args:
+        name: Name of the encoder, for the message.
+        encoder: An `Encoder`, or any module from images to features.
+
+    Raises:
+        InputError: If the state of the encoder holds anything but tensors.
+    """
+    copied = copy.deepcopy(encoder) if isinstance(encoder, Encoder) else wrap_module(encoder)
+    check_state(name, copied)
+    return copied
+
+
+def check_state(name: str, encoder: nn.Module) -> None:
+    """Refuse an encoder whose state holds anything but tensors: it could not be kept, synchronised or saved.
+
+    Args:
+        name: Name of the encoder, for the message.
+        encoder: The encoder.
+
+    Raises:
+        InputError: If the state holds something else.
+    """
+    for key, value in encoder.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{name}: the state of an encoder must be tensors alone; {key} is {type(value).__name__}. Remove "
+                "get_extra_state from that module, or keep what it holds in buffers."
+            )

@@ -1,0 +1,103 @@
+"""One run of the training loop: which recipe, on what, and how it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import PGD
+from ..config import BenignConfig, HardenConfig
+from ..digests import digest_tensor
+from ..encoders import Encoder, probe
+from ..inputs import Labeller, labelled_batches
+from ..objectives import Recipe
+from ..types import Loader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One branch's training.
+
+    Attributes:
+        name: Name of the run in progress bars, errors and checkpoints, such as `"harden victim"`.
+        index: Number that distinguishes the seeds of the runs of one model.
+        recipe: What is minimised.
+        config: Rates, length, seed and precision; a `HardenConfig` also holds budget and steps of the inner attack.
+        channels: Number of channels of the images.
+        features: Width of the encoder's output.
+        num_classes: Number of classes; None where no label is used.
+        head: Head that the run starts with a copy of; None starts with a fresh `MLPHead`.
+        labeller: Function that labels the images of a loader without labels; None where the loader has them.
+        checkpoint_dir: Folder where this run keeps its epochs; None keeps none.
+        resume: Whether to go on from the newest epoch there.
+        progress: Whether to show a progress bar.
+    """
+
+    name: str
+    index: int
+    recipe: Recipe
+    config: HardenConfig | BenignConfig
+    channels: int
+    features: int
+    num_classes: int | None
+    head: nn.Module | None = None
+    labeller: Labeller | None = None
+    checkpoint_dir: Path | None = None
+    resume: bool = False
+    progress: bool = True
+
+    @classmethod
+    def on(cls, encoder: Encoder, **settings: Any) -> Run:
+        """Return the run that trains an encoder: channels and features are found with one dummy image.
+
+        Args:
+            encoder: The encoder; left as found.
+            **settings: All other fields.
+
+        Raises:
+            InputError: If no dummy image gets through the encoder.
+        """
+        channels, features = probe(encoder)
+        return cls(channels=channels, features=features, **settings)
+
+    @property
+    def attack(self) -> PGD | None:
+        """The PGD of the config, on cross-entropy; None where the recipe trains on clean images."""
+        if self.recipe.inner is None:
+            return None
+        assert isinstance(self.config, HardenConfig), "the budget of an inner attack is a setting of HardenConfig"
+        eps, steps = self.config.eps, self.config.steps
+        return PGD(eps=eps, steps=steps, step_size=self.config.step_size or 2 * eps / steps)
+
+    def batches(self, loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over checked images and labels on a device.
+
+        Raises:
+            InputError: If an image or label does not fit.
+        """
+        return labelled_batches(
+            loader, device, channels=self.channels, num_classes=self.num_classes, labeller=self.labeller
+        )
+
+    def fingerprint(self, *, epochs: int, images: int | None) -> dict[str, Any]:
+        """Return the settings that a run must agree on with the one whose checkpoint it resumes.
+
+        Args:
+            epochs: Number of passes in all.
+            images: Number of images trained on, where known.
+        """
+        return {
+            **self.config.to_dict(),
+            "run": self.name,
+            "objective": self.recipe.name,
+            "trained": list(self.recipe.trained),
+            "num_classes": self.num_classes,
+            "head": None if self.head is None else {k: digest_tensor(v) for k, v in self.head.state_dict().items()},
+            "total_epochs": epochs,
+            "images": images,
+        }
