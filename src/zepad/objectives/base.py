@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules import Branch
-from ..types import ImageModel
+from ..types import ImageModel, LossFn
 
 
 class Batch(NamedTuple):
@@ -46,9 +46,6 @@ class Outcome(NamedTuple):
 Objective = Callable[[Branch, Batch], Outcome]
 """What is minimised: a branch and a batch to a loss."""
 
-AttackLoss = Callable[[Tensor, Tensor], Tensor]
-"""What the inner attack maximises: model outputs and targets to one loss per image `(N,)`."""
-
 Targets = Callable[[Branch, Tensor, Tensor], Tensor]
 """The targets of the inner attack for a branch, clean images and labels."""
 
@@ -79,7 +76,7 @@ class Inner:
             gives the function that computes the targets of each batch.
     """
 
-    loss: AttackLoss = label_loss
+    loss: LossFn = label_loss
     model: Callable[[Branch], ImageModel] = whole
     targets: Callable[[Branch], Targets] = labels_as_targets
 

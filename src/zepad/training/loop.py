@@ -394,7 +394,7 @@ class _Training:
         if self.recipe.attack is None:
             return images, labels
         inner = self.recipe.inner
-        attack = replace(self.recipe.attack, objective=inner.loss)
+        attack = replace(self.recipe.attack, loss_fn=inner.loss)
         with autocast(self.device, self.spec.config.precision):
             targets = self.targets(self.branch, images, labels)
             return attack(inner.model(self.branch), images, targets, generator=generator), targets

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...functional.precision import accurate
 from ...types import Loader
-from ..pgd import cosine_distance
+from ..losses import cosine_distance
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, crafting
 from .perturbation import UniversalPerturbation
 

@@ -12,7 +12,7 @@ from ...config import require
 from ...functional.precision import accurate
 from ...types import ImageModel, Loader
 from ..layers import STAGES, stage_layers
-from ..pgd import cosine_distance
+from ..losses import cosine_distance
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, capture_all, crafting, layers_used
 from .perturbation import UniversalPerturbation
 
