@@ -81,11 +81,11 @@ def pairs(model: nn.Module, eps: float, options: argparse.Namespace) -> dict[str
     )  # fmt: skip
     return {
         f"APGD-CE, {options.steps} steps": (
-            ours(APGD(eps=eps, steps=options.steps, objective=cross_entropy)),
+            ours(APGD(eps=eps, steps=options.steps, loss_fn=cross_entropy)),
             theirs(art_apgd("cross_entropy")),
         ),
         f"APGD-DLR, {options.steps} steps": (
-            ours(APGD(eps=eps, steps=options.steps, objective=dlr)),
+            ours(APGD(eps=eps, steps=options.steps, loss_fn=dlr)),
             theirs(art_apgd("difference_logits_ratio")),
         ),
         f"Square, {options.queries} queries": (ours(Square(eps=eps, queries=options.queries)), theirs(art_square)),

@@ -104,8 +104,8 @@ def _pretrained(file: Path) -> Encoder:
 def white_box(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps: int = 20) -> float:
     """Return the accuracy left by PGD on cross-entropy and on the margin, the worse of the two for each image."""
     survives = torch.ones(len(labels), dtype=torch.bool)
-    for objective in (cross_entropy, margin):
-        attack = PGD(eps=eps, steps=steps, step_size=eps / 8, objective=objective)
+    for loss_fn in (cross_entropy, margin):
+        attack = PGD(eps=eps, steps=steps, step_size=eps / 8, loss_fn=loss_fn)
         generator = torch.Generator().manual_seed(0)
         for chunk in torch.arange(len(labels)).split(250):
             attacked = attack(model, images[chunk], labels[chunk], generator=generator)

@@ -51,6 +51,7 @@ from zepad.attacks import (
 )
 from zepad.data import LabelledImages
 from zepad.evaluation import auroc, semi_black_box
+from zepad.functional import rfdm
 from zepad.modules import Fusion
 from zepad.objectives import Recipe, trades
 from zepad.training import fit_heads, training_device
@@ -157,10 +158,10 @@ class Bench:
         logits, eps = fast(defense.branch_logits), self.eps
         plans: dict[str, tuple[Attack, nn.Module | Callable[[Tensor], Tensor]]] = {
             "APGD-CE on mean logits": (APGD(eps=eps, steps=STEPS), mean_logits(logits)),
-            "APGD-DLR on mean logits": (APGD(eps=eps, steps=STEPS, objective=dlr), mean_logits(logits)),
+            "APGD-DLR on mean logits": (APGD(eps=eps, steps=STEPS, loss_fn=dlr), mean_logits(logits)),
             "APGD-CE on the hardened branches": (APGD(eps=eps, steps=STEPS), hardened_branches(logits)),
-            "APGD-DLR on the hardened branches": (APGD(eps=eps, steps=STEPS, objective=dlr), hardened_branches(logits)),
-            "APGD-CE on RFDM": (APGD(eps=eps, steps=STEPS), fused_by(logits, rule="rfdm")),
+            "APGD-DLR on the hardened branches": (APGD(eps=eps, steps=STEPS, loss_fn=dlr), hardened_branches(logits)),
+            "APGD-CE on RFDM": (APGD(eps=eps, steps=STEPS), fused_by(logits, rfdm)),
             "APGD-CE on the victim branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("victim"))),
             "APGD-CE on the auxiliary branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("auxiliary"))),
             "APGD-CE on the benign branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("benign"))),
@@ -242,7 +243,7 @@ class Bench:
         quick = fast(model)
         own: dict[str, tuple[Attack, Any]] = {
             "APGD-CE": (APGD(eps=eps, steps=STEPS), quick),
-            "APGD-DLR": (APGD(eps=eps, steps=STEPS, objective=dlr), quick),
+            "APGD-DLR": (APGD(eps=eps, steps=STEPS, loss_fn=dlr), quick),
             "APGD-T": (TargetedAPGD(eps=eps, steps=STEPS, classes=2), quick),
         }
         if ensemble is not None:
@@ -251,7 +252,7 @@ class Bench:
             )
             own["joint APGD"] = (joint, ensemble)
         own["APGD-CE, margin, 2 restarts, float32"] = (
-            APGD(eps=eps, steps=2 * STEPS, restarts=2 if len(labels) <= 300 else 1, objective=margin), model,
+            APGD(eps=eps, steps=2 * STEPS, restarts=2 if len(labels) <= 300 else 1, loss_fn=margin), model,
         )  # fmt: skip
         own["Square"] = (Square(eps=eps, queries=QUERIES), model)
         for name, (attack, target) in own.items():

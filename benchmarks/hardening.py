@@ -99,7 +99,7 @@ def train(encoder: nn.Module, data: LabelledImages, variant: Variant, eps: float
             if variant.trades:
                 with torch.no_grad():
                     targets = branch(images).float()
-                inner = replace(attack, objective=lambda z, t: kl_divergence(logits=z.float(), target=t))
+                inner = replace(attack, loss_fn=lambda z, t: kl_divergence(logits=z.float(), target=t))
             attacked = inner(branch, images, targets, generator=generator)
             if variant.batch_norm != "frozen":
                 branch.train()

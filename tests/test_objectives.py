@@ -223,7 +223,7 @@ def test_the_inner_attack_raises_what_the_method_says(method: Recipe) -> None:
     images, labels = toy_data(24)
     branch = tiny_branch().eval()
     targets = method.inner.targets(branch)(branch, images, labels)
-    attack = PGD(eps=0.2, steps=5, objective=method.inner.loss)
+    attack = PGD(eps=0.2, steps=5, loss_fn=method.inner.loss)
     attacked = attack(method.inner.model(branch), images, targets, generator=torch.Generator().manual_seed(0))
     random = (images + 0.2 * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
     reached = inner_value(method, branch, images, attacked, labels)

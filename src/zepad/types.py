@@ -27,6 +27,9 @@ Loader: TypeAlias = Iterable[Any]
 ImageModel: TypeAlias = Callable[[Tensor], Tensor]
 """A map from images `(N, C, H, W)` in [0, 1] to features or logits."""
 
+LossFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""A map from model outputs and targets to one loss per image `(N,)`, which an attack maximises."""
+
 ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
 REFERENCE: Role = "reference"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from strategies import images, laws, radii, seeds
 from tiny import TinyEncoder, toy_data
 from zepad.attacks import APGD, PGD, TargetedAPGD, cross_entropy, dlr, margin, targeted_dlr
-from zepad.attacks.apgd import _checkpoints, ascend
+from zepad.attacks.ascent import _checkpoints, ascend
 from zepad.errors import ConfigError, InputError
 from zepad.functional import BALLS
 
@@ -53,8 +53,8 @@ def trained():
 
 @laws
 @given(images(), radii, st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin, dlr)), st.integers(1, 8), seeds)
-def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, objective, steps, seed):
-    attack = APGD(eps=eps, steps=steps, norm=norm, objective=objective)
+def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, loss_fn, steps, seed):
+    attack = APGD(eps=eps, steps=steps, norm=norm, loss_fn=loss_fn)
     labels = torch.arange(len(clean)) % 3
     attacked = attack(classifier(), clean, labels, generator=seeded(seed))
     assert attacked.shape == clean.shape
@@ -89,7 +89,7 @@ def test_the_result_is_the_best_point_that_was_looked_at(clean, eps, norm, steps
 
 
 @pytest.mark.parametrize(("steps", "restarts"), [(1, 1), (5, 1), (20, 3)])
-def test_restarts_and_the_random_start_never_lower_the_objective(toy, steps, restarts):
+def test_restarts_and_the_random_start_never_lower_the_loss(toy, steps, restarts):
     model, (clean, labels) = classifier(), toy
     labels = model(clean).argmax(1)  # all are right, so all are attacked
     once = APGD(eps=EPS / 8, steps=steps)
@@ -170,8 +170,8 @@ def test_the_checkpoints_are_the_papers():
     assert sorted(w for w in _checkpoints(100) if w <= 100) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
-@pytest.mark.parametrize("objective", [cross_entropy, dlr])
-def test_no_weaker_than_pgd_with_as_many_steps(trained, objective):
+@pytest.mark.parametrize("loss_fn", [cross_entropy, dlr])
+def test_no_weaker_than_pgd_with_as_many_steps(trained, loss_fn):
     """Over several seeds, on a classifier and a budget at which some images hold."""
     clean, labels = toy_data(96, size=8, seed=3)
     eps, steps = 40 / 255, 10
@@ -180,8 +180,8 @@ def test_no_weaker_than_pgd_with_as_many_steps(trained, objective):
         runs = [attack(trained, clean, labels, generator=seeded(seed)) for seed in range(3)]
         return sum(int((trained(x).argmax(1) == labels).sum()) for x in runs)
 
-    ours = survivors(APGD(eps=eps, steps=steps, objective=objective))
-    plain = survivors(PGD(eps=eps, steps=steps, step_size=eps / 4, objective=objective))
+    ours = survivors(APGD(eps=eps, steps=steps, loss_fn=loss_fn))
+    plain = survivors(PGD(eps=eps, steps=steps, step_size=eps / 4, loss_fn=loss_fn))
     assert 0 < ours <= plain < 3 * 96
 
 
@@ -226,7 +226,7 @@ def test_an_image_does_not_depend_on_the_others_in_its_batch(trained, monkeypatc
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("attack", [APGD(eps=EPS, steps=4), APGD(eps=1.0, steps=4, norm="l2", objective=dlr)])
+@pytest.mark.parametrize("attack", [APGD(eps=EPS, steps=4), APGD(eps=1.0, steps=4, norm="l2", loss_fn=dlr)])
 def test_the_generator_decides_the_result(toy, attack):
     model = classifier()
     labels = model(toy[0]).argmax(1)
@@ -276,7 +276,7 @@ def test_targeted_attacks_reach_what_untargeted_ones_do(toy):
     model, clean, eps = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), toy[0], 8 / 255
     labels = model(clean).argmax(1)
     targeted = TargetedAPGD(eps=eps, steps=10)(model, clean, labels, generator=seeded())
-    plain = APGD(eps=eps, steps=10, objective=dlr)(model, clean, labels, generator=seeded())
+    plain = APGD(eps=eps, steps=10, loss_fn=dlr)(model, clean, labels, generator=seeded())
     holds = [(model(x).argmax(1) == labels) for x in (targeted, plain)]
     assert 0 < holds[0].sum() <= holds[1].sum() < len(clean)
     assert (margin(model(targeted), labels) >= margin(model(clean), labels)).all()

@@ -124,13 +124,13 @@ def test_feature_maps_are_attacked_as_flat_features(toy):
 
 @pytest.mark.parametrize("changes", [{}, {"norm": "l2", "momentum": 0.9}, {"restarts": 2, "step_size": 0.01}])
 def test_the_short_form_is_the_long_form(toy, changes):
-    """And never calls the objective of the attack it is given."""
+    """The loss of the given attack is never called."""
 
     def forbidden(outputs, targets):
-        raise AssertionError("a feature attack has one objective, the cosine distance")
+        raise AssertionError("a feature attack has one loss, the cosine distance")
 
     encoder = TinyEncoder()
-    short = attack_features(PGD(eps=EPS, objective=forbidden, **changes), encoder, toy[0], generator=seeded())
+    short = attack_features(PGD(eps=EPS, loss_fn=forbidden, **changes), encoder, toy[0], generator=seeded())
     assert torch.equal(FeaturePGD(eps=EPS, **changes)(encoder, toy[0], generator=seeded()), short)
 
 

@@ -34,10 +34,10 @@ EPS = 8 / 255
 # Every attack of the package with one signature: what holds for one model holds for all of them.
 ATTACKS = {
     "linf": lambda model, x, y: PGD(eps=EPS, steps=2)(model, x, y),
-    "l2": lambda model, x, y: PGD(eps=EPS, steps=2, norm="l2", objective=margin)(model, x, y),
+    "l2": lambda model, x, y: PGD(eps=EPS, steps=2, norm="l2", loss_fn=margin)(model, x, y),
     "momentum": lambda model, x, y: PGD(eps=EPS, steps=2, momentum=1.0, restarts=2)(model, x, y),
     "apgd": lambda model, x, y: APGD(eps=EPS, steps=2)(model, x, y),
-    "apgd-dlr": lambda model, x, y: APGD(eps=EPS, steps=2, restarts=2, norm="l2", objective=dlr)(model, x, y),
+    "apgd-dlr": lambda model, x, y: APGD(eps=EPS, steps=2, restarts=2, norm="l2", loss_fn=dlr)(model, x, y),
     "square": lambda model, x, y: Square(eps=EPS, queries=4)(model, x, y),
     "evading": lambda model, x, y: DetectorEvading(eps=EPS, steps=2, score=lambda x: model(x)[:, 0], threshold=0)(
         model, x, y
@@ -238,12 +238,12 @@ def test_momentum_agrees_with_a_loop_written_out(toy, norm):
 
 @laws
 @given(st.sampled_from(NORMS), st.integers(2, 4), st.sampled_from((cross_entropy, margin, dlr)), seeds)
-def test_restarts_never_lower_the_objective_of_any_image(norm, restarts, objective, seed):
+def test_restarts_never_lower_the_loss_of_any_image(norm, restarts, loss_fn, seed):
     model, (clean, labels) = classifier().eval(), toy_data(6, size=8)
-    once = PGD(eps=0.2, steps=1, norm=norm, objective=objective)
+    once = PGD(eps=0.2, steps=1, norm=norm, loss_fn=loss_fn)
 
     def reached(attack):
-        return objective(model(attack(model, clean, labels, generator=torch.Generator().manual_seed(seed))), labels)
+        return loss_fn(model(attack(model, clean, labels, generator=torch.Generator().manual_seed(seed))), labels)
 
     assert (reached(replace(once, restarts=restarts)) >= reached(once)).all()
 
@@ -266,43 +266,43 @@ def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
 
 @laws
 @given(st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin)), seeds)
-def test_each_step_raises_a_convex_loss(norm, objective, seed):
+def test_each_step_raises_a_convex_loss(norm, loss_fn, seed):
     """A projected gradient step never lowers a convex function, however long it is."""
     generator = torch.Generator().manual_seed(seed)
     model = linear(4, 12)
     clean = 0.4 + 0.2 * torch.rand(5, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(4, (5,), generator=generator)
-    attack = {"eps": 0.2, "step_size": 0.07, "norm": norm, "random_start": False, "objective": objective}
+    attack = {"eps": 0.2, "step_size": 0.07, "norm": norm, "random_start": False, "loss_fn": loss_fn}
     attacked = [PGD(steps=steps, **attack)(model, clean, labels) for steps in range(4)]
-    losses = torch.stack([objective(model(x), labels) for x in attacked])
+    losses = torch.stack([loss_fn(model(x), labels) for x in attacked])
     assert (losses.diff(dim=0) >= -1e-9).all()
     assert (losses[-1] > losses[0]).all()
 
 
-@pytest.mark.parametrize("objective", [cross_entropy, margin])
-def test_the_optimum_of_a_linear_model_is_hit_exactly(objective):
+@pytest.mark.parametrize("loss_fn", [cross_entropy, margin])
+def test_the_optimum_of_a_linear_model_is_hit_exactly(loss_fn):
     model, eps = linear(2, 12), 0.3
     clean = torch.rand(8, 3, 2, 2, dtype=torch.float64)
     labels = torch.arange(8) % 2
     weight = model[1].weight.detach().view(2, 3, 2, 2)
     best = (clean + eps * (weight[1 - labels] - weight[labels]).sign()).clamp(0, 1)
-    attacked = PGD(eps=eps, steps=10, objective=objective)(model, clean, labels)
+    attacked = PGD(eps=eps, steps=10, loss_fn=loss_fn)(model, clean, labels)
     torch.testing.assert_close(attacked, best, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 64 / 255), ("l2", 4.0)])
-@pytest.mark.parametrize("objective", [cross_entropy, margin])
-def test_a_trained_classifier_loses_its_accuracy(toy_classifier, toy, norm, eps, objective):
+@pytest.mark.parametrize("loss_fn", [cross_entropy, margin])
+def test_a_trained_classifier_loses_its_accuracy(toy_classifier, toy, norm, eps, loss_fn):
     def accuracy(x):
         return (toy_classifier(x).argmax(dim=1) == toy[1]).float().mean().item()
 
-    attack = PGD(eps=eps, steps=10, norm=norm, objective=objective)
+    attack = PGD(eps=eps, steps=10, norm=norm, loss_fn=loss_fn)
     assert accuracy(toy[0]) == 1
     assert accuracy(PGD(eps=eps, steps=0, norm=norm)(toy_classifier, *toy)) > 0.9  # noise of that size is harmless
     assert accuracy(attack(toy_classifier, *toy)) < 0.2
 
 
-def test_objectives_agree_with_their_definitions():
+def test_losses_agree_with_their_definitions():
     outputs = torch.randn(20, 5, dtype=torch.float64)
     labels, targets = torch.randint(5, (20,)), torch.randn(20, 5, dtype=torch.float64)
     naive_margin = [
@@ -345,9 +345,9 @@ def test_dlr_has_a_slope_where_the_cross_entropy_has_none():
     assert slopes[1] > 0
 
 
-@pytest.mark.parametrize("attack", [PGD(eps=EPS, objective=dlr), APGD(eps=EPS, objective=dlr)])
+@pytest.mark.parametrize("attack", [PGD(eps=EPS, loss_fn=dlr), APGD(eps=EPS, loss_fn=dlr)])
 def test_dlr_refuses_two_classes(toy, attack):
-    with pytest.raises(InputError, match="at least 3 classes; got 2. Use objective=margin or cross_entropy"):
+    with pytest.raises(InputError, match="at least 3 classes; got 2. Use loss_fn=margin or cross_entropy"):
         attack(classifier(2), toy[0], toy[1].clamp_max(1))
 
 

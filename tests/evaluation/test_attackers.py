@@ -92,17 +92,17 @@ DIFFERENT = [
     attacker(replace(PGD3, random_start=False)),
     attacker(replace(PGD3, momentum=1.0)),
     attacker(replace(PGD3, restarts=2)),
-    attacker(replace(PGD3, objective=dlr)),
-    attacker(replace(PGD3, objective=margin)),
-    attacker(replace(PGD3, objective=lambda o, t: margin(o, t))),
-    attacker(replace(PGD3, objective=lambda o, t: dlr(o, t))),
-    attacker(replace(PGD3, objective=lambda o, t: 2 * margin(o, t))),
-    attacker(replace(PGD3, objective=lambda o, t: 3 * margin(o, t))),
-    attacker(replace(PGD3, objective=scaled(2.0))),
-    attacker(replace(PGD3, objective=scaled(3.0))),
-    attacker(replace(PGD3, objective=scaled(torch.tensor(3.0)))),
-    attacker(replace(PGD3, objective=partial(nn.functional.cross_entropy, reduction="none"))),
-    attacker(replace(PGD3, objective=partial(nn.functional.nll_loss, reduction="none"))),
+    attacker(replace(PGD3, loss_fn=dlr)),
+    attacker(replace(PGD3, loss_fn=margin)),
+    attacker(replace(PGD3, loss_fn=lambda o, t: margin(o, t))),
+    attacker(replace(PGD3, loss_fn=lambda o, t: dlr(o, t))),
+    attacker(replace(PGD3, loss_fn=lambda o, t: 2 * margin(o, t))),
+    attacker(replace(PGD3, loss_fn=lambda o, t: 3 * margin(o, t))),
+    attacker(replace(PGD3, loss_fn=scaled(2.0))),
+    attacker(replace(PGD3, loss_fn=scaled(3.0))),
+    attacker(replace(PGD3, loss_fn=scaled(torch.tensor(3.0)))),
+    attacker(replace(PGD3, loss_fn=partial(nn.functional.cross_entropy, reduction="none"))),
+    attacker(replace(PGD3, loss_fn=partial(nn.functional.nll_loss, reduction="none"))),
     attacker(PGD3, notes={"steps": 4}),
     attacker(PGD3, notes={"steps": 5}),
     attacker(PGD3, target=lambda model: mean_logits(model.branch_logits)),
@@ -160,7 +160,7 @@ def test_settings_do_not_depend_on_where_or_when_an_attacker_is_made():
 
     def make():
         return [
-            attacker(replace(PGD3, objective=scaled(2.0)), target=branch(1), notes={"why": ("x", {3, 1, 2})}),
+            attacker(replace(PGD3, loss_fn=scaled(2.0)), target=branch(1), notes={"why": ("x", {3, 1, 2})}),
             attacker(DetectorEvading(eps=EPS, score=gap_score(ensemble().branch_logits), threshold=0.1)),
             attacker(PGD3, target=against(linear(4), linear(5))),
             attacker(Plain()),
@@ -186,7 +186,7 @@ def test_settings_are_readable_where_they_can_be():
         "random_start": True,
         "momentum": 0.0,
         "restarts": 1,
-        "objective": "cross_entropy",
+        "loss_fn": "cross_entropy",
     }
     assert universal_attacker(perturbation()).settings["attack"] == "SSP"
     assert universal_attacker(perturbation()).name == "SSP"

@@ -1,22 +1,15 @@
-"""Attacks. They know a callable from images to features or logits, never a defense."""
+"""Attacks on any callable from images to features or logits."""
 
 from .adapters import art_classifier, foolbox_model
-from .adaptive import (
-    DetectorEvading,
-    JointAPGD,
-    Transfer,
-    WorstOf,
-    apgd_square_ensemble,
-    fused_by,
-    gap_score,
-    hardened_branches,
-    mean_logits,
-    one_branch,
-)
-from .apgd import APGD, TargetedAPGD, targeted_dlr
+from .adaptive import DetectorEvading, JointAPGD
+from .apgd import APGD, TargetedAPGD
+from .base import Attack
+from .combine import Transfer, WorstOf, apgd_square_ensemble
 from .feature import FeaturePGD, attack_features
-from .pgd import PGD, Attack, AttackObjective, cosine_distance, cross_entropy, dlr, l2_distance, margin
+from .losses import cosine_distance, cross_entropy, dlr, l2_distance, margin, targeted_dlr
+from .pgd import PGD
 from .square import Square
+from .surrogates import fused_by, gap_score, hardened_branches, mean_logits, one_branch
 from .universal import (
     PAPUGS,
     SSP,
@@ -40,7 +33,6 @@ __all__ = [
     "AdvEncoder",
     "AdvEncoderPatch",
     "Attack",
-    "AttackObjective",
     "DetectorEvading",
     "FeaturePGD",
     "JointAPGD",

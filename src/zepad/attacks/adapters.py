@@ -1,4 +1,4 @@
-"""Bridges to third parties' attacks: the model in the shape that ART and Foolbox want."""
+"""Adapters of a model to the attacks of ART and Foolbox."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..types import ImageModel
 
 
 class _Guest(nn.Module):
-    """A model that its host can neither train, move nor give gradients to.
+    """Wrapper of a model that keeps its training flags, device and parameter gradients out of reach.
 
-    The hosts set modes, move modules and accumulate gradients in parameters. They find no submodule and no parameter
-    here, and each call goes to the model in evaluation mode, with gradients for the images alone.
+    ART and Foolbox set modes, move modules and accumulate gradients in parameters. The wrapper has no submodule and no
+    parameter, and calls the model in evaluation mode with gradients of the images alone.
     """
 
     def __init__(self, model: ImageModel) -> None:
@@ -48,22 +48,22 @@ def _without_parameter_gradients(model: ImageModel) -> Iterator[None]:
 
 
 def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[int, int, int]) -> Any:
-    """Return a classifier of the Adversarial Robustness Toolbox on the model, for any of its evasion attacks.
+    """Return a classifier of the Adversarial Robustness Toolbox (ART), for any of its evasion attacks.
 
-    Pixels lie in [0, 1] and the loss is the cross-entropy. ART works on NumPy arrays. The model is not copied: it stays
-    where it is and keeps its modes, parameters and gradients; ART sees neither, so attacks that look into layers do not
-    apply. A plain function is called on ART's device, the CPU.
+    Pixels lie in [0, 1], the loss is the cross-entropy, and ART works on NumPy arrays. The model is not copied and keeps
+    its device, modes, parameters and gradients. ART sees none of them, so attacks that need access to layers are not
+    supported. A plain function is called on the CPU.
 
     Args:
-        model: Any map from images to logits `(N, K)`.
-        num_classes: Number `K` of classes.
-        image_shape: `(C, H, W)` of the images.
+        model: Map from images to logits `(N, K)`.
+        num_classes: Number `K` of classes, at least 2.
+        image_shape: Shape `(C, H, W)` of the images.
 
     Returns:
         An `art.estimators.classification.PyTorchClassifier`.
 
     Raises:
-        ConfigError: If ART is not installed, or a shape is wrong.
+        ConfigError: If ART is not installed, or an argument is out of range.
 
     References:
         https://github.com/Trusted-AI/adversarial-robustness-toolbox
@@ -88,13 +88,13 @@ def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[in
 
 
 def foolbox_model(model: ImageModel) -> Any:
-    """Return a Foolbox model on the model, bounds [0, 1], for any of its attacks.
+    """Return a Foolbox model with bounds [0, 1], for any attack of Foolbox.
 
-    The model is not copied: it stays where it is and keeps its modes, parameters and gradients. Images are expected on
-    its device; for a plain function that is the CPU.
+    The model is not copied and keeps its device, modes, parameters and gradients. Images are expected on the device of
+    the model, or on the CPU for a plain function.
 
     Args:
-        model: Any map from images to logits `(N, K)`.
+        model: Map from images to logits `(N, K)`.
 
     Returns:
         A `foolbox.PyTorchModel`.

@@ -1,4 +1,4 @@
-"""Attacks on the features of one encoder, or of several at once: per-image downstream-agnostic examples."""
+"""Attacks on the features of one or several encoders: per-image downstream-agnostic adversarial examples."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..modes import evaluating
-from ..types import ImageModel
-from .pgd import PGD, AttackObjective, cosine_distance
+from ..types import ImageModel, LossFn
+from .losses import cosine_distance
+from .pgd import PGD
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePGD:
-    """Push the features of each image away from where they were, by projected gradient ascent.
+    """Move the features of each image away from its clean features, by projected gradient descent.
 
-    No label and no head is needed, so the result harms whatever is built on the encoder. Given several encoders, one
-    attacked image moves the features of all of them: the mean of their distances is maximised. The attack always starts
-    at random, because the distance has no slope at the image itself.
+    No label and no head is needed, so the result harms whatever is built on the encoder. Given several encoders, the
+    attack maximises the mean of their feature distances. It always starts at a random point, because the distance has
+    no gradient at the clean image.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
         steps: Number of gradient steps.
-        step_size: As in `PGD`.
-        norm: `"linf"` or `"l2"`, of the ball in pixel space.
-        momentum: As in `PGD`.
-        restarts: As in `PGD`.
-        distance: Of features and clean features: `cosine_distance`, `l2_distance` or any function like them. An L2
-            distance weighs several encoders by the size of their features; the cosine weighs them alike.
+        step_size: Length of one step in [0, 1] pixel units; None takes `2.5 * eps / steps`.
+        norm: Norm of the ball in pixel space, `"linf"` or `"l2"`.
+        momentum: Decay of the accumulated gradient of MI-FGSM; zero is plain PGD.
+        restarts: Number of random starts, each with all steps; the result with the largest distance is kept for each
+            image.
+        distance: Loss to maximise, a distance of features and clean features: `cosine_distance`, `l2_distance` or any
+            function with their signature. The L2 distance weights several encoders by the norm of their features, the
+            cosine distance weights them equally.
 
     Examples:
         >>> import torch
@@ -42,7 +45,7 @@ class FeaturePGD:
         True
 
     References:
-        ZePAD (ICLR 2026, arXiv 2602.11204), threat model: crafted on public encoders, for no known task.
+        ZePAD, ICLR 2026, arXiv 2602.11204 (threat model: crafted on public encoders, for an unknown task).
     """
 
     eps: float
@@ -51,13 +54,13 @@ class FeaturePGD:
     norm: str = "linf"
     momentum: float = 0.0
     restarts: int = 1
-    distance: AttackObjective = cosine_distance
+    distance: LossFn = cosine_distance
 
     def __post_init__(self) -> None:
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         self._pgd(self.distance)
 
@@ -65,20 +68,21 @@ class FeaturePGD:
         self,
         model: ImageModel | Sequence[ImageModel],
         images: Tensor,
-        targets: Tensor | None = None,  # noqa: ARG002 - every attack has one call form; labels play no part here
+        targets: Tensor | None = None,  # noqa: ARG002 - the call of every attack; labels are not used
         *,
         generator: Generator | None = None,
     ) -> Tensor:
         """Attack a batch.
 
         Args:
-            model: An encoder, images to features `(N, D)` (more axes are flattened), or a sequence of encoders.
-            images: `(N, C, H, W)` in [0, 1].
-            targets: Not used.
-            generator: As in `PGD`.
+            model: Encoder that maps images to features `(N, D)`, or a sequence of encoders. Features of more axes are
+                flattened.
+            images: Clean images `(N, C, H, W)` in [0, 1].
+            targets: Not used; the attack moves away from the clean features.
+            generator: Random number generator on the device of the images; None uses the global one of torch.
 
         Returns:
-            Attacked images in the ball and in [0, 1], detached.
+            Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
         """
         several = isinstance(model, (Sequence, nn.ModuleList))
         encoders = tuple(cast("Sequence[ImageModel]", model)) if several else (cast(ImageModel, model),)
@@ -98,7 +102,7 @@ class FeaturePGD:
             widths = [part.shape[1] for part in parts]
             return self._pgd(moved)(features, images, torch.cat(parts, dim=1), generator=generator)
 
-    def _pgd(self, objective: AttackObjective) -> PGD:
+    def _pgd(self, loss_fn: LossFn) -> PGD:
         return PGD(
             eps=self.eps,
             steps=self.steps,
@@ -106,23 +110,23 @@ class FeaturePGD:
             norm=self.norm,
             momentum=self.momentum,
             restarts=self.restarts,
-            objective=objective,
+            loss_fn=loss_fn,
         )
 
 
 def attack_features(
     attack: PGD, encoder: ImageModel | Sequence[ImageModel], images: Tensor, *, generator: Generator | None = None
 ) -> Tensor:
-    """Craft per-image downstream-agnostic adversarial examples with the budget of a `PGD`: `FeaturePGD` in short.
+    """Craft per-image downstream-agnostic adversarial examples: `FeaturePGD` with the settings of a `PGD`.
 
     Args:
-        attack: Budget, norm and steps; its objective becomes `cosine_distance` and its start random.
-        encoder: Images to features `(N, D)`, or a sequence of encoders.
-        images: `(N, C, H, W)` in [0, 1].
-        generator: As in `PGD`.
+        attack: Attack whose settings are taken, except that the loss is `cosine_distance` and the start is random.
+        encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders.
+        images: Clean images `(N, C, H, W)` in [0, 1].
+        generator: Random number generator on the device of the images; None uses the global one of torch.
 
     Returns:
-        Attacked images in the ball and in [0, 1], detached.
+        Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
     """
     feature_attack = FeaturePGD(
         eps=attack.eps,

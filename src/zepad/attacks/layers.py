@@ -1,7 +1,7 @@
-"""Find the layers of an encoder that attacks on intermediate features read, and read them.
+"""Intermediate layers of an encoder: find them by name or stage, and record their outputs.
 
-A layer is asked for by its name in the module (`"layer1.0"`, with or without the names of the wrappers around it) or by
-its stage: `"stem"`, `"stage1"` to `"stage4"`, from the input up.
+A layer is given by the name of its module (`"layer1.0"`, with or without the names of the wrappers around it) or by its
+stage: `"stem"`, `"stage1"` to `"stage4"`, from input to output.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
-"""What a layer can be called whatever the architecture."""
+"""Names of layers that exist for every architecture."""
 
 _NUMBERED = re.compile(r"(layer|stage|block|s)_?\d+")  # layer1 to layer4 in torchvision and timm, s1 to s4 in RegNets
 _CONTAINERS = ("stages", "blocks", "layers", "features")
-_LISTED = 20  # module names in an error message
+_LISTED = 20  # number of module names in an error message
 
 
 def stage_layers(model: object) -> dict[str, str]:
     """Return the name of the module at the end of each stage.
 
-    Residual networks have their own stages; the blocks of a vision transformer are split into four equal ones, and so
-    are the parts of any other module that have parameters. The stem is the last part with parameters before the first
-    stage, before its activation: the patch embedding of a vision transformer, the first BatchNorm of a residual
-    network. A network of fewer than four parts has stages that share one.
+    Residual networks have their own stages. The blocks of a vision transformer, or the submodules with parameters of
+    any other module, are split into four stages of equal length. The stem is the last submodule with parameters before
+    the first stage, without its activation: the patch embedding of a vision transformer, the first BatchNorm of a
+    residual network. Stages of a network with fewer than four parts share modules.
 
     Args:
-        model: A module, wrapped or not.
+        model: Module, with or without wrappers around it.
 
     Returns:
-        Module names, as in `model.named_modules()`, by stage.
+        Module name of each stage, named as in `model.named_modules()`.
 
     Raises:
-        InputError: If the model is no module or has no part with parameters.
+        InputError: If the model is no module or has no submodule with parameters.
 
     Examples:
         >>> from torch import nn
@@ -62,11 +62,14 @@ def find_layer(model: object, layer: str) -> str:
     """Return the full name of a layer.
 
     Args:
-        model: A module, wrapped or not.
-        layer: The name of a module, in the model or in what it wraps, or a stage of `STAGES`.
+        model: Module, with or without wrappers around it.
+        layer: Name of a module, in the model or inside its wrappers, or a stage of `STAGES`.
+
+    Returns:
+        Full name of the layer, named as in `model.named_modules()`.
 
     Raises:
-        InputError: If the model is no module or has no such layer; the message lists some that it has.
+        InputError: If the model is no module or has no such layer. The message lists some existing layers.
     """
     module = _module(model)
     names = [name for name, _ in module.named_modules() if name]
@@ -84,18 +87,18 @@ def find_layer(model: object, layer: str) -> str:
 
 @contextmanager
 def capture_layers(model: object, layers: Sequence[str]) -> Iterator[Callable[[Tensor], list[Tensor]]]:
-    """Hook layers for a while; the hooks are gone afterwards, also after an error.
+    """Record the outputs of layers with forward hooks, which are removed at the end of the context.
 
     Args:
-        model: A module, wrapped or not.
-        layers: As in `find_layer`.
+        model: Module, with or without wrappers around it.
+        layers: Names of modules, or stages of `STAGES`.
 
     Yields:
-        A function that runs the model on images and returns the output of each layer, in order and differentiable.
-        Of a layer that runs several times in one pass it returns the last output.
+        A function that runs the model on images and returns the differentiable output of each layer, in the order of
+        `layers`. If a layer runs several times in one pass, its last output is returned.
 
     Raises:
-        InputError: If a layer does not exist; from the function, if a layer did not run or returned no tensor.
+        InputError: If a layer does not exist, or, from the function, if a layer did not run or returned no tensor.
 
     Examples:
         >>> import torch
@@ -105,13 +108,15 @@ def capture_layers(model: object, layers: Sequence[str]) -> Iterator[Callable[[T
         >>> activation.shape
         torch.Size([2, 8, 3, 3])
     """
+    # Hooks work on any module. torchvision.models.feature_extraction traces the model with torch.fx, which fails on
+    # encoders that check their outputs, as `Encoder` does, and on most models of transformers.
     module = _module(model)
     names = [find_layer(module, layer) for layer in layers]
     captured: dict[str, object] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, object], None]:
         def hook(_module: nn.Module, _inputs: Any, output: object) -> None:
-            # Cloned because an in-place activation may come next.
+            # The output is cloned, because an in-place activation may follow.
             captured[name] = output.clone() if isinstance(output, Tensor) else output
 
         return hook
@@ -157,7 +162,7 @@ def _parts_of(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _wrappers(module: nn.Module) -> list[str]:
-    """Name prefixes, outermost first, down to the first module of which more than one part has parameters."""
+    """Return name prefixes of nested wrappers, down to the first module with more than one part with parameters."""
     prefixes, prefix = [""], ""
     parts = _parts_of(module)
     while len(parts) == 1:
@@ -169,7 +174,7 @@ def _wrappers(module: nn.Module) -> list[str]:
 
 
 def _breadth_first(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules by depth, because blocks have numbered parts of their own, each with its name as a prefix."""
+    """Yield modules and their name prefixes by depth, because blocks have numbered parts of their own."""
     waiting = deque([("", module)])
     while waiting:
         prefix, parent = waiting.popleft()
@@ -177,7 +182,7 @@ def _breadth_first(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         waiting.extend((f"{prefix}{name}.", child) for name, child in parent.named_children())
 
 
-_Parts = tuple[list[str], str | None]  # names of the parts, and of the one before them
+_Parts = tuple[list[str], str | None]  # names of the parts, and of the part before them
 
 
 def _numbered_parts(module: nn.Module) -> _Parts | None:
@@ -205,7 +210,7 @@ def _plain_parts(module: nn.Module) -> _Parts:
 
 
 def _part_before(module: nn.Module, name: str) -> str | None:
-    """The last part with parameters before the named one, among its siblings or those of what holds it."""
+    """Return the last part with parameters before the named one, among its siblings or those of its parents."""
     path = name.split(".")
     for depth in reversed(range(len(path))):
         prefix = ".".join(path[:depth])

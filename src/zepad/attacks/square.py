@@ -1,4 +1,4 @@
-"""The square attack: random search with squares, from scores alone."""
+"""Square attack: random search that uses logits alone."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ..functional.precision import accurate
 from ..inputs import check_labels
 from ..modes import evaluating
 from ..types import ImageModel
-from .pgd import margin
+from .losses import margin
 
-_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of a search over 10,000 queries
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the area is halved
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Square attack, an untargeted random search on the margin that asks for logits and never for a gradient.
+    """Square attack, an untargeted random search on the margin that uses logits and no gradient.
 
-    A gradient that is masked, broken or absent does not hinder it. It starts from vertical stripes at the corners of
-    the ball; each query sets one random square to a random corner, and the change is kept where it raises the margin.
-    The side of the square shrinks by a fixed schedule stretched over the budget. Images that are misclassified already
-    are returned as they are, and an image is no longer shown to the model once its label is wrong.
+    Masked, broken or absent gradients do not hinder it. It starts from vertical stripes at the corners of the ball;
+    each query sets one random square to a random corner, and the change is kept if it raises the margin. The side of
+    the square shrinks by a fixed schedule, which is stretched over the number of queries. Images that are already
+    misclassified are returned unchanged, and an image is no longer passed to the model once it is misclassified.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `8 / 255`.
-        queries: How often the model is shown each image at most, the look at the clean image included.
-        share: Share of the pixels that the first square covers.
-        norm: `"linf"`; the L2 version is not implemented.
+        queries: Largest number of queries for each image, the query of the clean image included.
+        share: Share of the pixels that the first square covers, in (0, 1].
+        norm: Norm of the ball, `"linf"`; the L2 version is not implemented.
 
     Examples:
         >>> import torch
@@ -55,7 +55,7 @@ class Square:
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         require(self.norm == "linf", "norm", self.norm, '"linf", the only norm of this attack; use APGD for "l2"')
         check_budget(self.eps, self.norm)
@@ -68,16 +68,16 @@ class Square:
         """Attack a batch.
 
         Args:
-            model: Any map from images to logits `(N, K)`; it need not be differentiable.
-            images: `(N, C, H, W)` in [0, 1].
-            targets: Labels `(N,)`.
-            generator: Of the search, on the device of the images; None uses torch's own.
+            model: Map from images to logits `(N, K)`, which need not be differentiable.
+            images: Clean images `(N, C, H, W)` in [0, 1].
+            targets: Labels, integer `(N,)`.
+            generator: Random number generator on the device of the images; None uses the global one of torch.
 
         Returns:
-            Attacked images in the ball and in [0, 1], detached.
+            Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
 
         Raises:
-            InputError: If the labels do not fit.
+            InputError: If the labels do not fit the images.
         """
         labels = check_labels(targets, count=len(images))
         images = images.detach()
@@ -120,7 +120,7 @@ class Square:
         inside = _windows(clean, side, generator)
         signs = _signs((*clean.shape[:2], 1, 1), clean, generator)
         points = torch.where(inside, (clean + self.eps * signs).clamp(0, 1), best)
-        # A square that changes nothing would waste a query: turn one of its channels over.
+        # A square that changes nothing would waste a query, so the sign of one of its channels is flipped.
         same = (points == best).flatten(1).all(dim=1)
         channel = _integers(clean.shape[1], len(clean), clean, generator)
         rows = torch.arange(len(clean), device=clean.device)

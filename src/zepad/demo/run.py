@@ -272,12 +272,12 @@ class _WhiteBoxes:
         attacks: list[Attack] = [pgd]
         if isinstance(model, Branched):
             branches = _Fast(model.branch_logits)
-            attacks.append(Transfer(attack=replace(pgd, objective=margin), surrogate=mean_logits(branches)))
+            attacks.append(Transfer(attack=replace(pgd, loss_fn=margin), surrogate=mean_logits(branches)))
             attacks.append(
                 JointAPGD(eps=self.eps, branch_logits=branches, fuse=model.fuse, steps=self.steps, classes=2)
             )
         else:
-            attacks.append(replace(pgd, objective=margin))
+            attacks.append(replace(pgd, loss_fn=margin))
         return WorstOf(attacks=tuple(attacks))(_Fast(model), images, targets, generator=generator)
 
 

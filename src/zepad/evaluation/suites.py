@@ -177,8 +177,8 @@ def white_box(
         return Attacker(name=name, knowledge="white-box", attack=attack, target=target)
 
     attackers = [
-        row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, objective=cross_entropy)),
-        row(f"APGD-{shown}-{steps}", APGD(eps=eps, steps=steps, objective=second)),
+        row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, loss_fn=cross_entropy)),
+        row(f"APGD-{shown}-{steps}", APGD(eps=eps, steps=steps, loss_fn=second)),
         row(f"Square-{queries}", Square(eps=eps, queries=queries)),
     ]
     if not isinstance(model, Branched):
@@ -188,9 +188,9 @@ def white_box(
     joint = JointAPGD(eps=eps, branch_logits=model.branch_logits, fuse=model.fuse, steps=steps, classes=_TARGETS)
     attackers += [
         row(f"joint APGD-{steps}", joint),
-        row(f"APGD-CE-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=cross_entropy), _mean_logits),
-        row(f"APGD-{shown}-{steps} on mean logits", APGD(eps=eps, steps=steps, objective=second), _mean_logits),
-        row(f"APGD-CE-{steps} on RFDM", APGD(eps=eps, steps=steps, objective=cross_entropy), _by_rfdm),
+        row(f"APGD-CE-{steps} on mean logits", APGD(eps=eps, steps=steps, loss_fn=cross_entropy), _mean_logits),
+        row(f"APGD-{shown}-{steps} on mean logits", APGD(eps=eps, steps=steps, loss_fn=second), _mean_logits),
+        row(f"APGD-CE-{steps} on RFDM", APGD(eps=eps, steps=steps, loss_fn=cross_entropy), _by_rfdm),
     ]
     if len(model.branch_names) >= 3:
         attackers.append(row(f"APGD-CE-{steps} on the hardened branches", APGD(eps=eps, steps=steps), _hardened))

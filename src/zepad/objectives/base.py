@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules import Branch
-from ..types import ImageModel
+from ..types import ImageModel, LossFn
 
 
 class Batch(NamedTuple):
@@ -49,9 +49,6 @@ class ObjectiveOutput(NamedTuple):
 Objective = Callable[[Branch, Batch], ObjectiveOutput]
 """What training minimises: a map from a branch and a batch to a loss."""
 
-AttackLoss = Callable[[Tensor, Tensor], Tensor]
-"""What the inner attack maximises: a map from model outputs and targets to one loss per image `(N,)`."""
-
 Targets = Callable[[Branch, Tensor, Tensor], Tensor]
 """A map from a branch, clean images and labels to the targets of the inner attack."""
 
@@ -82,7 +79,7 @@ class Inner:
             it needs of it, and returns the function that computes the targets of each batch.
     """
 
-    loss: AttackLoss = label_loss
+    loss: LossFn = label_loss
     model: Callable[[Branch], ImageModel] = whole
     targets: Callable[[Branch], Targets] = labels_as_targets
 

@@ -213,7 +213,7 @@ class _Loop:
         inner = self.recipe.inner
         if inner is None or self.attack is None or self.targets is None:
             return images, labels
-        attack = replace(self.attack, objective=inner.loss)
+        attack = replace(self.attack, loss_fn=inner.loss)
         with autocast(self.device, self.config.precision):
             targets = self.targets(self.branch, images, labels)
             return attack(inner.model(self.branch), images, targets, generator=generator), targets

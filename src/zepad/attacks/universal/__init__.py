@@ -1,4 +1,4 @@
-"""Universal attacks: one perturbation for every image."""
+"""Universal attacks, which craft one perturbation for all images."""
 
 from .advencoder import AdvEncoder, AdvEncoderPatch
 from .feature import UniversalFeatureAttack

@@ -1,4 +1,4 @@
-"""AdvEncoder: a generator learns one perturbation, or one patch, that takes features away from their images."""
+"""AdvEncoder, which trains a generator of one perturbation or one patch that changes the features of all images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _PUBLISHED_PIXELS = 64 * 64
 
 
 def info_nce(features: Tensor, others: Tensor, temperature: float = 0.1) -> Tensor:
-    """Return the InfoNCE loss: how hard it is to tell from each row which other row is its own, a scalar.
+    """Return the InfoNCE loss of matching features.
 
     Args:
-        features: `(N, D)`.
-        others: `(N, D)`; row i belongs to row i of the features, the rest of the batch are its negatives.
-        temperature: Of the cosine similarities.
+        features: Features `(N, D)`.
+        others: Features `(N, D)`; row i is the positive of row i of `features`, all other rows are its negatives.
+        temperature: Temperature of the cosine similarities.
 
     Returns:
-        The mean cross-entropy over the rows; zero for one row.
+        Mean cross-entropy over the rows, a scalar; zero for a batch of one row.
 
     Examples:
         >>> import torch
@@ -49,15 +49,15 @@ def info_nce(features: Tensor, others: Tensor, temperature: float = 0.1) -> Tens
 
 
 def high_frequencies(images: Tensor) -> Tensor:
-    """Return what a round low-pass filter takes away: frequencies above 1/8 cycle per pixel.
+    """Return the frequencies of images above 1/8 cycle per pixel, by a circular high-pass filter.
 
-    At 64x64 that is the radius 8 of the paper; at other sizes the radius grows with the side.
+    For images of 64x64 this is the radius 8 of the paper; for other sizes the radius grows with the image.
 
     Args:
-        images: `(N, C, H, W)`.
+        images: Images `(N, C, H, W)`.
 
     Returns:
-        Of the same shape, with mean zero; half precision is computed in float32.
+        Filtered images `(N, C, H, W)` of mean zero, float32 for images in half precision.
     """
     images = accurate(images)
     rows = torch.fft.fftfreq(images.shape[2], device=images.device)
@@ -70,13 +70,17 @@ def high_frequencies(images: Tensor) -> Tensor:
 def advencoder_loss(
     clean: Tensor, attacked: Tensor, *, features: list[Tensor], attacked_features: list[Tensor]
 ) -> Tensor:
-    """Return what AdvEncoder lowers: `-5 InfoNCE(f(x), f(x')) + MSE(x', x) - MSE(HF(x), HF(x'))`, a scalar.
+    """Return the loss `-5 InfoNCE(f(x), f(x')) + MSE(x', x) - MSE(HF(x), HF(x'))`, which AdvEncoder minimises.
 
     Args:
-        clean: Images `(N, C, H, W)`.
-        attacked: The same images attacked.
-        features: Of the clean images, one tensor `(N, D)` per encoder; the first term is averaged over encoders.
-        attacked_features: Of the attacked ones.
+        clean: Clean images `(N, C, H, W)`.
+        attacked: Attacked images `(N, C, H, W)`.
+        features: Features of the clean images, one tensor `(N, D)` per encoder. The first term is averaged over the
+            encoders.
+        attacked_features: Features of the attacked images, one tensor `(N, D)` per encoder.
+
+    Returns:
+        Loss, a scalar.
 
     References:
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
@@ -116,19 +120,24 @@ class _GeneratorAttack(_UniversalAttack):
         size: Callable[[Tensor], tuple[int, int]],
         put: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, torch.Size]:
-        """Train a generator and return its pattern and the size of the images.
+        """Train a generator.
 
         Args:
-            encoders: What is attacked.
-            batches: One update is made on each.
-            size: Of the pattern, given the images.
-            put: Puts a pattern in (-1, 1) on images.
+            encoders: Encoders to attack.
+            batches: Batches of images, on each of which one update is made.
+            size: Function from images to the size `(height, width)` of the pattern.
+            put: Function that applies a pattern in (-1, 1) to images.
+
+        Returns:
+            The pattern `(1, C, H, W)` of the trained generator, and the shape `(C, H, W)` of the images.
         """
         generator: PatternGenerator | None = None
         for images in batches:
             if generator is None:
                 shape = images.shape[1:]
-                with torch.random.fork_rng(devices=[]):  # on the CPU, whatever the loader has drawn so far
+                with torch.random.fork_rng(
+                    devices=[]
+                ):  # independent of what the loader has drawn
                     torch.manual_seed(self.seed)
                     generator = self._generator(shape[0], size(images), (shape[1], shape[2]))
                 generator.to(images.device)
@@ -162,26 +171,26 @@ class _GeneratorAttack(_UniversalAttack):
             yield images
         if largest < 2:
             raise InputError(
-                "AdvEncoder tells the images of a batch apart, so it needs batches of two or more; got one image at a "
+                "AdvEncoder contrasts the images of a batch, so it needs batches of two or more; got one image at a "
                 "time. Raise the batch size."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvEncoder(_GeneratorAttack):
-    """One L-infinity perturbation, the output of a generator trained to take features away from their images.
+    """One L-infinity perturbation, the output of a generator trained to make features of attacked images dissimilar.
 
-    No label and no head is needed. The generator's output is scaled into the ball by a tanh: a hard clamp would leave
-    most of its first output without a gradient.
+    No label and no head is needed. The output of the generator is scaled into the ball by a tanh, because a hard clamp
+    would leave most of the initial output without a gradient.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 20.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 20.
         lr: Learning rate of Adam (betas 0.5 and 0.999).
-        width: Channels of the generator's first layer. None takes the published 1024 for images of 64x64 and more, and
-            fewer in proportion to the pixels for smaller images, at least 64.
-        latents: Noise vectors that are mixed. None takes the published 256, scaled in the same way, at least 16.
-        seed: Of the noise, the generator and the loader's order.
+        width: Number of channels of the first layer of the generator. None takes the published 1024 for images of 64x64
+            and larger, and fewer in proportion to the number of pixels for smaller images, at least 64.
+        latents: Number of noise vectors. None takes the published 256, scaled in the same way, at least 16.
+        seed: Seed of the noise, of the generator and of the order in which the loader yields images.
 
     References:
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
@@ -193,24 +202,25 @@ class AdvEncoder(_GeneratorAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         check_budget(self.eps)
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: Images to features `(N, D)`, or a sequence of such, over which the loss is averaged; left as found.
-            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches of one size; labels are ignored.
-            progress: Show a bar.
+            encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders over which the loss is
+                averaged. Encoders are left unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder.
+            Perturbation on the device of the encoder.
 
         Raises:
-            InputError: If images do not fit or differ in size, or come one at a time.
+            InputError: If images are invalid or differ in size, or every batch has a single image.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
@@ -229,10 +239,15 @@ class AdvEncoder(_GeneratorAttack):
 class AdvEncoderPatch(_GeneratorAttack):
     """AdvEncoder as a visible square patch in the lower right corner, the same on every image.
 
-    The other fields are those of `AdvEncoder`.
-
     Attributes:
-        area: Share of the image the patch may cover, in (0, 1]; the side is rounded down to whole pixels, at least one.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 20.
+        lr: Learning rate of Adam (betas 0.5 and 0.999).
+        width: Number of channels of the first layer of the generator. None takes the published 1024 for images of 64x64
+            and larger, and fewer in proportion to the number of pixels for smaller images, at least 64.
+        latents: Number of noise vectors. None takes the published 256, scaled in the same way, at least 16.
+        seed: Seed of the noise, of the generator and of the order in which the loader yields images.
+        area: Share of the image that the patch may cover, in (0, 1]. The side of the patch is rounded down to whole
+            pixels, at least one.
 
     References:
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
@@ -244,16 +259,25 @@ class AdvEncoderPatch(_GeneratorAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         require(math.isfinite(self.area) and 0 < self.area <= 1, "area", self.area, "in (0, 1], a share of the image")
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the patch; arguments and errors as in `AdvEncoder.fit`.
+        """Craft the patch on one or several encoders.
+
+        Args:
+            encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders over which the loss is
+                averaged. Encoders are left unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            A perturbation of norm `"patch"`, its eps the share of the pixels that the patch covers.
+            Perturbation of norm `"patch"`, whose eps is the share of the pixels that the patch covers.
+
+        Raises:
+            InputError: If images are invalid or differ in size, or every batch has a single image.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)

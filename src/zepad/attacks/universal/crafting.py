@@ -1,4 +1,4 @@
-"""What universal attacks share: the attacker's images pass after pass, the ascent, and the record of the making."""
+"""Parts that universal attacks share: passes over the attacker's images, the ascent, and the provenance."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ...types import ImageModel, Loader
 from ..layers import capture_layers, find_layer
 
 Encoders: TypeAlias = ImageModel | Sequence[ImageModel]
-"""One encoder, or several that are attacked at once."""
+"""One encoder, or a sequence of encoders that are attacked at once."""
 
-_BATCH = 256  # a tensor of images is read in batches of this size, the size of the published recipes
+_BATCH = 256  # batch size in which a tensor of images is read, that of the published recipes
 
 
 @dataclass(frozen=True, kw_only=True)
 class _UniversalAttack:
-    """The settings every attack has: how often it passes over the images, and its seed."""
+    """Settings of every universal attack: the number of passes over the images, and the seed."""
 
     epochs: int | None = None
     seed: int = 0
@@ -44,7 +44,7 @@ class _UniversalAttack:
         require(seeded, "seed", self.seed, "an integer of zero or more")
 
     def _provenance(self, encoders: Sequence[ImageModel], images: AttackerImages, **more: Any) -> dict[str, Any]:
-        """JSON values alone, so that a saved perturbation reads back the same."""
+        """Return the provenance in JSON values, so that it is unchanged by saving and loading."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             "attack": type(self).__name__,
@@ -58,7 +58,7 @@ class _UniversalAttack:
 
 @dataclass(frozen=True, kw_only=True)
 class _SignAttack(_UniversalAttack):
-    """The settings of attacks by sign steps inside an L-infinity ball."""
+    """Settings of attacks by sign steps inside an L-infinity ball."""
 
     eps: float
     step_size: float | None = None
@@ -77,11 +77,11 @@ def _describe(encoder: ImageModel) -> str:
 
 
 class AttackerImages:
-    """The images an attacker has: checked batches of one size, on the device of the encoders.
+    """Images of the attacker, read as checked batches of one image size on the device of the encoders.
 
     Attributes:
-        count: Images in one pass; known after the first.
-        updates: Batches in one pass; known before the first where the loader has a length.
+        count: Number of images in one pass, known after the first pass.
+        updates: Number of batches in one pass; None before the first pass if the loader has no length.
     """
 
     def __init__(self, images: Tensor | Loader, encoders: Sequence[ImageModel]) -> None:
@@ -101,7 +101,7 @@ class AttackerImages:
         """Yield every batch once.
 
         Raises:
-            InputError: If an image does not fit or differs in size, or there is none.
+            InputError: If images are invalid or differ in size, or there are none.
         """
         for images, _ in self._batches():
             yield images
@@ -110,7 +110,7 @@ class AttackerImages:
         """Yield every batch once with its labels.
 
         Raises:
-            InputError: As `one_pass`, and if a batch has no labels, saying what to do.
+            InputError: If images are invalid or differ in size, there are none, or a batch has no labels.
         """
         for images, labels in self._batches():
             if labels is None:
@@ -124,10 +124,18 @@ class AttackerImages:
     def passes(
         self, epochs: int | None, *, least_epochs: int, least_updates: int, name: str, progress: bool
     ) -> Iterator[Tensor]:
-        """Yield the batches of as many whole passes as asked for, or as it takes to reach both least numbers."""
+        """Yield the batches of several whole passes.
+
+        Args:
+            epochs: Number of passes; None takes enough for both least numbers.
+            least_epochs: Least number of passes where `epochs` is None.
+            least_updates: Least number of batches where `epochs` is None.
+            name: Title of the progress bar.
+            progress: Whether to show a progress bar.
+        """
         with tqdm(desc=name, unit="update", disable=not progress) as bar:
             done = 0
-            # Asked anew before every pass, because a loader without a length tells it only by its first pass.
+            # Computed before every pass, because the length of some loaders is known only after the first pass.
             while done < (
                 wanted := epochs or max(least_epochs, math.ceil(least_updates / (self.updates or torch.inf)))
             ):
@@ -163,10 +171,10 @@ class AttackerImages:
 
 
 def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
-    """Return the encoders as a tuple.
+    """Return one or several encoders as a tuple.
 
     Raises:
-        InputError: If there is none or one cannot be called.
+        InputError: If there is no encoder, or one of them is not callable.
     """
     encoders = tuple(encoder) if isinstance(encoder, Sequence) else (encoder,)
     wrong = [type(one).__name__ for one in encoders if not callable(one)]
@@ -178,7 +186,7 @@ def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
 
 @contextmanager
 def crafting(models: Iterable[object], seed: int) -> Iterator[None]:
-    """Put the models in evaluation mode and seed every generator for a while; give everything back as it was."""
+    """Put the models in evaluation mode and seed the global generators inside the context, and restore both after."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
@@ -190,46 +198,46 @@ def crafting(models: Iterable[object], seed: int) -> Iterator[None]:
 def capture_all(
     encoders: Sequence[ImageModel], layers: Sequence[str]
 ) -> Iterator[Callable[[Tensor], list[list[Tensor]]]]:
-    """`capture_layers` on several encoders: a function from images to the layers' outputs, per encoder."""
+    """Yield a function from images to the outputs of the layers of each encoder, by `capture_layers`."""
     with ExitStack() as stack:
         readers = [stack.enter_context(capture_layers(encoder, layers)) for encoder in encoders]
         yield lambda images: [[accurate(output) for output in read(images)] for read in readers]
 
 
 def layers_used(encoders: Sequence[ImageModel], layers: Sequence[str]) -> list[list[str]]:
-    """Return the full names of the layers, per encoder."""
+    """Return the full names of the layers of each encoder."""
     return [[find_layer(encoder, layer) for layer in layers] for encoder in encoders]
 
 
 def joint_features(encoders: Sequence[ImageModel], images: Tensor) -> Tensor:
-    """Return the outputs of all encoders side by side, `(N, D1 + D2 + ...)`."""
+    """Return the concatenated features `(N, D1 + D2 + ...)` of all encoders."""
     return torch.cat([encoder(images) for encoder in encoders], dim=1)
 
 
 def perturbed(images: Tensor, delta: Tensor) -> Tensor:
-    """Return `images + delta` in the images' precision, clamped to [0, 1]."""
+    """Return `images + delta` clamped to [0, 1], in the dtype of the images."""
     return (images + delta.to(images.dtype)).clamp(0, 1)
 
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Maps clean and attacked images of a batch to a scalar that the attack raises."""
+"""A map from the clean and attacked images of a batch to a scalar, which the attack maximises."""
 
 
 def ascend(
     loss: Loss, batches: Iterable[Tensor], *, eps: float, step_size: float, seed: int, momentum: float = 0.0
 ) -> Tensor:
-    """Raise a loss over batches of images by sign steps on one perturbation.
+    """Maximise a loss over batches of images by sign steps on one perturbation.
 
     Args:
-        loss: What is raised.
-        batches: One step is taken on each.
-        eps: Radius of the L-infinity ball.
-        step_size: Length of a step.
-        seed: Of the start, uniform in the ball.
-        momentum: Share of the last direction that is kept; gradients are added at unit L1 norm.
+        loss: Loss to maximise.
+        batches: Batches of images, on each of which one step is taken.
+        eps: Radius of the L-infinity ball in [0, 1] pixel units.
+        step_size: Length of one step in [0, 1] pixel units.
+        seed: Seed of the random start, which is uniform in the ball.
+        momentum: Decay of the accumulated gradient, to which gradients are added at unit L1 norm.
 
     Returns:
-        The perturbation `(1, C, H, W)`, detached; float32 for images in half precision.
+        Perturbation `(1, C, H, W)`, detached; float32 for images in half precision.
     """
     delta = velocity = torch.empty(0)
     for images in batches:

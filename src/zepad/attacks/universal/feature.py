@@ -1,4 +1,4 @@
-"""A universal downstream-agnostic attack by projected gradient steps on the encoder's features."""
+"""Universal downstream-agnostic attack by projected gradient descent on the features of the encoder."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from torch import Tensor
 
 from ...functional.precision import accurate
 from ...types import Loader
-from ..pgd import cosine_distance
+from ..losses import cosine_distance
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, crafting
 from .perturbation import UniversalPerturbation
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniversalFeatureAttack(_SignAttack):
-    """One L-infinity perturbation that turns the features of every image away from where they were.
+    """One L-infinity perturbation that moves the features of every image away from its clean features.
 
-    The loss is the feature term of AdvEncoder in its plainest form, the cosine distance of attacked and clean features;
-    the perturbation is a tensor moved by sign steps instead of the output of a generator. No label and no head is
+    The loss is the cosine distance of attacked and clean features, a simple form of the feature term of AdvEncoder. The
+    perturbation is a tensor that is updated by sign steps instead of the output of a generator. No label and no head is
     needed.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        step_size: Length of one step; None takes `eps / 5`.
-        epochs: Passes over the attacker's images; None takes as many as it needs for 50 updates, at least 5.
-        seed: Of the random start and of the loader's order.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 5`.
+        epochs: Number of passes over the attacker's images; None takes enough for 50 updates, and at least 5.
+        seed: Seed of the random start and of the order in which the loader yields images.
 
     References:
-        Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280 (the objective).
+        Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280 (the feature term).
     """
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: Images to features `(N, D)`, or a sequence of such, over which the loss is averaged; left as found.
-            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches of one size; labels are ignored.
-            progress: Show a bar.
+            encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders over which the loss is
+                averaged. Encoders are left unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder.
+            Perturbation on the device of the encoder.
 
         Raises:
-            InputError: If images do not fit, or differ in size.
+            InputError: If images are invalid or differ in size.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)

@@ -1,4 +1,4 @@
-"""The generator of AdvEncoder: fixed noise to one image-sized pattern."""
+"""Generator of AdvEncoder, which maps fixed noise to one image-sized pattern."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-_NOISE = 100  # entries of one noise vector
+_NOISE = 100  # number of entries of one noise vector
 
 
 class PatternGenerator(nn.Module):
-    """A DCGAN generator whose batch of patterns is mixed into one.
+    """DCGAN generator whose batch of patterns is mixed into one pattern.
 
-    Fixed noise `(latents, 100)` passes through transposed convolutions (the first from nothing to a sixteenth of the
-    image, four that double the side), BatchNorm and ReLU; the last gives patterns through tanh, which a 1x1 convolution
-    over the batch axis mixes into one. At 64x64 with `width=1024` this is the published generator. What exceeds the
-    image at other sizes is cut off around the centre.
+    Fixed noise `(latents, 100)` passes through five transposed convolutions with BatchNorm and ReLU. The first has an
+    output of a sixteenth of the image size, and each of the other four doubles the size. The last is followed by tanh,
+    and a 1x1 convolution over the batch axis mixes the patterns into one. For images of 64x64 and `width=1024` this is
+    the published generator. For other sizes the pattern is cropped to the image around its centre.
 
     Args:
-        channels: Of the images.
-        size: `(height, width)` of the images.
-        width: Channels of the first layer; halved by each further one.
+        channels: Number of channels of the images.
+        size: Size `(height, width)` of the images.
+        width: Number of channels of the first layer, which every further layer halves.
         latents: Number of noise vectors.
 
     References:
@@ -45,7 +45,7 @@ class PatternGenerator(nn.Module):
         self.register_buffer("noise", torch.randn(latents, _NOISE, 1, 1))
 
     def forward(self) -> Tensor:
-        """Return the pattern `(1, C, H, W)` in (-1, 1), by a tanh that lets the gradient through everywhere."""
+        """Return the pattern `(1, C, H, W)` in (-1, 1), bounded by a tanh so that every entry has a gradient."""
         patterns = self.layers(self.noise)
         height, width = self.size
         top, left = (patterns.shape[2] - height) // 2, (patterns.shape[3] - width) // 2

@@ -1,4 +1,4 @@
-"""Pre-trained adversarial perturbations (PAP): raise the activations of a layer."""
+"""Pre-trained adversarial perturbations (PAP), which raise the activations of a layer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ...config import require
 from ...functional.precision import accurate
 from ...types import ImageModel, Loader
 from ..layers import STAGES, stage_layers
-from ..pgd import cosine_distance
+from ..losses import cosine_distance
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, capture_all, crafting, layers_used
 from .perturbation import UniversalPerturbation
 
-_TRIAL_UPDATES = 40  # of each stage, before one is chosen
+_TRIAL_UPDATES = 40  # number of updates on each stage before one stage is chosen
 
 
 def activation_energy(activations: Sequence[Tensor]) -> Tensor:
-    """Return the mean square of each layer's activations, summed over the layers: what PAP raises.
+    """Return the mean squared activation of each layer, summed over the layers, a scalar, which PAP maximises.
 
     Args:
-        activations: One tensor of any shape per layer.
+        activations: Activations of the layers, one tensor of any shape per layer.
 
     Examples:
         >>> import torch
@@ -35,19 +35,19 @@ def activation_energy(activations: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PAPBase(_SignAttack):
-    """One L-infinity perturbation that raises the activations of one layer, PAP in its basic form (L4A-base).
+    """One L-infinity perturbation that maximises the activations of one layer, the basic form of PAP (L4A-base).
 
-    The paper raises a low layer, because low layers change least when an encoder is fine-tuned. On small encoders the
-    energy of the first stage does little harm, so without a layer the attacker tries every stage for a while, and keeps
-    the one that moves the features of the attacker's images most. No label and no head is needed.
+    The paper attacks a low layer, because low layers change least when an encoder is fine-tuned. On small encoders the
+    first stage gives a weak attack. Without a given layer, a short attack is therefore run on every stage, and the
+    stage is kept that moves the features of the attacker's images most. No label and no head is needed.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        step_size: Length of one step; None takes `eps / 50`.
-        epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 1.
-        seed: Of the random start and of the loader's order.
-        layer: A stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module; the paper's is the first stage.
-            None chooses among the stages.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
+        seed: Seed of the random start and of the order in which the loader yields images.
+        layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module. The
+            paper attacks the first stage; None chooses the stage.
 
     References:
         Ban and Dong, Pre-trained Adversarial Perturbations, NeurIPS 2022, arXiv 2210.03372.
@@ -56,18 +56,19 @@ class PAPBase(_SignAttack):
     layer: str | None = None
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: A module, or a sequence of modules over which the loss is averaged; left as found.
-            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches of one size; labels are ignored.
-            progress: Show a bar.
+            encoder: Encoder, a module, or a sequence of encoders over which the loss is averaged. Encoders are left
+                unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder. Its provenance names the layer.
+            Perturbation on the device of the encoder. Its provenance contains the layer.
 
         Raises:
-            InputError: If images do not fit or differ in size, or the encoder is no module or has no such layer.
+            InputError: If images are invalid or differ in size, or the encoder is no module or has no such layer.
         """
         layer = self.layer or self._most_harmful(encoder, images, progress)
         return _raise_activations(self, encoder, images, [layer], progress)
@@ -92,10 +93,14 @@ class PAPBase(_SignAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PAPFuse(_SignAttack):
-    """PAP on two layers at once (L4A-fuse). The other fields are those of `PAPBase`.
+    """PAP on two layers at once (L4A-fuse).
 
     Attributes:
-        layers: The layers whose energies are added.
+        eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
+        seed: Seed of the random start and of the order in which the loader yields images.
+        layers: Two layers whose mean squared activations are added: stages or names of modules.
 
     References:
         Ban and Dong, Pre-trained Adversarial Perturbations, NeurIPS 2022, arXiv 2210.03372.
@@ -107,27 +112,45 @@ class PAPFuse(_SignAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         pair = isinstance(self.layers, tuple) and len(self.layers) == 2
         require(pair, "layers", self.layers, "a pair of layer names")
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation; arguments, result and errors as in `PAPBase.fit`."""
+        """Craft the perturbation on one or several encoders.
+
+        Args:
+            encoder: Encoder, a module, or a sequence of encoders over which the loss is averaged. Encoders are left
+                unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Perturbation on the device of the encoder.
+
+        Raises:
+            InputError: If images are invalid or differ in size, or the encoder is no module or has no such layer.
+        """
         return _raise_activations(self, encoder, images, self.layers, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PAPUGS(_SignAttack):
-    """PAP that sees noise beside the attacker's images, so that it fits no data set too closely (L4A-ugs).
+    """PAP with noise images beside the attacker's images, which reduces overfitting to one data set (L4A-ugs).
 
-    Every batch is joined by as many images of Gaussian noise, each with a mean and a deviation drawn uniformly (uniform
-    Gaussian sampling). The default ranges are this library's. The other fields are those of `PAPBase`.
+    Every batch is extended by the same number of Gaussian noise images, each with a mean and a standard deviation drawn
+    uniformly (uniform Gaussian sampling). The default ranges are chosen by this library.
 
     Attributes:
-        noise_mean: Range of the noise images' mean, in [0, 1] pixel units.
-        noise_std: Range of their standard deviation, in [0, 1] pixel units.
+        eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
+        seed: Seed of the random start, of the noise images and of the order in which the loader yields images.
+        layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
+        noise_mean: Range of the mean of a noise image, in [0, 1] pixel units.
+        noise_std: Range of the standard deviation of a noise image, in [0, 1] pixel units.
 
     References:
         Ban and Dong, Pre-trained Adversarial Perturbations, NeurIPS 2022, arXiv 2210.03372.
@@ -141,7 +164,7 @@ class PAPUGS(_SignAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         for name in ("noise_mean", "noise_std"):
@@ -150,7 +173,20 @@ class PAPUGS(_SignAttack):
             require(ordered, name, value, "a pair (low, high) in [0, 1]")
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation; arguments, result and errors as in `PAPBase.fit`."""
+        """Craft the perturbation on one or several encoders.
+
+        Args:
+            encoder: Encoder, a module, or a sequence of encoders over which the loss is averaged. Encoders are left
+                unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Perturbation on the device of the encoder.
+
+        Raises:
+            InputError: If images are invalid or differ in size, or the encoder is no module or has no such layer.
+        """
         return _raise_activations(self, encoder, images, [self.layer], progress, self._with_noise)
 
     def _with_noise(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -164,16 +200,16 @@ class PAPUGS(_SignAttack):
 def gaussian_images(
     like: Tensor, mean: tuple[float, float], std: tuple[float, float], generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw images of Gaussian noise, each with a mean and a deviation of its own, drawn uniformly.
+    """Draw images of Gaussian noise, each with its own uniformly drawn mean and standard deviation.
 
     Args:
-        like: Images `(N, C, H, W)` whose shape, precision and device are taken.
+        like: Images `(N, C, H, W)` whose shape, dtype and device are used.
         mean: Range of the mean, in [0, 1] pixel units.
         std: Range of the standard deviation, in [0, 1] pixel units.
-        generator: On the device of the images; None uses torch's own.
+        generator: Random number generator on the device of the images; None uses the global one of torch.
 
     Returns:
-        `(N, C, H, W)`, clamped to [0, 1].
+        Noise images `(N, C, H, W)`, clamped to [0, 1].
     """
     levels = torch.rand(2, len(like), 1, 1, 1, generator=generator, device=like.device)
     noise = torch.randn(like.shape, generator=generator, device=like.device)
@@ -185,7 +221,7 @@ def gaussian_images(
 def _distance_moved(
     encoders: Sequence[ImageModel], attacker: AttackerImages, perturbation: UniversalPerturbation, seed: int
 ) -> float:
-    """The mean cosine distance between clean and attacked features, over the attacker's images and the encoders."""
+    """Return the mean cosine distance of clean and attacked features over the attacker's images and the encoders."""
     total = torch.zeros(())
     with crafting(encoders, seed), torch.no_grad():
         for images in attacker.one_pass():

@@ -1,4 +1,4 @@
-"""A perturbation that is the same for every image."""
+"""Universal perturbation, one perturbation for all images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...functional.projection import BALLS
 
 FORMAT = 1
 
-_RECORD = "zepad"  # key of the file's metadata that holds everything but the tensors, as JSON
+_RECORD = "zepad"  # key of the metadata of the file that holds everything but the tensors, as JSON
 _FIELDS = {"format", "kind", "library_version", "eps", "norm", "provenance", "sha256"}
 _KIND = "universal perturbation"
 _TOLERANCE = 1e-6
@@ -28,14 +28,16 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UniversalPerturbation:
-    """One perturbation for all images, the form most downstream-agnostic attacks take.
+    """One perturbation for all images, the form of most downstream-agnostic attacks.
 
     Attributes:
-        delta: `(1, C, H, W)` float: what is added, inside the ball; for a patch its pixels in [0, 1], zero around it.
-        eps: Radius of the ball in [0, 1] pixel units; for a patch the share of the pixels it covers.
-        norm: Of the ball, `"linf"` or `"l2"`, or `"patch"`.
-        mask: For a patch `(1, 1, H, W)`: one where the pixels are replaced, else zero. None for the others.
-        provenance: How it was made: attack, settings, number of images, encoders, version. JSON values.
+        delta: Perturbation `(1, C, H, W)`, floating point. It is added to the images and lies inside the ball; for a
+            patch it holds the pixels of the patch in [0, 1] and is zero elsewhere.
+        eps: Radius of the ball in [0, 1] pixel units; for a patch the share of the pixels that it covers.
+        norm: Norm of the ball, `"linf"` or `"l2"`, or `"patch"`.
+        mask: Mask `(1, 1, H, W)` of a patch, one where pixels are replaced and zero elsewhere; None for other norms.
+        provenance: Record of how the perturbation was crafted, in JSON values: attack, settings, number of images,
+            encoders, library version.
 
     Examples:
         >>> import torch
@@ -54,8 +56,8 @@ class UniversalPerturbation:
         """Check every field.
 
         Raises:
-            ConfigError: If the budget is out of units or the norm unknown.
-            InputError: If a tensor has the wrong shape or values, or exceeds the budget.
+            ConfigError: If the budget is out of range or the norm is unknown.
+            InputError: If a tensor has a wrong shape or wrong values, or exceeds the budget.
         """
         norms = [*sorted(BALLS), "patch"]
         require(self.norm in norms, "norm", self.norm, f"one of {norms}")
@@ -88,13 +90,16 @@ class UniversalPerturbation:
             raise InputError("delta of a patch must hold pixels in [0, 1] where the mask is one, and zero elsewhere.")
 
     def apply(self, images: Tensor) -> Tensor:
-        """Return `images + delta` clamped to [0, 1], or the images with the patch on them.
+        """Apply the perturbation to images.
 
         Args:
-            images: `(N, C, H, W)` in [0, 1], of the size the perturbation was made for.
+            images: Images `(N, C, H, W)` in [0, 1] of the size for which the perturbation was crafted.
+
+        Returns:
+            `images + delta` clamped to [0, 1], or the images with the patch on them, in the dtype of the images.
 
         Raises:
-            InputError: If the size differs.
+            InputError: If the size of the images differs.
         """
         if images.shape[1:] != self.delta.shape[1:]:
             raise InputError(
@@ -107,13 +112,13 @@ class UniversalPerturbation:
         return (images + delta).clamp(0, 1)
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file; an older file of that name is replaced only by a whole new one.
+        """Write the perturbation to one safetensors file. An existing file is replaced atomically.
 
         Args:
-            path: Of the file; its folder must exist.
+            path: Path of the file, whose folder must exist.
 
         Raises:
-            CheckpointError: If it cannot be written, or the provenance is no plain JSON.
+            CheckpointError: If the file cannot be written, or the provenance is no plain JSON.
         """
         path = Path(path)
         tensors = {"delta": self.delta} if self.mask is None else {"delta": self.delta, "mask": self.mask}
@@ -140,24 +145,24 @@ class UniversalPerturbation:
 
     @classmethod
     def load(cls, path: Path | str) -> UniversalPerturbation:
-        """Read a file that `save` wrote.
+        """Read a perturbation that was written by `save`.
 
         Args:
-            path: Of the file.
+            path: Path of the file.
 
         Returns:
-            The perturbation, on the CPU.
+            Perturbation on the CPU.
 
         Raises:
-            CheckpointError: If the file is missing, foreign, damaged, of a newer version, or its content is no
-                perturbation inside its budget.
+            CheckpointError: If the file is missing, damaged, of another kind or of a newer version, or its content is
+                no perturbation inside its budget.
         """
         path = Path(path)
         try:
-            path.open("rb").close()  # safetensors names every failure in its own way
+            path.open("rb").close()  # raises OSError, while safetensors has its own errors
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                # Cloned: they would share the memory of a file that may be replaced.
+                # The tensors are cloned, because they share the memory of a file that may be replaced.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""Self-supervised perturbation (SSP): distort the energies of a middle layer."""
+"""Self-supervised perturbation (SSP), which distorts the activations of an intermediate layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .perturbation import UniversalPerturbation
 
 
 def energy_distortion(clean: Tensor, attacked: Tensor) -> Tensor:
-    """Return the mean squared difference of the squared activations, a scalar: what SSP raises.
+    """Return the mean squared difference of the squared activations, a scalar, which SSP maximises.
 
     Args:
-        clean: Activations of the clean images.
-        attacked: Of the attacked ones, of the same shape.
+        clean: Activations of the clean images, of any shape.
+        attacked: Activations of the attacked images, of the same shape.
 
     Examples:
         >>> import torch
@@ -30,18 +30,18 @@ def energy_distortion(clean: Tensor, attacked: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SSP(_SignAttack):
-    """One L-infinity perturbation that distorts a middle layer as far as it can.
+    """One L-infinity perturbation that maximises the distortion of an intermediate layer.
 
-    No label and no head is needed. The method distorts each image on its own; here one perturbation serves for all, as
-    the defense literature on downstream-agnostic attacks uses it. It starts at a random point, because the distortion
-    has no slope at the image itself.
+    No label and no head is needed. The published method perturbs each image separately; here one perturbation is
+    crafted for all images, as in the literature on defenses against downstream-agnostic attacks. The attack starts at a
+    random point, because the distortion has no gradient at the clean image.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        step_size: Length of one step; None takes `eps / 50`.
-        epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 1.
-        seed: Of the random start and of the loader's order.
-        layer: A stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
+        seed: Seed of the random start and of the order in which the loader yields images.
+        layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
 
     References:
         Naseer et al., A Self-supervised Approach for Adversarial Robustness, CVPR 2020, arXiv 2006.04924.
@@ -50,18 +50,19 @@ class SSP(_SignAttack):
     layer: str = "stage2"
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: A module, or a sequence of modules over which the loss is averaged; left as found.
-            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches of one size; labels are ignored.
-            progress: Show a bar.
+            encoder: Encoder, a module, or a sequence of encoders over which the loss is averaged. Encoders are left
+                unchanged.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches of images of one size. Labels are ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder.
+            Perturbation on the device of the encoder.
 
         Raises:
-            InputError: If images do not fit or differ in size, or the encoder is no module or has no such layer.
+            InputError: If images are invalid or differ in size, or the encoder is no module or has no such layer.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)

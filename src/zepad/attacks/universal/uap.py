@@ -1,4 +1,4 @@
-"""Universal adversarial perturbation (UAP): add up the DeepFool steps of one image after the other."""
+"""Universal adversarial perturbation (UAP), the sum of DeepFool steps over the images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .crafting import AttackerImages, Encoders, _UniversalAttack, as_encoders, c
 from .perturbation import UniversalPerturbation
 from .probe import attacker_logits, check_head
 
-_BEYOND = 1e-4  # added to the distance, so that a step on the boundary itself still crosses it
+_BEYOND = 1e-4  # added to the distance, so that a point on the boundary is also moved across it
 
 
 def deepfool(
@@ -28,21 +28,21 @@ def deepfool(
     steps: int = 10,
     classes: int = 10,
 ) -> Tensor:
-    """Return for each image a short step, in L2, that takes it over the nearest class boundary.
+    """Return for each image a perturbation of small L2 norm that changes its prediction.
 
-    Each iteration linearises the model and steps onto the nearest boundary; an image stops as soon as its prediction
-    is no longer its label.
+    Each iteration linearises the model and moves the image to the nearest class boundary. An image is finished once its
+    prediction differs from its label.
 
     Args:
-        model: Images to logits `(N, K)`, each row of the image alone.
-        images: `(N, C, H, W)`; the result is not clamped.
-        labels: The predictions to get away from, integer `(N,)`.
-        overshoot: Share by which the sum of the steps is lengthened.
-        steps: Most iterations.
-        classes: Boundaries to the most likely classes that are looked at.
+        model: Map from images to logits `(N, K)`, where each row depends on its own image alone.
+        images: Images `(N, C, H, W)`. The perturbed images are not clamped.
+        labels: Predictions to move away from, integer `(N,)`.
+        overshoot: Fraction by which the sum of the steps is lengthened.
+        steps: Largest number of iterations.
+        classes: Number of most likely classes whose boundaries are considered.
 
     Returns:
-        Steps `(N, C, H, W)`, detached; zero where the prediction is another already.
+        Perturbations `(N, C, H, W)`, detached; zero where the prediction already differs from the label.
 
     References:
         Moosavi-Dezfooli et al., DeepFool, CVPR 2016, arXiv 1511.04599, algorithm 2.
@@ -75,23 +75,24 @@ def deepfool(
 
 @dataclass(frozen=True, kw_only=True)
 class UAP(_UniversalAttack):
-    """One L-infinity perturbation that changes the prediction of most images, made of DeepFool steps.
+    """One L-infinity perturbation that changes the prediction of most images, a sum of DeepFool steps.
 
-    For the images of a group whose prediction still stands under the perturbation, the DeepFool steps are added to it
-    and the sum is projected onto the ball. A group of one is the published algorithm; larger groups share the forward
-    passes.
+    The DeepFool steps of all images in a group whose prediction is unchanged under the perturbation are added to the
+    perturbation, which is then projected onto the ball. Groups of one image give the published algorithm; larger groups
+    are faster because their images share forward passes.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        epochs: Most passes over the attacker's images; None takes 10. It ends earlier once enough are fooled.
-        seed: Of the loader's order; the perturbation starts at zero.
+        epochs: Largest number of passes over the attacker's images; None takes 10. The attack ends earlier once
+            `fooling_rate` is reached.
+        seed: Seed of the order in which the loader yields images. The perturbation starts at zero.
         fooling_rate: Share of the attacker's images whose prediction must change, in (0, 1].
-        overshoot: Of the DeepFool steps.
-        steps: Most DeepFool iterations per image.
-        classes: Most likely classes whose boundaries DeepFool looks at.
-        group: Images whose DeepFool steps are computed at the same perturbation.
-        head: Maps features to logits, of several encoders their features side by side; `torch.nn.Identity()` for a
-            classifier. None fits a linear probe on the attacker's labelled images.
+        overshoot: Fraction by which the DeepFool steps are lengthened, in [0, 1].
+        steps: Largest number of DeepFool iterations per image.
+        classes: Number of most likely classes whose boundaries DeepFool considers.
+        group: Number of images whose DeepFool steps are computed at the same perturbation.
+        head: Module that maps features to logits, where the features of several encoders are concatenated;
+            `torch.nn.Identity()` for a classifier. None fits a linear probe on the attacker's labelled images.
 
     References:
         Moosavi-Dezfooli et al., Universal Adversarial Perturbations, CVPR 2017, arXiv 1610.08401, algorithm 1.
@@ -109,7 +110,7 @@ class UAP(_UniversalAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         check_budget(self.eps)
@@ -121,20 +122,20 @@ class UAP(_UniversalAttack):
         check_head(self.head)
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: Images to features `(N, D)`, or a sequence of such; left as found.
-            images: A loader of `(images, labels)` batches of one size; with a `head` one tensor `(N, C, H, W)` in
-                [0, 1] or a loader with or without labels, which are ignored.
-            progress: Show a bar.
+            encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders. They are left unchanged.
+            images: Loader of `(images, labels)` batches of one image size. With a `head`, also images `(N, C, H, W)` in
+                [0, 1] or a loader without labels; labels are then ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder. Its provenance states the fooling rate on the attacker's
-            images and the number of passes.
+            Perturbation on the device of the encoder. Its provenance contains the fooling rate on the attacker's images
+            and the number of passes.
 
         Raises:
-            InputError: If images do not fit or differ in size, or labels are needed and there are none.
+            InputError: If images are invalid or differ in size, or labels are needed and missing.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)

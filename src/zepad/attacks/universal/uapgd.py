@@ -17,13 +17,13 @@ from .probe import attacker_logits, check_head
 
 
 def normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits scaled to unit L2 norm, a scalar: what UAPGD raises.
+    """Return the mean cross-entropy of logits scaled to unit L2 norm, a scalar, which UAPGD maximises.
 
-    The scaling keeps the slope where the softmax of the raw logits has none left.
+    The scaling keeps a gradient where the softmax of the raw logits is saturated.
 
     Args:
-        logits: `(N, K)`.
-        labels: Integer `(N,)`.
+        logits: Logits `(N, K)`.
+        labels: Labels, integer `(N,)`.
 
     Examples:
         >>> import torch
@@ -36,18 +36,18 @@ def normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class UAPGD(_SignAttack):
-    """One L-infinity perturbation that raises the cross-entropy of every image against its own clean prediction.
+    """One L-infinity perturbation that maximises the cross-entropy of every image against its clean prediction.
 
-    Each step is a momentum sign step on a batch, where the paper takes up to ten on each image.
+    Each update is one momentum sign step on a batch, where the paper takes up to ten steps on each image.
 
     Attributes:
         eps: Radius of the ball in [0, 1] pixel units, written `10 / 255`.
-        step_size: Length of one step; None takes `eps / 50`.
-        epochs: Passes over the attacker's images; None takes as many as it needs for 200 updates, at least 1.
-        seed: Of the random start and of the loader's order.
-        momentum: Share of the last direction that is kept, in [0, 1).
-        head: Maps features to logits, of several encoders their features side by side; `torch.nn.Identity()` for a
-            classifier. None fits a linear probe on the attacker's labelled images.
+        step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
+        epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
+        seed: Seed of the random start and of the order in which the loader yields images.
+        momentum: Decay of the accumulated gradient, in [0, 1).
+        head: Module that maps features to logits, where the features of several encoders are concatenated;
+            `torch.nn.Identity()` for a classifier. None fits a linear probe on the attacker's labelled images.
 
     References:
         Deng and Karam, Universal Adversarial Attack via Enhanced Projected Gradient Descent, ICIP 2020.
@@ -60,26 +60,26 @@ class UAPGD(_SignAttack):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         require(math.isfinite(self.momentum) and 0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         check_head(self.head)
 
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
-        """Craft the perturbation on an encoder, or on several at once.
+        """Craft the perturbation on one or several encoders.
 
         Args:
-            encoder: Images to features `(N, D)`, or a sequence of such; left as found.
-            images: A loader of `(images, labels)` batches of one size; with a `head` one tensor `(N, C, H, W)` in
-                [0, 1] or a loader with or without labels, which are ignored.
-            progress: Show a bar.
+            encoder: Encoder that maps images to features `(N, D)`, or a sequence of encoders. They are left unchanged.
+            images: Loader of `(images, labels)` batches of one image size. With a `head`, also images `(N, C, H, W)` in
+                [0, 1] or a loader without labels; labels are then ignored.
+            progress: Whether to show a progress bar.
 
         Returns:
-            The perturbation, on the device of the encoder.
+            Perturbation on the device of the encoder.
 
         Raises:
-            InputError: If images do not fit or differ in size, or labels are needed and there are none.
+            InputError: If images are invalid or differ in size, or labels are needed and missing.
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
