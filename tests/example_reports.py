@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, Outcome, Sample
+from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from zepad.evaluation.statistics import Detection, Rate
 
 BRANCHES = ("victim", "auxiliary", "benign")
@@ -51,9 +51,9 @@ def rate(share: float, total: int = IMAGES) -> Rate:
     return Rate(round(share * total), total)
 
 
-def outcome(share: float, branches: Sequence[str], total: int = IMAGES) -> Outcome:
+def robust_rates(share: float, branches: Sequence[str], total: int = IMAGES) -> RobustRates:
     right = round(0.91 * total)
-    return Outcome(
+    return RobustRates(
         robust_accuracy=rate(share, total),
         fooling_rate=rate(0.96 - share, total),
         attack_success_rate=Rate(max(right - round(share * total), 0), right),
@@ -84,7 +84,7 @@ def detection(share: float, total: int = IMAGES) -> Detection:
 
 def attack(
     name: str,
-    knowledge: Any,
+    threat_model: Any,
     share: float,
     *,
     branches: Sequence[str] = BRANCHES,
@@ -95,12 +95,12 @@ def attack(
 ) -> AttackResult:
     return AttackResult(
         name=name,
-        knowledge=knowledge,
+        threat_model=threat_model,
         eps=eps,
         norm=norm,
         settings=settings
         or {"attack": name, "eps": eps, "steps": 20, "step_size": None, "schedule": {"first": 0.1, "halvings": [3, 7]}},
-        outcome=outcome(share, branches),
+        rates=robust_rates(share, branches),
         detection=detection(share) if detector else None,
         cost=Cost(seconds=12.34 + share, forwards=101.5, gradients=100.0),
         confidences={branch: histogram(0.3 + share / 2 - 0.04 * i) for i, branch in enumerate((*branches, "fused"))},
@@ -138,12 +138,12 @@ def report(
     **changes: Any,
 ) -> EvalReport:
     attacks = tuple(
-        attack(name, knowledge, share, branches=branches, detector=detector) for name, knowledge, share in attackers
+        attack(name, threat_model, share, branches=branches, detector=detector) for name, threat_model, share in attackers
     )
     members: dict[str, list[float]] = {}
     for result in attacks:
-        for group in (result.knowledge, "all"):
-            members.setdefault(group, []).append(result.outcome.robust_accuracy.value)
+        for group in (result.threat_model, "all"):
+            members.setdefault(group, []).append(result.rates.robust_accuracy.value)
     checks = (
         Check(name="outputs are not random", passed=True, detail="two passes of the same images differ by up to 0"),
         Check(name="gradients are not zero", passed=True, detail="0.0% of 64 images have a gradient of exactly zero"),
@@ -164,7 +164,7 @@ def report(
         "false_positive_rate": rate(0.05) if detector else None,
         "threshold": 0.1 if detector else None,
         "attacks": attacks,
-        "worst": {group: outcome(worst_of(shares), branches) for group, shares in members.items()},
+        "worst": {group: robust_rates(worst_of(shares), branches) for group, shares in members.items()},
         "checks": checks,
         "confidences": {branch: histogram(0.9 - 0.03 * i) for i, branch in enumerate((*branches, "fused"))},
         "samples": samples([name for name, _, _ in attackers], flags=detector),
@@ -220,10 +220,10 @@ def large() -> EvalReport:
 def empty_rates() -> EvalReport:
     """Denominators of zero, and nothing counted anywhere."""
     nothing = Rate(0, 0)
-    none = Outcome(robust_accuracy=nothing, fooling_rate=nothing, attack_success_rate=nothing, branches={})
+    none = RobustRates(robust_accuracy=nothing, fooling_rate=nothing, attack_success_rate=nothing, branches={})
     bare = attack("nothing", "white-box", 0.5, branches=(), detector=False)
     values = {name: getattr(bare, name) for name in AttackResult.__dataclass_fields__}
-    result = AttackResult(**{**values, "outcome": none, "confidences": {"fused": (0,) * 20}})
+    result = AttackResult(**{**values, "rates": none, "confidences": {"fused": (0,) * 20}})
     return plain(
         benign_accuracy=nothing,
         attackers=(),

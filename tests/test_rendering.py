@@ -92,12 +92,12 @@ def wilson(rate: Rate) -> str:
 
 
 def every_rate(report: EvalReport) -> list[Rate]:
-    outcomes = [result.outcome for result in report.attacks] + list(report.worst.values())
+    held = [result.rates for result in report.attacks] + list(report.worst.values())
     rates = [report.benign_accuracy, *report.benign_branches.values()]
-    for outcome in outcomes:
-        rates += [outcome.robust_accuracy, *outcome.branches.values()]
+    for one in held:
+        rates += [one.robust_accuracy, *one.branches.values()]
     for result in report.attacks:
-        rates += [result.outcome.fooling_rate, result.outcome.attack_success_rate]
+        rates += [result.rates.fooling_rate, result.rates.attack_success_rate]
         rates += [result.detection.flagged, result.detection.evading] if result.detection else []
     return rates
 
@@ -147,7 +147,7 @@ def test_every_attacker_is_in_its_group_with_budget_cost_and_settings() -> None:
     tables = markdown("full")
     sections = dict(zip(*[iter(re.split(r"^## (.*)$", tables, flags=re.MULTILINE)[1:])] * 2, strict=True))
     for result in report.attacks:
-        group = sections[f"{result.knowledge.capitalize()} attackers"]
+        group = sections[f"{result.threat_model.capitalize()} attackers"]
         assert f"| {result.name} | 10/255 L∞ |" in group
         assert f"| {result.name} | {result.cost.seconds:.1f} s | 101.5 | 100 |" in sections["Cost"]
         assert f"**Settings of {result.name}**" in sections["Settings"]
@@ -309,7 +309,7 @@ def test_an_roc_curve_starts_low_left_and_ends_high_right() -> None:
 
 def test_models_are_compared_row_by_row() -> None:
     one, two = examples.report(model="one"), examples.plain(attackers=examples.ATTACKERS[::-1])
-    weaker = dataclasses.replace(two.attacks[0], outcome=examples.outcome(0.02, ()))
+    weaker = dataclasses.replace(two.attacks[0], rates=examples.robust_rates(0.02, ()))
     two = dataclasses.replace(two, attacks=(weaker, *two.attacks[1:]))
     tables = comparison_markdown([one, two])
     assert "| attacker | one | plain classifier |" in tables
@@ -354,7 +354,7 @@ def changed(report: EvalReport, index: int, **changes: object) -> EvalReport:
         (lambda r: dataclasses.replace(r, attacks=r.attacks[1:]), "only one under AdvEncoder"),
         (lambda r: changed(r, 0, name="PGD"), "only one under AdvEncoder; only two under PGD"),
         (lambda r: changed(r, 0, eps=8 / 255), "AdvEncoder has another eps"),
-        (lambda r: changed(r, 0, knowledge="semi-black-box+"), "AdvEncoder has another knowledge"),
+        (lambda r: changed(r, 0, threat_model="semi-black-box+"), "AdvEncoder has another threat model"),
         (lambda r: changed(r, -1, eps=1 / 255), "white-box budgets"),
         (lambda r: changed(r, 0, settings={**r.attacks[0].settings, "steps": 5}), "another settings.steps"),
     ],

@@ -19,12 +19,12 @@ from zepad.evaluation import (
     Cost,
     Detection,
     EvalReport,
-    Outcome,
+    RobustRates,
     Rate,
     Sample,
     evaluate,
 )
-from zepad.evaluation.attackers import KNOWLEDGE
+from zepad.evaluation.attackers import THREAT_MODELS
 
 laws = settings(max_examples=40, deadline=None)
 
@@ -40,8 +40,8 @@ json_values = st.recursive(
     max_leaves=5,
 )
 histograms = st.dictionaries(names, st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=2)
-outcomes = st.builds(
-    Outcome, robust_accuracy=rates, fooling_rate=rates, attack_success_rate=rates, branches=rates_by_name
+robust_rates = st.builds(
+    RobustRates, robust_accuracy=rates, fooling_rate=rates, attack_success_rate=rates, branches=rates_by_name
 )
 detections = st.builds(
     Detection,
@@ -58,11 +58,11 @@ detections = st.builds(
 attacks = st.builds(
     AttackResult,
     name=names,
-    knowledge=st.sampled_from(KNOWLEDGE),
+    threat_model=st.sampled_from(THREAT_MODELS),
     eps=numbers,
     norm=names,
     settings=st.dictionaries(names, json_values, max_size=2),
-    outcome=outcomes,
+    rates=robust_rates,
     detection=st.none() | detections,
     cost=st.builds(Cost, seconds=numbers, forwards=numbers, gradients=numbers),
     confidences=histograms,
@@ -91,7 +91,7 @@ reports = st.builds(
     false_positive_rate=st.none() | rates,
     threshold=st.none() | numbers,
     attacks=st.lists(attacks, max_size=2).map(tuple),
-    worst=st.dictionaries(names, outcomes, max_size=2),
+    worst=st.dictionaries(names, robust_rates, max_size=2),
     checks=st.lists(checks, max_size=2).map(tuple),
     confidences=histograms,
     samples=st.lists(samples, max_size=2).map(tuple),
@@ -122,14 +122,14 @@ def test_json_and_back_is_the_same_report(report):
 @given(reports)
 def test_groups_share_out_the_attacks(report):
     assert sorted(map(id, report.attacks)) == sorted(id(r) for group in report.groups for r in report.group(group))
-    assert list(report.groups) == [g for g in KNOWLEDGE if any(r.knowledge == g for r in report.attacks)]
+    assert list(report.groups) == [g for g in THREAT_MODELS if any(r.threat_model == g for r in report.attacks)]
     assert report.warnings == tuple(check for check in report.checks if not check.passed)
 
 
 @pytest.fixture(scope="module")
 def real():
     images, labels = toy_data(12)
-    pgd = Attacker(name="PGD", knowledge="white-box", attack=PGD(eps=0.1, steps=2), notes={"odd": (math.inf, {"a"})})
+    pgd = Attacker(name="PGD", threat_model="white-box", attack=PGD(eps=0.1, steps=2), notes={"odd": (math.inf, {"a"})})
     with torch.random.fork_rng():
         return evaluate(
             lambda x: x.mean((2, 3)) * 9, [(images, labels)], [pgd], samples=2, sanity=False, progress=False
@@ -179,8 +179,8 @@ def changed(report, change):
         lambda v: v.update(benign_accuracy=None),
         lambda v: v["benign_accuracy"].update(hits="many"),
         lambda v: v["benign_accuracy"].update(total=math.inf),
-        lambda v: v["attacks"][0].pop("outcome"),
-        lambda v: v["attacks"][0]["outcome"].pop("branches"),
+        lambda v: v["attacks"][0].pop("rates"),
+        lambda v: v["attacks"][0]["rates"].pop("branches"),
         lambda v: v["attacks"][0].update(extra=1),
         lambda v: v["attacks"][0]["cost"].pop("seconds"),
         lambda v: v["samples"][0].update(benign="not base64!"),

@@ -1,9 +1,9 @@
 """Measure what a model withstands. Evaluation knows a callable, never the facade."""
 
-from .attackers import Attacker, Knowledge, against, universal_attacker
+from .attackers import Attacker, ThreatModel, against, universal_attacker
 from .evaluate import evaluate
 from .identity import weights_digest
-from .report import AttackResult, Check, Cost, EvalReport, Outcome, Sample
+from .report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from .sanity import check_model, check_results
 from .scoring import accuracy
 from .statistics import Detection, Rate, auroc, detection, fpr_at_tpr
@@ -16,8 +16,8 @@ __all__ = [
     "Cost",
     "Detection",
     "EvalReport",
-    "Knowledge",
-    "Outcome",
+    "ThreatModel",
+    "RobustRates",
     "Rate",
     "Sample",
     "UniversalAttack",

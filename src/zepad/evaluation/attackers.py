@@ -1,4 +1,4 @@
-"""Who attacks, knowing what: an attack together with its target and the knowledge it takes."""
+"""Who attacks, knowing what: an attack together with its target and the threat_model it takes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..config import require
 from ..types import ImageModel
 from .identity import describe
 
-Knowledge: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
+ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
 """What the attacker knows: the public victim encoder; both public encoders; the whole deployed ensemble."""
 
-KNOWLEDGE: tuple[Knowledge, ...] = ("semi-black-box", "semi-black-box+", "white-box")
+THREAT_MODELS: tuple[ThreatModel, ...] = ("semi-black-box", "semi-black-box+", "white-box")
 NORMS = ("linf", "l2", "patch")
 
 
@@ -57,7 +57,7 @@ class Attacker:
 
     Attributes:
         name: Shown in tables; unique within one evaluation.
-        knowledge: What the attacker knows, and so the group it is counted in.
+        threat_model: What the attacker knows, and so the group it is counted in.
         attack: What is run.
         target: Maps the evaluated model to what the attack is run on; the model itself unless said otherwise.
             `against(encoder)` gives a fixed surrogate.
@@ -65,12 +65,12 @@ class Attacker:
 
     Examples:
         >>> from zepad.attacks import PGD
-        >>> Attacker(name="PGD-20", knowledge="white-box", attack=PGD(eps=8 / 255, steps=20)).settings["steps"]
+        >>> Attacker(name="PGD-20", threat_model="white-box", attack=PGD(eps=8 / 255, steps=20)).settings["steps"]
         20
     """
 
     name: str
-    knowledge: Knowledge
+    threat_model: ThreatModel
     attack: Attack
     target: Callable[[Any], Any] = the_model
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Attacker:
         Raises:
             ConfigError: If there is no such group, or no such norm.
         """
-        require(self.knowledge in KNOWLEDGE, "knowledge", self.knowledge, f"one of {KNOWLEDGE}")
+        require(self.threat_model in THREAT_MODELS, "threat_model", self.threat_model, f"one of {THREAT_MODELS}")
         require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
 
     @property
@@ -106,14 +106,14 @@ def against(*surrogates: ImageModel) -> Callable[[Any], Any]:
 
 
 def universal_attacker(
-    perturbation: UniversalPerturbation, *, knowledge: Knowledge = "semi-black-box", name: str | None = None
+    perturbation: UniversalPerturbation, *, threat_model: ThreatModel = "semi-black-box", name: str | None = None
 ) -> Attacker:
     """Return the attacker that applies a universal perturbation.
 
     Args:
         perturbation: Fitted on public encoders.
-        knowledge: What the encoders it was fitted on take to know.
+        threat_model: What the encoders it was fitted on take to know.
         name: Shown in tables; the name of the attack by default.
     """
     shown = name or str(perturbation.provenance.get("attack", "universal"))
-    return Attacker(name=shown, knowledge=knowledge, attack=ApplyPerturbation(perturbation=perturbation))
+    return Attacker(name=shown, threat_model=threat_model, attack=ApplyPerturbation(perturbation=perturbation))

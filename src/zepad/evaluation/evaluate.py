@@ -30,7 +30,7 @@ from ..seeding import derive_seed
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker
 from .identity import digest, weights_digest
-from .report import AttackResult, Cost, EvalReport, Outcome, Sample
+from .report import AttackResult, Cost, EvalReport, RobustRates, Sample
 from .sanity import check_model, check_results
 from .state import State
 from .statistics import Rate, detection
@@ -121,7 +121,7 @@ def evaluate(
         >>> from zepad.evaluation import Attacker, evaluate
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> images = torch.rand(8, 3, 2, 2)
-        >>> pgd = Attacker(name="PGD-3", knowledge="white-box", attack=PGD(eps=8 / 255, steps=3))
+        >>> pgd = Attacker(name="PGD-3", threat_model="white-box", attack=PGD(eps=8 / 255, steps=3))
         >>> loader = [(images, model(images).argmax(1))]
         >>> report = evaluate(model, loader, [pgd], sanity=False, progress=False)
         >>> report.benign_accuracy.value
@@ -246,7 +246,7 @@ class _Bench:
 
     def fingerprint(self, attackers: Sequence[Attacker]) -> dict[str, Any]:
         """What an evaluation must agree in to be resumed."""
-        described = [(a.name, a.knowledge, a.settings) for a in attackers]
+        described = [(a.name, a.threat_model, a.settings) for a in attackers]
         return {
             "model_digest": _model_digest(self.model, self.benign),
             "weights_digest": weights_digest(self.model) if isinstance(self.model, nn.Module) else None,
@@ -352,11 +352,11 @@ class _Bench:
         )
         return AttackResult(
             name=attacker.name,
-            knowledge=attacker.knowledge,
+            threat_model=attacker.threat_model,
             eps=attacker.attack.eps,
             norm=attacker.attack.norm,
             settings=attacker.settings,
-            outcome=Outcome(
+            rates=RobustRates(
                 robust_accuracy=Rate.of(correct_count(run.seen.fused, self.labels)),
                 fooling_rate=Rate.of(fooling_count(adversarial=run.seen.fused, benign=self.benign.fused)),
                 attack_success_rate=Rate.of(
@@ -369,11 +369,11 @@ class _Bench:
             confidences=self.histograms(run.seen),
         )
 
-    def worst(self, attackers: Sequence[Attacker], runs: Sequence[_Run]) -> dict[str, Outcome]:
+    def worst(self, attackers: Sequence[Attacker], runs: Sequence[_Run]) -> dict[str, RobustRates]:
         """An image survives a group of attackers if it survives each of them."""
         members: dict[str, list[_Run]] = {}
         for attacker, run in zip(attackers, runs, strict=True):
-            members.setdefault(attacker.knowledge, []).append(run)
+            members.setdefault(attacker.threat_model, []).append(run)
         if members:
             members["all"] = list(runs)
         right = self.benign.fused == self.labels
@@ -381,7 +381,7 @@ class _Bench:
         for group, chosen in members.items():
             survives = torch.stack([run.seen.predictions == self.labels for run in chosen]).all(dim=0)
             fooled = torch.stack([run.seen.fused != self.benign.fused for run in chosen]).any(dim=0)
-            worst[group] = Outcome(
+            worst[group] = RobustRates(
                 robust_accuracy=_rate(survives[-1]),
                 fooling_rate=_rate(fooled),
                 attack_success_rate=Rate(int((right & ~survives[-1]).sum()), int(right.sum())),

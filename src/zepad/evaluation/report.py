@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, InputError
-from .attackers import KNOWLEDGE, Knowledge
+from .attackers import THREAT_MODELS, ThreatModel
 from .statistics import Detection, Rate
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RobustRates:
     """What is left of a model under one attack, or under the worst of several for each image.
 
     Attributes:
@@ -55,11 +55,11 @@ class AttackResult:
 
     Attributes:
         name: Of the attacker.
-        knowledge: Group.
+        threat_model: Group.
         eps: Budget in [0, 1] pixel units.
         norm: Of the ball.
         settings: Every setting of the attack.
-        outcome: Accuracies and rates.
+        rates: Accuracies and rates.
         detection: Of the model's score, None where it has none.
         cost: Time and passes.
         confidences: By branch (and `"fused"`): the attacked images' counts of the largest softmax probability in 20
@@ -67,11 +67,11 @@ class AttackResult:
     """
 
     name: str
-    knowledge: Knowledge
+    threat_model: ThreatModel
     eps: float
     norm: str
     settings: dict[str, Any]
-    outcome: Outcome
+    rates: RobustRates
     detection: Detection | None
     cost: Cost
     confidences: dict[str, tuple[int, ...]]
@@ -149,7 +149,7 @@ class EvalReport:
     false_positive_rate: Rate | None
     threshold: float | None
     attacks: tuple[AttackResult, ...]
-    worst: dict[str, Outcome]
+    worst: dict[str, RobustRates]
     checks: tuple[Check, ...]
     confidences: dict[str, tuple[int, ...]]
     samples: tuple[Sample, ...] = ()
@@ -160,14 +160,14 @@ class EvalReport:
         """The sanity checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
 
-    def group(self, knowledge: str) -> tuple[AttackResult, ...]:
+    def group(self, threat_model: str) -> tuple[AttackResult, ...]:
         """Return the results of one group of attackers."""
-        return tuple(result for result in self.attacks if result.knowledge == knowledge)
+        return tuple(result for result in self.attacks if result.threat_model == threat_model)
 
     @property
-    def groups(self) -> tuple[Knowledge, ...]:
+    def groups(self) -> tuple[ThreatModel, ...]:
         """The groups that have an attacker, from the least to the most knowing."""
-        return tuple(knowledge for knowledge in KNOWLEDGE if self.group(knowledge))
+        return tuple(threat_model for threat_model in THREAT_MODELS if self.group(threat_model))
 
     def summary(self) -> dict[str, Any]:
         """Return what a model card must say, JSON-ready: each group's worst case beside benign accuracy.
@@ -288,9 +288,9 @@ def _decode_rates(values: dict[str, Any]) -> dict[str, Rate]:
     return {name: _decode_rate(rate) for name, rate in values.items()}
 
 
-def _decode_outcome(values: dict[str, Any]) -> Outcome:
+def _decode_outcome(values: dict[str, Any]) -> RobustRates:
     rates = {name: _decode_rate(values[name]) for name in ("robust_accuracy", "fooling_rate", "attack_success_rate")}
-    return Outcome(**rates, branches=_decode_rates(values["branches"]))
+    return RobustRates(**rates, branches=_decode_rates(values["branches"]))
 
 
 def _decode_detection(values: dict[str, Any] | None) -> Detection | None:
@@ -310,7 +310,7 @@ def _decode_attack(values: dict[str, Any]) -> AttackResult:
     return AttackResult(
         **{
             **values,
-            "outcome": _decode_outcome(values["outcome"]),
+            "rates": _decode_outcome(values["rates"]),
             "detection": _decode_detection(values["detection"]),
             "cost": Cost(**values["cost"]),
             "confidences": _decode_histograms(values["confidences"]),
@@ -333,7 +333,7 @@ def _decode_report(values: dict[str, Any]) -> EvalReport:
             "benign_branches": _decode_rates(values["benign_branches"]),
             "false_positive_rate": None if positives is None else _decode_rate(positives),
             "attacks": tuple(_decode_attack(result) for result in values["attacks"]),
-            "worst": {group: _decode_outcome(outcome) for group, outcome in values["worst"].items()},
+            "worst": {group: _decode_outcome(rates) for group, rates in values["worst"].items()},
             "checks": tuple(Check(**check) for check in values["checks"]),
             "confidences": _decode_histograms(values["confidences"]),
             "samples": tuple(_decode_sample(sample) for sample in values["samples"]),

@@ -78,9 +78,9 @@ def check_results(results: Sequence[AttackResult]) -> Iterator[Check]:
     Yields:
         One check, if there is a white-box attacker and another of no larger budget.
     """
-    white = [r for r in results if r.knowledge == "white-box"]
+    white = [r for r in results if r.threat_model == "white-box"]
     pairs = []
-    for other in (r for r in results if r.knowledge != "white-box"):
+    for other in (r for r in results if r.threat_model != "white-box"):
         able = [_robust(w) for w in white if w.norm == other.norm and w.eps >= other.eps]
         if able:
             pairs.append((min(able), _robust(other), other.name))
@@ -97,7 +97,7 @@ def check_results(results: Sequence[AttackResult]) -> Iterator[Check]:
 
 
 def _robust(result: AttackResult) -> float:
-    return result.outcome.robust_accuracy.value
+    return result.rates.robust_accuracy.value
 
 
 def _same_twice(model: ImageModel, images: Tensor) -> Check:

@@ -30,7 +30,7 @@ from ..attacks import (
     one_branch,
 )
 from ..types import Branched, ImageModel, Loader
-from .attackers import Attacker, Knowledge, against, the_model, universal_attacker
+from .attackers import Attacker, ThreatModel, against, the_model, universal_attacker
 
 _TARGETS = 3  # wrong classes that a targeted attack tries, the likeliest first
 
@@ -97,7 +97,7 @@ def semi_black_box(
         universal=universal,
         steps=steps,
         seed=seed,
-        knowledge="semi-black-box",
+        threat_model="semi-black-box",
         suffix="",
         progress=progress,
     )
@@ -122,7 +122,7 @@ def semi_black_box_plus(
         universal=universal,
         steps=steps,
         seed=seed,
-        knowledge="semi-black-box+",
+        threat_model="semi-black-box+",
         suffix=" (both encoders)",
         progress=progress,
     )
@@ -136,17 +136,17 @@ def _on_encoders(
     universal: Mapping[str, UniversalAttack] | None,
     steps: int,
     seed: int,
-    knowledge: Knowledge,
+    threat_model: ThreatModel,
     suffix: str,
     progress: bool,
 ) -> list[Attacker]:
     fitted = [
-        universal_attacker(attack.fit(encoders, loader, progress=progress), knowledge=knowledge, name=name + suffix)
+        universal_attacker(attack.fit(encoders, loader, progress=progress), threat_model=threat_model, name=name + suffix)
         for name, attack in (universal_attacks(eps=eps, seed=seed) if universal is None else universal).items()
     ]
     per_image = Attacker(
         name=f"feature PGD-{steps}{suffix}",
-        knowledge=knowledge,
+        threat_model=threat_model,
         attack=FeaturePGD(eps=eps, steps=steps),
         target=against(*encoders),
     )
@@ -173,7 +173,7 @@ def white_box(
     second, shown = (dlr, "DLR") if num_classes >= 3 else (margin, "margin")
 
     def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model) -> Attacker:
-        return Attacker(name=name, knowledge="white-box", attack=attack, target=target)
+        return Attacker(name=name, threat_model="white-box", attack=attack, target=target)
 
     attackers = [
         row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, objective=cross_entropy)),

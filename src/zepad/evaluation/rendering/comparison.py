@@ -68,9 +68,9 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (Row("No attack", tuple(rate_cell(report.benign_accuracy) for report in reports)),))
     ]
-    for knowledge in first.groups:
+    for threat_model in first.groups:
         # A white box attacks what there is: an ensemble has branches and a detector to aim at, a classifier has not.
-        shown = {result.name: result for report in reports for result in report.group(knowledge)}
+        shown = {result.name: result for report in reports for result in report.group(threat_model)}
         rows = [
             Row(
                 f"{result.name} (eps {budget(result.eps, result.norm)})",
@@ -78,8 +78,8 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
             )
             for result in shown.values()
         ]
-        rows.append(_worst_row(WORST, reports, knowledge))
-        sections.append((GROUPS[knowledge], tuple(rows)))
+        rows.append(_worst_row(WORST, reports, threat_model))
+        sections.append((GROUPS[threat_model], tuple(rows)))
     if len(first.groups) > 1:
         sections.append(("All attackers", (_worst_row(WORST_OF_ALL, reports, "all"),)))
     columns = "attacker", *(report.model for report in reports)
@@ -88,7 +88,7 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
 
 
 def _robust_cell(result: AttackResult | None) -> Cell:
-    return Cell("not run") if result is None else rate_cell(result.outcome.robust_accuracy)
+    return Cell("not run") if result is None else rate_cell(result.rates.robust_accuracy)
 
 
 def _worst_row(title: str, reports: Sequence[EvalReport], group: str) -> Row:
@@ -135,7 +135,7 @@ def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
     if budgets[0] != budgets[1]:
         return [f"white-box budgets {budgets[0]} and {budgets[1]}"]
     ours, theirs = (
-        {result.name: _identity(result) for result in report.attacks if result.knowledge != "white-box"}
+        {result.name: _identity(result) for result in report.attacks if result.threat_model != "white-box"}
         for report in (first, second)
     )
     only = [
@@ -157,7 +157,7 @@ def _differing_keys(mine: dict[str, str], theirs: dict[str, str]) -> list[str]:
 
 def _identity(result: AttackResult) -> dict[str, str]:
     settings = {f"settings.{key}": value for key, value in result.settings.items()}
-    facts = {"knowledge": result.knowledge, "eps": result.eps, "norm": result.norm, **settings}
+    facts = {"threat model": result.threat_model, "eps": result.eps, "norm": result.norm, **settings}
     return {key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()}
 
 
@@ -166,7 +166,7 @@ def _heading(reports: Sequence[EvalReport]) -> str:
 
 
 def _explanations(reports: Sequence[EvalReport]) -> list[str]:
-    return [f"{GROUPS[knowledge]}: {EXPLANATIONS[knowledge]}" for knowledge in reports[0].groups]
+    return [f"{GROUPS[threat_model]}: {EXPLANATIONS[threat_model]}" for threat_model in reports[0].groups]
 
 
 def _provenance(reports: Sequence[EvalReport]) -> Table:

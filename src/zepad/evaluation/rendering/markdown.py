@@ -42,8 +42,8 @@ def markdown_tables(report: EvalReport) -> str:
     blocks += [markdown_table(overview_table(report)), INTERVALS]
     if report.attacks:
         blocks.append(_terms(TERMS))
-    for knowledge in report.groups:
-        blocks += [f"## {GROUPS[knowledge]}", EXPLANATIONS[knowledge], markdown_table(group_table(report, knowledge))]
+    for threat_model in report.groups:
+        blocks += [f"## {GROUPS[threat_model]}", EXPLANATIONS[threat_model], markdown_table(group_table(report, threat_model))]
     if report.benign_branches:
         blocks += ["## Branches", markdown_table(branch_table(report))]
     if report.threshold is not None:

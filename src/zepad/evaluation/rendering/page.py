@@ -128,12 +128,12 @@ def _verdict(report: EvalReport) -> str:
 def _accuracy(report: EvalReport) -> str:
     benign = report.benign_accuracy
     blocks = [("Without an attack", [_bar("No attack", benign, benign, "benign")])]
-    for knowledge in report.groups:
+    for threat_model in report.groups:
         bars = [
-            _bar(result.name, result.outcome.robust_accuracy, benign, "attack") for result in report.group(knowledge)
+            _bar(result.name, result.rates.robust_accuracy, benign, "attack") for result in report.group(threat_model)
         ]
-        bars.append(_bar(WORST, report.worst[knowledge].robust_accuracy, benign, "worst"))
-        blocks.append((GROUPS[knowledge], bars))
+        bars.append(_bar(WORST, report.worst[threat_model].robust_accuracy, benign, "worst"))
+        blocks.append((GROUPS[threat_model], bars))
     if len(report.groups) > 1:
         blocks.append(("All attackers", [_bar(WORST_OF_ALL, report.worst["all"].robust_accuracy, benign, "worst")]))
     drawn = "".join(f'<h4>{title}</h4>\n<ul class="bars">\n{"".join(bars)}</ul>\n' for title, bars in blocks)
@@ -159,8 +159,8 @@ def _attackers(report: EvalReport) -> str:
     if not report.attacks:
         return "<p>No attack was run: this report says nothing about robustness.</p>\n"
     return _terms(TERMS) + "".join(
-        f"<h3>{GROUPS[knowledge]}</h3>\n<p>{EXPLANATIONS[knowledge]}</p>\n{html_table(group_table(report, knowledge))}"
-        for knowledge in report.groups
+        f"<h3>{GROUPS[threat_model]}</h3>\n<p>{EXPLANATIONS[threat_model]}</p>\n{html_table(group_table(report, threat_model))}"
+        for threat_model in report.groups
     )
 
 
@@ -187,9 +187,9 @@ def _confidence(report: EvalReport) -> str:
     every = chain.from_iterable(h.values() for h in (report.confidences, *(r.confidences for r in report.attacks)))
     top = max(chain([0.0], *map(shares, every))) or 1.0
     return told + "".join(
-        f"<h3>{GROUPS[knowledge]}</h3>\n"
-        + "".join(_histograms(report, result, top) for result in report.group(knowledge))
-        for knowledge in report.groups
+        f"<h3>{GROUPS[threat_model]}</h3>\n"
+        + "".join(_histograms(report, result, top) for result in report.group(threat_model))
+        for threat_model in report.groups
     )
 
 
@@ -249,7 +249,7 @@ def _samples(report: EvalReport, room: int) -> str:
         told += f"<p>{counted(left_out, 'more sample')} would not fit on this page; report.json has them.</p>\n"
     return told + "".join(
         f"<h3>{escape_html(result.name)}</h3>\n"
-        f"<p>{GROUPS[result.knowledge].removesuffix('s')}, eps {budget(result.eps, result.norm)}.</p>\n"
+        f"<p>{GROUPS[result.threat_model].removesuffix('s')}, eps {budget(result.eps, result.norm)}.</p>\n"
         f'<div class="samples">\n{"".join(figures[result.name])}</div>\n'
         for result in report.attacks
         if figures.get(result.name)

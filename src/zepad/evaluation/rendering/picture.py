@@ -32,8 +32,8 @@ def overview_png(report: EvalReport) -> bytes:
 
     bars = _bars(report)
     strongest = [
-        min(report.group(knowledge), key=lambda result: result.outcome.robust_accuracy.value)
-        for knowledge in report.groups
+        min(report.group(threat_model), key=lambda result: result.rates.robust_accuracy.value)
+        for threat_model in report.groups
     ]
     above, below = 1.6 + 0.3 * len(bars), 3.2 if strongest else 0.0
     figure = Figure(figsize=(11, above + below), layout="constrained")
@@ -52,9 +52,9 @@ def overview_png(report: EvalReport) -> bytes:
 
 def _bars(report: EvalReport) -> list[tuple[str, Rate, str]]:
     bars = [("No attack", report.benign_accuracy, "benign")]
-    for knowledge in report.groups:
-        bars += [(result.name, result.outcome.robust_accuracy, "attack") for result in report.group(knowledge)]
-        bars.append((f"Worst {knowledge} for each image", report.worst[knowledge].robust_accuracy, "worst"))
+    for threat_model in report.groups:
+        bars += [(result.name, result.rates.robust_accuracy, "attack") for result in report.group(threat_model)]
+        bars.append((f"Worst {threat_model} for each image", report.worst[threat_model].robust_accuracy, "worst"))
     if len(report.groups) > 1:
         bars.append((WORST_OF_ALL, report.worst["all"].robust_accuracy, "worst"))
     return bars

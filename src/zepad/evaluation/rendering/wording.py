@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..attackers import Knowledge
+from ..attackers import ThreatModel
 from ..report import AttackResult, EvalReport, Sample
 from ..statistics import Rate
 
-GROUPS: dict[Knowledge, str] = {
+GROUPS: dict[ThreatModel, str] = {
     "semi-black-box": "Semi-black-box attackers",
     "semi-black-box+": "Semi-black-box+ attackers",
     "white-box": "White-box attackers",
 }
 
-EXPLANATIONS: dict[Knowledge, str] = {
+EXPLANATIONS: dict[ThreatModel, str] = {
     "semi-black-box": "The attacker knows the public victim encoder the model is built on, and nothing else of it.",
     "semi-black-box+": "The attacker knows both public encoders, and nothing that was trained on them.",
     "white-box": "The attacker knows everything: all weights, how the branches are fused, and the detector.",
@@ -125,13 +125,13 @@ def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
     A group without attackers is named as not measured, so that its absence cannot pass for strength.
     """
     clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
-    for knowledge in GROUPS:
-        attackers = report.group(knowledge)
+    for threat_model in GROUPS:
+        attackers = report.group(threat_model)
         if attackers:
-            worst = report.worst[knowledge].robust_accuracy
-            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, knowledge)}"))
-        elif knowledge != "semi-black-box+":
-            clauses.append(("", f"not measured under any {knowledge} attacker"))
+            worst = report.worst[threat_model].robust_accuracy
+            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, threat_model)}"))
+        elif threat_model != "semi-black-box+":
+            clauses.append(("", f"not measured under any {threat_model} attacker"))
     return clauses
 
 
@@ -139,13 +139,13 @@ def _bounds(rate: Rate) -> str:
     return f"({interval(rate.interval)}) " if rate.total else ""
 
 
-def _who(attackers: Sequence[AttackResult], knowledge: Knowledge) -> str:
+def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel) -> str:
     names = [shorten(clean(result.name), _NAME) for result in attackers]
     listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
     if len(names) == 1:
-        return f"one {knowledge} attacker ({listed}; eps {budgets})"
-    return f"the worst of {len(names)} {knowledge} attackers for each image ({listed}; eps {budgets})"
+        return f"one {threat_model} attacker ({listed}; eps {budgets})"
+    return f"the worst of {len(names)} {threat_model} attackers for each image ({listed}; eps {budgets})"
 
 
 def sample_verdict(report: EvalReport, sample: Sample) -> str:
