@@ -33,6 +33,7 @@ from zepad.evaluation import (
     EvalReport,
     UniversalAttack,
     evaluate,
+    save_report,
     semi_black_box,
     semi_black_box_plus,
     universal_attacks,
@@ -234,7 +235,7 @@ class Bench:
                 seed=self.seed,
                 progress=False,
             )
-            report.save(self.folder / f"{name} report")
+            save_report(report, self.folder / f"{name} report")
             print(f"{name}: {report.provenance['seconds']} s", flush=True)
 
     def _report(self, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,10 @@ def png(seed: int, size: int = 64, *, noise: bool = False) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray((grain if noise else picture / 2 + grain).clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def histogram(mean: float, images: int = IMAGES) -> tuple[int, ...]:
@@ -138,7 +143,8 @@ def report(
     **changes: Any,
 ) -> EvalReport:
     attacks = tuple(
-        attack(name, threat_model, share, branches=branches, detector=detector) for name, threat_model, share in attackers
+        attack(name, threat_model, share, branches=branches, detector=detector)
+        for name, threat_model, share in attackers
     )
     members: dict[str, list[float]] = {}
     for result in attacks:
@@ -189,7 +195,7 @@ HOSTILE = "<script>alert(1)</script>|\"'&amp;`*_[x](http://a.b)\\ \x00\ud800\u20
 def hostile() -> EvalReport:
     """Names and settings that look like markup, and letters that no file may hold."""
     shown = report(model=HOSTILE, data=HOSTILE, attackers=((HOSTILE, "white-box", 0.3),), branches=(HOSTILE,))
-    values = {name: getattr(shown, name) for name in EvalReport.__dataclass_fields__}
+    values = {name: getattr(shown, name) for name in field_names(EvalReport)}
     named = attack(HOSTILE, "white-box", 0.3, branches=(HOSTILE,), settings={HOSTILE: {HOSTILE: HOSTILE}})
     failed = Check(name=HOSTILE, passed=False, detail=HOSTILE)
     provenance = {**shown.provenance, HOSTILE: HOSTILE}
@@ -222,7 +228,7 @@ def empty_rates() -> EvalReport:
     nothing = Rate(0, 0)
     none = RobustRates(robust_accuracy=nothing, fooling_rate=nothing, attack_success_rate=nothing, branches={})
     bare = attack("nothing", "white-box", 0.5, branches=(), detector=False)
-    values = {name: getattr(bare, name) for name in AttackResult.__dataclass_fields__}
+    values = {name: getattr(bare, name) for name in field_names(AttackResult)}
     result = AttackResult(**{**values, "rates": none, "confidences": {"fused": (0,) * 20}})
     return plain(
         benign_accuracy=nothing,

@@ -16,16 +16,19 @@ from PIL import Image
 
 import example_reports as examples
 from zepad.errors import InputError
+from zepad.escaping import clean
 from zepad.evaluation.rendering import (
     comparison_html,
     comparison_markdown,
     html_page,
     markdown_tables,
     overview_png,
+    save_report,
 )
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
-from zepad.evaluation.rendering.table import Cell, Row, Table, html_table, markdown_table
-from zepad.evaluation.rendering.wording import clean, verdict
+from zepad.evaluation.rendering.table import Cell, Row, Table, markdown_table
+from zepad.evaluation.rendering.templating import macros
+from zepad.evaluation.rendering.wording import verdict
 from zepad.evaluation.report import EvalReport
 from zepad.evaluation.statistics import Rate
 
@@ -223,7 +226,7 @@ def test_names_are_text_whatever_they_look_like() -> None:
 @given(name=st.text(max_size=40), value=st.text(max_size=40))
 def test_any_text_survives_a_table_in_html(name: str, value: str) -> None:
     table = Table(caption=name, columns=("a", value), sections=((name, (Row(name, (Cell(value, name),)),)),))
-    found = Page(html_table(table))
+    found = Page(macros().html_table(table))
     assert found.text("caption") == clean(name)
     assert found.text("td") == clean(value) + (f" {clean(name)}" if name else "")
     assert found.text("thead") == f"\na{clean(value)}\n"
@@ -392,7 +395,7 @@ def test_the_picture_draws_letters_its_font_lacks_and_formulas_as_text() -> None
 
 
 def test_saving_writes_the_four_files(tmp_path) -> None:
-    path = example("hostile").save(tmp_path / "out")
+    path = save_report(example("hostile"), tmp_path / "out")
     assert path.read_text(encoding="utf-8") == page("hostile")
     assert (path.parent / "report.md").read_text(encoding="utf-8") == markdown("hostile")
     assert (path.parent / "report.png").stat().st_size > 0

@@ -681,6 +681,11 @@ class ZePAD(
         """The roles in the order of `branch_logits`: victim, auxiliary, benign."""
         return ROLES
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready."""
+        return {"fusion": self.fusion.config.to_dict(), "detector": self.detector.config.to_dict()}
+
     def encoder(self, name: Role) -> Encoder:
         """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
 

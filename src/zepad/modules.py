@@ -261,6 +261,11 @@ class Ensemble(nn.Module):
         """One name per branch, in the order of `branch_logits`."""
         return tuple(self.branches)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready."""
+        return {"fusion": self.fusion.config.to_dict()}
+
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`. Differentiable."""
         return torch.stack([branch(images) for branch in self.branches.values()])

@@ -18,6 +18,7 @@ from .evaluation import (
     EvalReport,
     UniversalAttack,
     evaluate,
+    save_report,
     semi_black_box,
     semi_black_box_plus,
     universal_attacker,
@@ -253,7 +254,7 @@ def save_reports(reports: Mapping[str, EvalReport], folder: str | Path) -> None:
         InputError: If the folder cannot be written.
     """
     for name, report in reports.items():
-        report.save(Path(folder) / slug(name))
+        save_report(report, Path(folder) / slug(name))
 
 
 def slug(name: str) -> str:

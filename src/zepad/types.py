@@ -46,7 +46,11 @@ class Branched(Protocol):
 
     @property
     def threshold(self) -> float | None:
-        """Of the detection score; None where there is no detector."""
+        """Detection threshold; None where there is no detector."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready: the fusion rule and the detector with their settings."""
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch, `(B, N, K)`."""

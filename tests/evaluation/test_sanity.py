@@ -6,7 +6,7 @@ from torch import nn
 
 from zepad.attacks import PGD
 from zepad.errors import EvaluationWarning
-from zepad.evaluation import Attacker, AttackResult, Cost, RobustRates, Rate, check_model, check_results, evaluate
+from zepad.evaluation import Attacker, AttackResult, Cost, Rate, RobustRates, check_model, check_results, evaluate
 
 EPS = 16 / 255
 RANDOM, LOGITS, GRADIENTS = "outputs are not random", "outputs are logits", "gradients are not zero"

@@ -17,7 +17,7 @@ from ..attacks import PGD, Attack, FeaturePGD, JointAPGD, Transfer, UniversalFea
 from ..config import BenignConfig, DetectorName, FusionRuleName, HardenConfig
 from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
-from ..evaluation import Attacker, EvalReport, evaluate
+from ..evaluation import Attacker, EvalReport, evaluate, save_report
 from ..model import ZePAD
 from ..training import autocast, prepare_folder
 from ..types import HARDENED_ROLES, SENTINEL, Branched, ImageModel
@@ -154,7 +154,7 @@ def run_demo(
         say(f"5/5  writing {out}")
         saved = out / "model"
         defense.attach(recommended).save_pretrained(saved)
-        recommended.save(out / "report")
+        save_report(recommended, out / "report")
         same = torch.equal(ZePAD.from_pretrained(saved).predict_proba(images), defense.predict_proba(images))
         if not same:
             raise CheckpointError(f"the model in {saved} does not predict the same after loading.")

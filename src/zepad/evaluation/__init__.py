@@ -3,6 +3,7 @@
 from .attackers import Attacker, ThreatModel, against, universal_attacker
 from .evaluate import evaluate
 from .identity import weights_digest
+from .rendering.files import save_report
 from .report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from .sanity import check_model, check_results
 from .scoring import accuracy
@@ -16,10 +17,10 @@ __all__ = [
     "Cost",
     "Detection",
     "EvalReport",
-    "ThreatModel",
-    "RobustRates",
     "Rate",
+    "RobustRates",
     "Sample",
+    "ThreatModel",
     "UniversalAttack",
     "accuracy",
     "against",
@@ -29,6 +30,7 @@ __all__ = [
     "detection",
     "evaluate",
     "fpr_at_tpr",
+    "save_report",
     "semi_black_box",
     "semi_black_box_plus",
     "universal_attacker",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..attacks import UniversalPerturbation
 from ..digests import digest_tensor
-from ..modules import Detector, Fusion
+from ..types import Branched
 
 _PACKAGE = __name__.partition(".")[0]
 _SHOWN = 16  # hexadecimal digits of a digest beside a name
@@ -43,9 +43,9 @@ def digest(value: Any) -> str:
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of a module's state: the same for two modules with the same weights, wherever they are.
 
-    The rule of a fusion and the choice of a detector count as state: they hold no tensor, and decide.
+    The `settings` of a model of several branches, such as the rule that fuses them, count as state: they decide too.
     """
-    settings = [part.config for part in module.modules() if isinstance(part, (Fusion, Detector))]
+    settings = [part.settings for part in module.modules() if isinstance(part, Branched)]
     return digest([dict(sorted(module.state_dict().items())), settings])
 
 

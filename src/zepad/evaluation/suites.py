@@ -141,7 +141,9 @@ def _on_encoders(
     progress: bool,
 ) -> list[Attacker]:
     fitted = [
-        universal_attacker(attack.fit(encoders, loader, progress=progress), threat_model=threat_model, name=name + suffix)
+        universal_attacker(
+            attack.fit(encoders, loader, progress=progress), threat_model=threat_model, name=name + suffix
+        )
         for name, attack in (universal_attacks(eps=eps, seed=seed) if universal is None else universal).items()
     ]
     per_image = Attacker(

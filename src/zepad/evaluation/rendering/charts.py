@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ...escaping import escape_html
 from ..statistics import Rate
-from .table import escape_html
 
 _WIDTH, _HEIGHT = 160.0, 90.0
 _SIDE = 150.0

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 
 from ...errors import InputError
+from ...escaping import clean, escape_markdown
 from ..report import AttackResult, EvalReport
 from .content import pairs_table, rate_cell
 from .markdown import warning_block
-from .page import document, warning_box
-from .table import Cell, Row, Table, escape_html, escape_markdown, html_table, markdown_table
-from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, clean, counted
+from .table import Cell, Row, Table, markdown_table
+from .templating import render
+from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
 
@@ -20,8 +21,8 @@ def comparison_markdown(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as GitHub's Markdown.
 
     Args:
-        reports: Of models evaluated on the same data under the same attackers; a white box may attack more of an
-            ensemble than of a plain classifier.
+        reports: Reports on models evaluated on the same data under the same attackers; a white box may attack more of
+            an ensemble than of a plain classifier.
 
     Returns:
         One table with a column per model: accuracy with no attack, under each attacker, and the worst case per image.
@@ -42,23 +43,22 @@ def comparison_html(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as one self-contained HTML page.
 
     Args:
-        reports: As in `comparison_markdown`.
+        reports: Reports on models evaluated on the same data under the same attackers.
 
     Raises:
-        InputError: As in `comparison_markdown`.
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
+            budgets differ; the error says which.
     """
     check_comparable(reports)
-    said = "".join(f"<li>{line}</li>\n" for line in _explanations(reports))
-    body = (
-        f"<header>\n<h1>{escape_html(_heading(reports))}</h1>\n"
-        + "".join(warning_box(report, about=report.model) for report in reports)
-        + f"</header>\n<main>\n<p>{INTERVALS}</p>\n"
-        + html_table(comparison_table(reports))
-        + f"<ul>\n{said}</ul>\n<details>\n<summary>Where these numbers come from</summary>\n"
-        + html_table(_provenance(reports))
-        + "</details>\n</main>\n"
+    return render(
+        "comparison.html",
+        title=_heading(reports),
+        warnings=[(report, f"{report.model}: {checks_sentence(report)}") for report in reports],
+        intervals=INTERVALS,
+        table=comparison_table(reports),
+        explanations=_explanations(reports),
+        provenance=_provenance(reports),
     )
-    return document(_heading(reports), body)
 
 
 def comparison_table(reports: Sequence[EvalReport]) -> Table:
@@ -68,9 +68,9 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (Row("No attack", tuple(rate_cell(report.benign_accuracy) for report in reports)),))
     ]
-    for threat_model in first.groups:
+    for group in first.groups:
         # A white box attacks what there is: an ensemble has branches and a detector to aim at, a classifier has not.
-        shown = {result.name: result for report in reports for result in report.group(threat_model)}
+        shown = {result.name: result for report in reports for result in report.group(group)}
         rows = [
             Row(
                 f"{result.name} (eps {budget(result.eps, result.norm)})",
@@ -78,8 +78,8 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
             )
             for result in shown.values()
         ]
-        rows.append(_worst_row(WORST, reports, threat_model))
-        sections.append((GROUPS[threat_model], tuple(rows)))
+        rows.append(_worst_row(WORST, reports, group))
+        sections.append((GROUPS[group], tuple(rows)))
     if len(first.groups) > 1:
         sections.append(("All attackers", (_worst_row(WORST_OF_ALL, reports, "all"),)))
     columns = "attacker", *(report.model for report in reports)
@@ -166,7 +166,7 @@ def _heading(reports: Sequence[EvalReport]) -> str:
 
 
 def _explanations(reports: Sequence[EvalReport]) -> list[str]:
-    return [f"{GROUPS[threat_model]}: {EXPLANATIONS[threat_model]}" for threat_model in reports[0].groups]
+    return [f"{GROUPS[group]}: {EXPLANATIONS[group]}" for group in reports[0].groups]
 
 
 def _provenance(reports: Sequence[EvalReport]) -> Table:

@@ -23,10 +23,10 @@ def overview_table(report: EvalReport) -> Table:
     rows = [Row("No attack", (rate_cell(report.benign_accuracy),))]
     rows += [
         Row(
-            f"Worst of {counted(len(report.group(threat_model)), f'{threat_model} attacker')} for each image",
-            (rate_cell(report.worst[threat_model].robust_accuracy),),
+            f"Worst of {counted(len(report.group(group)), f'{group} attacker')} for each image",
+            (rate_cell(report.worst[group].robust_accuracy),),
         )
-        for threat_model in report.groups
+        for group in report.groups
     ]
     if len(report.groups) > 1:
         rows.append(Row(WORST_OF_ALL, (rate_cell(report.worst["all"].robust_accuracy),), summary=True))
@@ -62,14 +62,13 @@ def branch_table(report: EvalReport) -> Table:
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (line("No attack", report.benign_accuracy, report.benign_branches),))
     ]
-    for threat_model in report.groups:
-        worst = report.worst[threat_model]
+    for group in report.groups:
+        worst = report.worst[group]
         rows = [
-            line(result.name, result.rates.robust_accuracy, result.rates.branches)
-            for result in report.group(threat_model)
+            line(result.name, result.rates.robust_accuracy, result.rates.branches) for result in report.group(group)
         ]
         rows.append(line(WORST, worst.robust_accuracy, worst.branches, summary=True))
-        sections.append((GROUPS[threat_model], tuple(rows)))
+        sections.append((GROUPS[group], tuple(rows)))
     columns = "attacker", "fused", *(f"{branch} branch" for branch in branches)
     return Table(caption="Accuracy of each branch alone", columns=columns, sections=tuple(sections))
 
@@ -86,8 +85,7 @@ def detection_table(report: EvalReport) -> Table:
         "evading",
     )
     sections = tuple(
-        (GROUPS[threat_model], tuple(_detection_row(result) for result in report.group(threat_model)))
-        for threat_model in report.groups
+        (GROUPS[group], tuple(_detection_row(result) for result in report.group(group))) for group in report.groups
     )
     return Table(caption="Detection of attacked images", columns=columns, sections=sections)
 
@@ -134,7 +132,9 @@ def cost_table(report: EvalReport) -> Table:
 
 def settings_table(result: AttackResult) -> Table:
     """Return every setting of one attacker."""
-    return pairs_table(f"Settings of {result.name}", "setting", {"threat model": result.threat_model, **result.settings})
+    return pairs_table(
+        f"Settings of {result.name}", "setting", {"threat model": result.threat_model, **result.settings}
+    )
 
 
 def checks_table(report: EvalReport) -> Table:

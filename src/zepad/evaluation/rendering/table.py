@@ -1,14 +1,10 @@
-"""A table as a value, and its two spellings."""
+"""A table as a value, and as Markdown."""
 
 from __future__ import annotations
 
-import html
-import re
 from dataclasses import dataclass
 
-from .wording import clean
-
-_MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~#])")
+from ...escaping import escape_markdown
 
 
 @dataclass(frozen=True)
@@ -52,45 +48,6 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     sections: tuple[tuple[str, tuple[Row, ...]], ...]
-
-
-def escape_html(text: str) -> str:
-    """Return text for an HTML element or a quoted attribute."""
-    return html.escape(clean(text))
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, also in a table cell."""
-    entities = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN_MARKS.sub(r"\\\1", entities)
-
-
-def html_table(table: Table) -> str:
-    """Return the table in a region of its own, which scrolls sideways where the screen is narrow."""
-    head = "".join(f'<th scope="col">{escape_html(column)}</th>' for column in table.columns)
-    caption = escape_html(table.caption)
-    return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n<table>\n'
-        f"<caption>{caption}</caption>\n<thead>\n<tr>{head}</tr>\n</thead>\n"
-        + "".join(_html_section(title, rows, len(table.columns)) for title, rows in table.sections)
-        + "</table>\n</div>\n"
-    )
-
-
-def _html_section(title: str, rows: tuple[Row, ...], width: int) -> str:
-    top = f'<tr><th scope="rowgroup" colspan="{width}">{escape_html(title)}</th></tr>\n' if title else ""
-    return "<tbody>\n" + top + "".join(_html_row(row) for row in rows) + "</tbody>\n"
-
-
-def _html_row(row: Row) -> str:
-    kind = ' class="summary"' if row.summary else ""
-    cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
-    return f'<tr{kind}><th scope="row">{escape_html(row.name)}</th>{cells}</tr>\n'
-
-
-def _html_cell(cell: Cell) -> str:
-    note = f" <small>{escape_html(cell.note)}</small>" if cell.note else ""
-    return escape_html(cell.text) + note
 
 
 def markdown_table(table: Table) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...escaping import clean
 from ..attackers import ThreatModel
 from ..report import AttackResult, EvalReport, Sample
 from ..statistics import Rate
@@ -42,16 +43,9 @@ WORST_OF_ALL = "Worst of all attackers for each image"
 
 INTERVALS = "Ranges are 95 % intervals: Wilson for rates, bootstrap for AUROC."
 
-_JOINERS = "\u200c\u200d"  # invisible, and part of how Persian, Indic scripts and emoji are spelt
 _NAMED = 8  # attackers in the verdict; all are in the tables
 _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
-
-
-def clean(text: str) -> str:
-    """Return text on one line in which control characters, which no format may hold, are replacement marks."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in joined)
 
 
 def shorten(text: str, length: int) -> str:
@@ -125,13 +119,13 @@ def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
     A group without attackers is named as not measured, so that its absence cannot pass for strength.
     """
     clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
-    for threat_model in GROUPS:
-        attackers = report.group(threat_model)
+    for group in GROUPS:
+        attackers = report.group(group)
         if attackers:
-            worst = report.worst[threat_model].robust_accuracy
-            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, threat_model)}"))
-        elif threat_model != "semi-black-box+":
-            clauses.append(("", f"not measured under any {threat_model} attacker"))
+            worst = report.worst[group].robust_accuracy
+            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, group)}"))
+        elif group != "semi-black-box+":
+            clauses.append(("", f"not measured under any {group} attacker"))
     return clauses
 
 
