@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -52,7 +52,8 @@ def parse_json(cls: type[_T], text: str | bytes, *, origin: str) -> _T:
         CheckpointError: Naming each field that is missing, unknown, of another type or out of range.
     """
     try:
-        return _complete(_adapter(cls).validate_json(text), _adapter(Any).validate_json(text))
+        value: _T = _adapter(cast(Any, cls)).validate_json(text)
+        return _complete(value, _adapter(Any).validate_json(text))
     except ValidationError as error:
         raise CheckpointError(f"{origin} is damaged: {_describe(error)}. Save or download it again.") from error
     except (ValueError, RecursionError) as error:

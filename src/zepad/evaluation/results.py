@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..functional import attack_success_count, correct_count, fooling_count
 from .attackers import Attacker
 from .cost import cost_per_image
 from .predictions import Benign, Predictions
@@ -47,7 +48,7 @@ def attack_result(benign: Benign, attacker: Attacker, run: Run, *, seed: int) ->
         eps=attacker.attack.eps,
         norm=attacker.attack.norm,
         settings=attacker.settings,
-        rates=robust_rates(benign, [run.predictions]),
+        rates=robust_rates(benign, run.predictions),
         detection=_detection(benign, run.predictions, seed),
         cost=cost_per_image(run.cost, len(benign.labels)),
         confidences=confidence_histograms(benign, run.predictions),
@@ -61,10 +62,27 @@ def worst_cases(benign: Benign, attackers: Sequence[Attacker], runs: Sequence[Ru
         members.setdefault(attacker.threat_model, []).append(run.predictions)
     if members:
         members["all"] = [run.predictions for run in runs]
-    return {group: robust_rates(benign, attacked) for group, attacked in members.items()}
+    return {group: worst_rates(benign, attacked) for group, attacked in members.items()}
 
 
-def robust_rates(benign: Benign, attacked: Sequence[Predictions]) -> RobustRates:
+def robust_rates(benign: Benign, attacked: Predictions) -> RobustRates:
+    """Return what one attacker leaves.
+
+    Args:
+        benign: What the model says before the attack.
+        attacked: What the model says after it.
+    """
+    before, after = benign.predictions.fused, attacked.fused
+    success = attack_success_count(adversarial=after, benign=before, labels=benign.labels)
+    return RobustRates(
+        robust_accuracy=Rate.of(correct_count(after, benign.labels)),
+        fooling_rate=Rate.of(fooling_count(adversarial=after, benign=before)),
+        attack_success_rate=Rate.of(success),
+        branches=_branch_rates(benign, attacked.predictions == benign.labels),
+    )
+
+
+def worst_rates(benign: Benign, attacked: Sequence[Predictions]) -> RobustRates:
     """Return what several attackers leave together: an image survives them if it survives each of them.
 
     Args:
@@ -84,7 +102,7 @@ def robust_rates(benign: Benign, attacked: Sequence[Predictions]) -> RobustRates
 
 def benign_accuracy(benign: Benign) -> Rate:
     """Return the share of images that the whole model classifies right."""
-    return _rate(benign.right)
+    return Rate.of(correct_count(benign.predictions.fused, benign.labels))
 
 
 def benign_branches(benign: Benign) -> dict[str, Rate]:
