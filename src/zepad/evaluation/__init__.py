@@ -1,4 +1,4 @@
-"""Measure what a model withstands. Evaluation knows a callable, never the facade."""
+"""Measure what a model withstands. Any map from images to logits can be evaluated."""
 
 from .attackers import Attacker, ThreatModel, against, universal_attacker
 from .evaluate import evaluate

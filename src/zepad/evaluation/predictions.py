@@ -61,7 +61,7 @@ class Benign:
     """What a model says of the images as they are: what every attack is compared with.
 
     Attributes:
-        predictions: Of all images.
+        predictions: Predictions of all images.
         labels: True classes, int64 `(N,)`, on the CPU.
         digests: One text per batch that identifies its images and labels.
         branch_names: Names of the branches, in the order of the rows; empty for a plain classifier.
@@ -122,7 +122,7 @@ def right_images(model: ImageModel, loader: Loader, benign: Benign, *, limit: in
     Args:
         model: Images to logits `(N, K)`.
         loader: Yields `(images, labels)`, as for `predict_benign`.
-        benign: What `predict_benign` found.
+        benign: The result of `predict_benign`.
         limit: Number of images at most.
     """
     found: list[tuple[Tensor, Tensor]] = []

@@ -1,4 +1,4 @@
-"""Several models side by side: the same data, the same attackers."""
+"""Several models side by side, measured on the same data under the same attackers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def comparison_html(reports: Sequence[EvalReport]) -> str:
 
 
 def comparison_table(reports: Sequence[EvalReport]) -> Table:
-    """Return accuracy by attacker (rows) and model (columns), the worst case of each group and of all included."""
+    """Return accuracy by attacker (rows) and model (columns), with the worst case of each threat model and of all."""
     first = reports[0]
     by_name = [{result.name: result for result in report.attacks} for report in reports]
     sections: list[tuple[str, tuple[Row, ...]]] = [
@@ -130,7 +130,7 @@ def check_comparable(reports: Sequence[EvalReport]) -> None:
 
 
 def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
-    """What differs between attackers who know the same of every model, and between the budgets of white boxes."""
+    """Say what differs between attackers who know the same of every model, and between white-box budgets."""
     budgets = [sorted({(r.norm, r.eps) for r in report.group("white-box")}) for report in (first, second)]
     if budgets[0] != budgets[1]:
         return [f"white-box budgets {budgets[0]} and {budgets[1]}"]

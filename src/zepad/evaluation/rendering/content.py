@@ -1,4 +1,4 @@
-"""Which tables a report consists of, whatever they are written in."""
+"""The tables of a report, whatever format they are written in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rate_cell(rate: Rate) -> Cell:
 
 
 def overview_table(report: EvalReport) -> Table:
-    """Return benign accuracy and the worst case of each group and of all."""
+    """Return benign accuracy, and the worst case of each threat model and of all attackers."""
     rows = [Row("No attack", (rate_cell(report.benign_accuracy),))]
     rows += [
         Row(
@@ -34,7 +34,7 @@ def overview_table(report: EvalReport) -> Table:
 
 
 def group_table(report: EvalReport, threat_model: ThreatModel) -> Table:
-    """Return what each attacker of a group achieves, and all of them together."""
+    """Return what each attacker of one threat model achieves, and all of them together."""
     results = report.group(threat_model)
     rows = [Row(result.name, (Cell(budget(result.eps, result.norm)), *_rates(result.rates))) for result in results]
     budgets = dict.fromkeys(budget(result.eps, result.norm) for result in results)
@@ -114,7 +114,7 @@ def _fooling_cell(found: Detection) -> Cell:
 
 
 def cost_table(report: EvalReport) -> Table:
-    """Return what crafting took."""
+    """Return time and passes of each attacker."""
     rows = tuple(
         Row(
             result.name,

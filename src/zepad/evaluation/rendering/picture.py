@@ -19,7 +19,7 @@ _DASHES = ("-", "--", ":")
 def overview_png(report: EvalReport) -> bytes:
     """Draw accuracies with intervals, confidences per branch and ROC curves.
 
-    Confidences and curves are shown for the attacker of each group that leaves the least accuracy.
+    Confidences and curves are those of the attacker of each threat model that leaves the least accuracy.
 
     Args:
         report: What was found.

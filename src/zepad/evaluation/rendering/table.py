@@ -9,11 +9,11 @@ from ...escaping import escape_markdown
 
 @dataclass(frozen=True)
 class Cell:
-    """What is said in one place.
+    """One cell.
 
     Attributes:
         text: The value.
-        note: Its interval, counts or unit, set smaller.
+        note: Interval, counts or unit of the value, set smaller.
     """
 
     text: str
@@ -22,12 +22,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line.
+    """One row.
 
     Attributes:
-        name: Its header.
-        cells: One per further column.
-        summary: Set apart from the lines it sums up.
+        name: Header of the row.
+        cells: One cell per further column.
+        summary: Whether the row sums up those above it and is set apart from them.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Table:
     """Rows below a header, in sections.
 
     Attributes:
-        caption: What is shown; unique on a page, since it names the region that scrolls.
-        columns: Headers, that of the row names first.
-        sections: A title, empty for none, and its rows.
+        caption: Caption; unique on a page, since it names the region that scrolls.
+        columns: Headers of the columns, that of the row names first.
+        sections: Pairs of a title, empty for none, and the rows below it.
     """
 
     caption: str

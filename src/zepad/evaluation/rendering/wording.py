@@ -1,4 +1,4 @@
-"""Numbers and sentences, the same in every format."""
+"""Numbers and sentences that are the same in every format."""
 
 from __future__ import annotations
 
@@ -102,21 +102,21 @@ def heading(report: EvalReport) -> str:
 
 
 def verdict(report: EvalReport) -> str:
-    """Return the one sentence to quote: benign accuracy and the worst case of each group, with who attacked."""
+    """Return the one sentence to quote: benign accuracy and the worst case of each threat model, with its attackers."""
     clauses = [f"{number} {told}" if number else told for number, told in verdict_clauses(report)]
     return f"{verdict_subject(report)} {'; '.join(clauses)}."
 
 
 def verdict_subject(report: EvalReport) -> str:
-    """Return what the verdict is about."""
+    """Return the beginning of the verdict: model, number of images and data."""
     model, data = (shorten(clean(name), _NAME) for name in (report.model, report.data))
     return f"{model} on {counted(report.images, 'image')} of {data}:"
 
 
 def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
-    """Return the verdict's numbers, each with what it says.
+    """Return the numbers of the verdict, each with what it says.
 
-    A group without attackers is named as not measured, so that its absence cannot pass for strength.
+    A threat model without attackers is named as not measured, so that its absence cannot pass for strength.
     """
     clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
     for group in GROUPS:
