@@ -33,6 +33,7 @@ from zepad.evaluation import (
     EvalReport,
     UniversalAttack,
     evaluate,
+    save_report,
     semi_black_box,
     semi_black_box_plus,
     universal_attacks,
@@ -234,7 +235,7 @@ class Bench:
                 seed=self.seed,
                 progress=False,
             )
-            report.save(self.folder / f"{name} report")
+            save_report(report, self.folder / f"{name} report")
             print(f"{name}: {report.provenance['seconds']} s", flush=True)
 
     def _report(self, name: str) -> Path:
@@ -249,7 +250,7 @@ def table(out: Path) -> str:
         reports.setdefault(report.model, []).append(report)
     order = ["undefended", "three undefended encoders", *BASELINES, LONGER, "ZePAD"]
     columns: list[tuple[str, Callable[[EvalReport], float]]] = [("benign", lambda r: r.benign_accuracy.value)]
-    shared = [a.name for a in next(iter(reports.values()))[0].attacks if a.knowledge == "semi-black-box"]
+    shared = [a.name for a in next(iter(reports.values()))[0].attacks if a.threat_model == "semi-black-box"]
     columns += [(name, lambda r, name=name: _robust(r, name)) for name in shared]
     columns += [
         (f"worst {group}", lambda r, group=group: r.worst[group].robust_accuracy.value)
@@ -265,7 +266,7 @@ def table(out: Path) -> str:
 
 
 def _robust(report: EvalReport, attacker: str) -> float:
-    return next(a.outcome.robust_accuracy.value for a in report.attacks if a.name == attacker)
+    return next(a.rates.robust_accuracy.value for a in report.attacks if a.name == attacker)
 
 
 def main() -> None:

@@ -89,11 +89,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     attackers = [
         Attacker(
             name="feature PGD-20 on the victim",
-            knowledge="semi-black-box",
+            threat_model="semi-black-box",
             attack=FeaturePGD(eps=eps, steps=20),
             target=lambda _: undefended.encoder,
         ),
-        Attacker(name="APGD-CE-20", knowledge="white-box", attack=APGD(eps=eps, steps=20)),
+        Attacker(name="APGD-CE-20", threat_model="white-box", attack=APGD(eps=eps, steps=20)),
     ]
     models = {"undefended victim": undefended, "hardened victim": defense.branch("victim"), "ZePAD": defense}
     found: dict[str, Any] = {"data": options.test, "images": len(test), "eps": f"{options.eps:g}/255"}

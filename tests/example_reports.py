@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, Outcome, Sample
+from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from zepad.evaluation.statistics import Detection, Rate
 
 BRANCHES = ("victim", "auxiliary", "benign")
@@ -41,6 +42,10 @@ def png(seed: int, size: int = 64, *, noise: bool = False) -> bytes:
     return buffer.getvalue()
 
 
+def field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
 def histogram(mean: float, images: int = IMAGES) -> tuple[int, ...]:
     """Counts of values around a mean, in 20 bins of [0, 1]."""
     values = np.clip(np.random.default_rng(int(mean * 1e6)).normal(mean, 0.15, images), 0, 1)
@@ -51,9 +56,9 @@ def rate(share: float, total: int = IMAGES) -> Rate:
     return Rate(round(share * total), total)
 
 
-def outcome(share: float, branches: Sequence[str], total: int = IMAGES) -> Outcome:
+def robust_rates(share: float, branches: Sequence[str], total: int = IMAGES) -> RobustRates:
     right = round(0.91 * total)
-    return Outcome(
+    return RobustRates(
         robust_accuracy=rate(share, total),
         fooling_rate=rate(0.96 - share, total),
         attack_success_rate=Rate(max(right - round(share * total), 0), right),
@@ -84,7 +89,7 @@ def detection(share: float, total: int = IMAGES) -> Detection:
 
 def attack(
     name: str,
-    knowledge: Any,
+    threat_model: Any,
     share: float,
     *,
     branches: Sequence[str] = BRANCHES,
@@ -95,12 +100,12 @@ def attack(
 ) -> AttackResult:
     return AttackResult(
         name=name,
-        knowledge=knowledge,
+        threat_model=threat_model,
         eps=eps,
         norm=norm,
         settings=settings
         or {"attack": name, "eps": eps, "steps": 20, "step_size": None, "schedule": {"first": 0.1, "halvings": [3, 7]}},
-        outcome=outcome(share, branches),
+        rates=robust_rates(share, branches),
         detection=detection(share) if detector else None,
         cost=Cost(seconds=12.34 + share, forwards=101.5, gradients=100.0),
         confidences={branch: histogram(0.3 + share / 2 - 0.04 * i) for i, branch in enumerate((*branches, "fused"))},
@@ -138,12 +143,13 @@ def report(
     **changes: Any,
 ) -> EvalReport:
     attacks = tuple(
-        attack(name, knowledge, share, branches=branches, detector=detector) for name, knowledge, share in attackers
+        attack(name, threat_model, share, branches=branches, detector=detector)
+        for name, threat_model, share in attackers
     )
     members: dict[str, list[float]] = {}
     for result in attacks:
-        for group in (result.knowledge, "all"):
-            members.setdefault(group, []).append(result.outcome.robust_accuracy.value)
+        for group in (result.threat_model, "all"):
+            members.setdefault(group, []).append(result.rates.robust_accuracy.value)
     checks = (
         Check(name="outputs are not random", passed=True, detail="two passes of the same images differ by up to 0"),
         Check(name="gradients are not zero", passed=True, detail="0.0% of 64 images have a gradient of exactly zero"),
@@ -164,7 +170,7 @@ def report(
         "false_positive_rate": rate(0.05) if detector else None,
         "threshold": 0.1 if detector else None,
         "attacks": attacks,
-        "worst": {group: outcome(worst_of(shares), branches) for group, shares in members.items()},
+        "worst": {group: robust_rates(worst_of(shares), branches) for group, shares in members.items()},
         "checks": checks,
         "confidences": {branch: histogram(0.9 - 0.03 * i) for i, branch in enumerate((*branches, "fused"))},
         "samples": samples([name for name, _, _ in attackers], flags=detector),
@@ -189,7 +195,7 @@ HOSTILE = "<script>alert(1)</script>|\"'&amp;`*_[x](http://a.b)\\ \x00\ud800\u20
 def hostile() -> EvalReport:
     """Names and settings that look like markup, and letters that no file may hold."""
     shown = report(model=HOSTILE, data=HOSTILE, attackers=((HOSTILE, "white-box", 0.3),), branches=(HOSTILE,))
-    values = {name: getattr(shown, name) for name in EvalReport.__dataclass_fields__}
+    values = {name: getattr(shown, name) for name in field_names(EvalReport)}
     named = attack(HOSTILE, "white-box", 0.3, branches=(HOSTILE,), settings={HOSTILE: {HOSTILE: HOSTILE}})
     failed = Check(name=HOSTILE, passed=False, detail=HOSTILE)
     provenance = {**shown.provenance, HOSTILE: HOSTILE}
@@ -220,10 +226,10 @@ def large() -> EvalReport:
 def empty_rates() -> EvalReport:
     """Denominators of zero, and nothing counted anywhere."""
     nothing = Rate(0, 0)
-    none = Outcome(robust_accuracy=nothing, fooling_rate=nothing, attack_success_rate=nothing, branches={})
+    none = RobustRates(robust_accuracy=nothing, fooling_rate=nothing, attack_success_rate=nothing, branches={})
     bare = attack("nothing", "white-box", 0.5, branches=(), detector=False)
-    values = {name: getattr(bare, name) for name in AttackResult.__dataclass_fields__}
-    result = AttackResult(**{**values, "outcome": none, "confidences": {"fused": (0,) * 20}})
+    values = {name: getattr(bare, name) for name in field_names(AttackResult)}
+    result = AttackResult(**{**values, "rates": none, "confidences": {"fused": (0,) * 20}})
     return plain(
         benign_accuracy=nothing,
         attackers=(),

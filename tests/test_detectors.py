@@ -615,4 +615,4 @@ class _Noise:
         return (images + self.eps * signs).clamp(0, 1)
 
 
-NOISE = Attacker(name="noise", knowledge="semi-black-box", attack=_Noise())
+NOISE = Attacker(name="noise", threat_model="semi-black-box", attack=_Noise())

@@ -86,7 +86,7 @@ def test_models_of_several_branches_are_known_by_their_members(fitted):
         assert isinstance(model, Branched)
         for member in Branched.__protocol_attrs__ if hasattr(Branched, "__protocol_attrs__") else ():
             inspect.getattr_static(model, member)  # how Python 3.12 and later look, blind to nn.Module's attributes
-        for member in ("branch_names", "threshold", "branch_logits", "fuse", "score", "__call__"):
+        for member in ("branch_names", "threshold", "settings", "branch_logits", "fuse", "score", "__call__"):
             inspect.getattr_static(model, member)
     for other in (linear(), lambda images: images, nn.ModuleDict(), None):
         assert not isinstance(other, Branched)
@@ -96,6 +96,7 @@ def test_the_protocol_asks_for_no_submodule():
     assert {name for name in vars(Branched) if not name.startswith("_")} == {
         "branch_names",
         "threshold",
+        "settings",
         "branch_logits",
         "fuse",
         "score",

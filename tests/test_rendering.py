@@ -16,16 +16,19 @@ from PIL import Image
 
 import example_reports as examples
 from zepad.errors import InputError
+from zepad.escaping import clean
 from zepad.evaluation.rendering import (
     comparison_html,
     comparison_markdown,
     html_page,
     markdown_tables,
     overview_png,
+    save_report,
 )
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
-from zepad.evaluation.rendering.table import Cell, Row, Table, html_table, markdown_table
-from zepad.evaluation.rendering.wording import clean, verdict
+from zepad.evaluation.rendering.table import Cell, Row, Table, markdown_table
+from zepad.evaluation.rendering.templating import macros
+from zepad.evaluation.rendering.wording import verdict
 from zepad.evaluation.report import EvalReport
 from zepad.evaluation.statistics import Rate
 
@@ -92,12 +95,12 @@ def wilson(rate: Rate) -> str:
 
 
 def every_rate(report: EvalReport) -> list[Rate]:
-    outcomes = [result.outcome for result in report.attacks] + list(report.worst.values())
+    held = [result.rates for result in report.attacks] + list(report.worst.values())
     rates = [report.benign_accuracy, *report.benign_branches.values()]
-    for outcome in outcomes:
-        rates += [outcome.robust_accuracy, *outcome.branches.values()]
+    for one in held:
+        rates += [one.robust_accuracy, *one.branches.values()]
     for result in report.attacks:
-        rates += [result.outcome.fooling_rate, result.outcome.attack_success_rate]
+        rates += [result.rates.fooling_rate, result.rates.attack_success_rate]
         rates += [result.detection.flagged, result.detection.evading] if result.detection else []
     return rates
 
@@ -147,7 +150,7 @@ def test_every_attacker_is_in_its_group_with_budget_cost_and_settings() -> None:
     tables = markdown("full")
     sections = dict(zip(*[iter(re.split(r"^## (.*)$", tables, flags=re.MULTILINE)[1:])] * 2, strict=True))
     for result in report.attacks:
-        group = sections[f"{result.knowledge.capitalize()} attackers"]
+        group = sections[f"{result.threat_model.capitalize()} attackers"]
         assert f"| {result.name} | 10/255 L∞ |" in group
         assert f"| {result.name} | {result.cost.seconds:.1f} s | 101.5 | 100 |" in sections["Cost"]
         assert f"**Settings of {result.name}**" in sections["Settings"]
@@ -223,7 +226,7 @@ def test_names_are_text_whatever_they_look_like() -> None:
 @given(name=st.text(max_size=40), value=st.text(max_size=40))
 def test_any_text_survives_a_table_in_html(name: str, value: str) -> None:
     table = Table(caption=name, columns=("a", value), sections=((name, (Row(name, (Cell(value, name),)),)),))
-    found = Page(html_table(table))
+    found = Page(macros().html_table(table))
     assert found.text("caption") == clean(name)
     assert found.text("td") == clean(value) + (f" {clean(name)}" if name else "")
     assert found.text("thead") == f"\na{clean(value)}\n"
@@ -309,7 +312,7 @@ def test_an_roc_curve_starts_low_left_and_ends_high_right() -> None:
 
 def test_models_are_compared_row_by_row() -> None:
     one, two = examples.report(model="one"), examples.plain(attackers=examples.ATTACKERS[::-1])
-    weaker = dataclasses.replace(two.attacks[0], outcome=examples.outcome(0.02, ()))
+    weaker = dataclasses.replace(two.attacks[0], rates=examples.robust_rates(0.02, ()))
     two = dataclasses.replace(two, attacks=(weaker, *two.attacks[1:]))
     tables = comparison_markdown([one, two])
     assert "| attacker | one | plain classifier |" in tables
@@ -354,7 +357,7 @@ def changed(report: EvalReport, index: int, **changes: object) -> EvalReport:
         (lambda r: dataclasses.replace(r, attacks=r.attacks[1:]), "only one under AdvEncoder"),
         (lambda r: changed(r, 0, name="PGD"), "only one under AdvEncoder; only two under PGD"),
         (lambda r: changed(r, 0, eps=8 / 255), "AdvEncoder has another eps"),
-        (lambda r: changed(r, 0, knowledge="semi-black-box+"), "AdvEncoder has another knowledge"),
+        (lambda r: changed(r, 0, threat_model="semi-black-box+"), "AdvEncoder has another threat model"),
         (lambda r: changed(r, -1, eps=1 / 255), "white-box budgets"),
         (lambda r: changed(r, 0, settings={**r.attacks[0].settings, "steps": 5}), "another settings.steps"),
     ],
@@ -392,7 +395,7 @@ def test_the_picture_draws_letters_its_font_lacks_and_formulas_as_text() -> None
 
 
 def test_saving_writes_the_four_files(tmp_path) -> None:
-    path = example("hostile").save(tmp_path / "out")
+    path = save_report(example("hostile"), tmp_path / "out")
     assert path.read_text(encoding="utf-8") == page("hostile")
     assert (path.parent / "report.md").read_text(encoding="utf-8") == markdown("hostile")
     assert (path.parent / "report.png").stat().st_size > 0

@@ -12,8 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from .config import _JSONConfig, is_hub_id, is_number, require
 from .errors import CheckpointError
-from .evaluation.rendering.table import escape_markdown
-from .evaluation.rendering.wording import clean
+from .escaping import clean, escape_markdown
 from .serialization import SavedConfig
 
 _CARD = """---

@@ -617,6 +617,11 @@ class ZePAD(
         """The heads by role, once there are any."""
         return {role: branch.head for role, branch in self._all_branches().items() if branch.has_head}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready."""
+        return {"fusion": self.fusion.config.to_dict(), "detector": self.detector.config.to_dict()}
+
     def encoder(self, name: Role) -> Encoder:
         """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
 

@@ -1,4 +1,4 @@
-"""Experiments of the field, each one call: matched, transfer, and the paper's ablation."""
+"""Experiments of the field, one call each: matched, transfer, and the ablation of the paper."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .evaluation import (
     EvalReport,
     UniversalAttack,
     evaluate,
+    save_report,
     semi_black_box,
     semi_black_box_plus,
     universal_attacker,
@@ -38,15 +39,15 @@ class Protocol:
 
     Attributes:
         eps: L-infinity budget of every attack, in [0, 1] pixel units; the paper's is 10/255.
-        harden: Recipe of the hardened encoders.
-        benign: Recipe of the benign branch.
-        heads: How heads are fitted.
-        steps: Of the per-image attacks.
-        queries: Of Square.
-        universal: Universal attacks by name, with settings of their own; None takes the five defaults at `eps`.
+        harden: Settings of hardening.
+        benign: Settings of fitting the benign branch.
+        heads: Settings of fitting the heads.
+        steps: Number of steps of the per-image attacks.
+        queries: Number of queries of Square.
+        universal: Universal attacks by name; None takes the five defaults at `eps`.
         plus: Attack both public encoders at once too (semi-black-box+).
-        seed: Of attacks and evaluation; the recipes have their own.
-        progress: Show bars.
+        seed: Seed of the attacks and the evaluation; the training settings have seeds of their own.
+        progress: Show progress bars.
     """
 
     eps: float = 10 / 255
@@ -87,8 +88,8 @@ def matched(
         auxiliary: The second public encoder; not modified.
         train_loader: Yields `(images, labels)`; hardens, fits heads, and is the attacker's surrogate data.
         test_loader: Yields `(images, labels)` in a fixed order; only scored.
-        protocol: Budgets and recipes.
-        folder: Gets a report for each model, in folders named by model; what is found is kept as it comes in
+        protocol: Budgets of the attacks and settings of training.
+        folder: Folder for a report of each model, in folders named by model; what is found is kept as it comes in
             `folder/state`, and an interrupted evaluation goes on from there.
 
     Returns:
@@ -96,6 +97,7 @@ def matched(
 
     Raises:
         InputError: If images, labels or encoders do not fit.
+        CheckpointError: If `folder` holds evaluations of other models, data or attackers.
     """
     public, defense = _tuned(victim, auxiliary, train_loader, protocol)
     models = {"undefended": _undefended(public["victim"], train_loader, defense, protocol), "ZePAD": defense}
@@ -123,14 +125,16 @@ def transfer(
         tune_loader: Yields `(images, labels)` of the data the encoders are hardened on.
         task_loader: Yields `(images, labels)` of the downstream task.
         test_loader: Yields `(images, labels)` of the same task in a fixed order; only scored.
-        protocol: Budgets and recipes.
-        folder: As in `matched`.
+        protocol: Budgets of the attacks and settings of training.
+        folder: Folder for a report of each model, in folders named by model; what is found is kept as it comes in
+            `folder/state`, and an interrupted evaluation goes on from there.
 
     Returns:
         Reports by model: `"undefended"` and `"ZePAD"`.
 
     Raises:
         InputError: If images, labels or encoders do not fit.
+        CheckpointError: If `folder` holds evaluations of other models, data or attackers.
     """
     public, defense = _tuned(victim, auxiliary, tune_loader, protocol)
     defense.fit_heads(task_loader, protocol.heads, progress=protocol.progress)
@@ -155,18 +159,20 @@ def ablation(
     `"all"` is ZePAD.
 
     Args:
-        victim: As in `matched`.
-        auxiliary: As in `matched`.
-        train_loader: As in `matched`.
-        test_loader: As in `matched`.
-        protocol: Budgets and recipes.
-        folder: As in `matched`.
+        victim: The public encoder; not modified.
+        auxiliary: The second public encoder; not modified.
+        train_loader: Yields `(images, labels)`; hardens, fits heads, and is the attacker's surrogate data.
+        test_loader: Yields `(images, labels)` in a fixed order; only scored.
+        protocol: Budgets of the attacks and settings of training.
+        folder: Folder for a report of each model, in folders named by model; what is found is kept as it comes in
+            `folder/state`, and an interrupted evaluation goes on from there.
 
     Returns:
         Reports by what is taken away, in that order.
 
     Raises:
-        InputError: As `matched`.
+        InputError: If images, labels or encoders do not fit.
+        CheckpointError: If `folder` holds evaluations of other models, data or attackers.
 
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), ablation study.
@@ -190,7 +196,7 @@ def ablation(
 def _tuned(
     victim: EncoderLike, auxiliary: EncoderLike, loader: Loader, protocol: Protocol
 ) -> tuple[dict[str, Encoder], ZePAD]:
-    """The public encoders as they were, and the defense built on copies of them."""
+    """Return the public encoders as they were, and the defense built on copies of them."""
     defense = ZePAD.from_encoders(victim, auxiliary)
     public = {role: copy.deepcopy(defense.encoder(role)) for role in HARDENED_ROLES}
     defense.harden(loader, protocol.harden, progress=protocol.progress)
@@ -247,14 +253,14 @@ def save_reports(reports: Mapping[str, EvalReport], folder: str | Path) -> None:
     """Write each report into a folder of its own, named by its model.
 
     Args:
-        reports: By model.
+        reports: Reports by model.
         folder: Created if need be.
 
     Raises:
         InputError: If the folder cannot be written.
     """
     for name, report in reports.items():
-        report.save(Path(folder) / slug(name))
+        save_report(report, Path(folder) / slug(name))
 
 
 def slug(name: str) -> str:
@@ -281,18 +287,19 @@ def measure(
         test_loader: Yields `(images, labels)` in a fixed order.
         public: The public encoders as they were before any hardening: `"victim"` and, for attackers who know both,
             `"auxiliary"`; whichever is missing is not attacked.
-        surrogate: The attacker's images with labels.
-        num_classes: Of the task.
+        surrogate: The attacker's surrogate images with labels.
+        num_classes: Number of classes of the task.
         data: Name of the data, shown in the reports.
-        protocol: Budget of the attacks.
-        folder: Keeps what is found as it comes in `folder/state`, and resumes from there.
+        protocol: Budgets of the attacks.
+        folder: Folder whose subfolder `state` keeps what is found as it comes; an interrupted evaluation goes on from
+            there.
         perturbations: Universal perturbations fitted before, as further semi-black-box attackers.
 
     Returns:
         Reports by model.
 
     Raises:
-        InputError: As `zepad.evaluation.evaluate`.
+        InputError: If images, labels or models do not fit, or an attack leaves its own ball.
         CheckpointError: If `folder` holds evaluations of other models, data or attackers.
     """
     common = [

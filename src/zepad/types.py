@@ -50,7 +50,11 @@ class Branched(Protocol):
 
     @property
     def threshold(self) -> float | None:
-        """Of the detection score; None where there is no detector."""
+        """Detection threshold; None where there is no detector."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides beside the weights, JSON-ready: the fusion rule and the detector with their settings."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ def ensemble(**changes):
 
 
 def attacker(attack, **changes):
-    return Attacker(name="same", knowledge="white-box", attack=attack, **changes)
+    return Attacker(name="same", threat_model="white-box", attack=attack, **changes)
 
 
 def perturbation(**changes):
@@ -238,8 +238,8 @@ def test_the_digest_of_a_tensor_does_not_see_its_strides():
 
 
 def test_a_group_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="knowledge must be one of"):
-        Attacker(name="x", knowledge="black-box", attack=PGD3)
+    with pytest.raises(ConfigError, match="threat_model must be one of"):
+        Attacker(name="x", threat_model="black-box", attack=PGD3)
 
 
 def test_against_gives_one_surrogate_or_several():
@@ -250,6 +250,6 @@ def test_against_gives_one_surrogate_or_several():
 
 def test_a_universal_attacker_applies_its_perturbation_and_nothing_else():
     images = torch.rand(4, 3, 2, 2)
-    attack = universal_attacker(perturbation(), knowledge="semi-black-box+").attack
+    attack = universal_attacker(perturbation(), threat_model="semi-black-box+").attack
     assert torch.equal(attack(None, images, None), perturbation().apply(images))
     assert (attack.eps, attack.norm) == (0.2, "linf")

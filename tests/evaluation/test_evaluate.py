@@ -57,7 +57,7 @@ def universal(seed, eps=0.3, size=16, **changes):
     delta = (tint + torch.rand(1, 3, size, size, generator=generator) - 0.5).clamp(-1, 1) * eps
     return universal_attacker(
         UniversalPerturbation(delta=delta, eps=eps),
-        **{"name": f"universal {seed}", "knowledge": "semi-black-box"} | changes,
+        **{"name": f"universal {seed}", "threat_model": "semi-black-box"} | changes,
     )
 
 
@@ -86,7 +86,7 @@ def run(model, loader, attackers, **changes):
 
 
 def white(attack, name="white", **changes):
-    return Attacker(name=name, knowledge="white-box", attack=attack, **changes)
+    return Attacker(name=name, threat_model="white-box", attack=attack, **changes)
 
 
 # numbers ----------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def white(attack, name="white", **changes):
 CROWD = [
     universal(1),
     universal(2, eps=0.1),
-    universal(3, knowledge="semi-black-box+"),
+    universal(3, threat_model="semi-black-box+"),
     white(Shift(by=0.02), name="shift", target=against(classifier(7))),
 ]
 CROWD[3] = replace(CROWD[3], attack=universal(4).attack)
@@ -132,29 +132,29 @@ def test_every_rate_is_that_of_a_plain_loop(kind):
     def right(rows, branch=""):
         return [row[branch] == label for row, label in zip(rows, truth, strict=True)]
 
-    def check(outcome, names):
+    def check(rates, names):
         """An image is robust against a group if it is against each of its members."""
         held = {
             b: [all(hits) for hits in zip(*(right(said[n], b) for n in names), strict=True)] for b in ["", *branches]
         }
         changed = [any(said[n][i][""] != before[i][""] for n in names) for i in range(len(truth))]
-        assert outcome.robust_accuracy == share(held[""])
-        assert outcome.fooling_rate == share(changed)
-        assert outcome.attack_success_rate == share(
+        assert rates.robust_accuracy == share(held[""])
+        assert rates.fooling_rate == share(changed)
+        assert rates.attack_success_rate == share(
             not kept for kept, was in zip(held[""], right(before), strict=True) if was
         )
-        assert outcome.branches == {name: share(held[name]) for name in branches}
+        assert rates.branches == {name: share(held[name]) for name in branches}
 
     assert report.images == 30
     assert report.benign_accuracy == share(right(before))
     assert report.benign_branches == {name: share(right(before, name)) for name in branches}
     assert [result.name for result in report.attacks] == [attacker.name for attacker in CROWD]
     for result in report.attacks:
-        check(result.outcome, [result.name])
+        check(result.rates, [result.name])
     for group in ("semi-black-box", "semi-black-box+", "white-box"):
-        check(report.worst[group], [a.name for a in CROWD if a.knowledge == group])
+        check(report.worst[group], [a.name for a in CROWD if a.threat_model == group])
     check(report.worst["all"], [a.name for a in CROWD])
-    worst, single = report.worst["all"].robust_accuracy, [r.outcome.robust_accuracy.hits for r in report.attacks]
+    worst, single = report.worst["all"].robust_accuracy, [r.rates.robust_accuracy.hits for r in report.attacks]
     assert worst.hits <= min(single)
     if kind == "ensemble":
         assert worst.hits < min(single)  # else the AND over attackers would not be seen
@@ -230,7 +230,7 @@ def test_a_branch_of_an_ensemble_scores_as_it_does_alone(threshold):
     for name, branch in model.branches.items():
         alone = run(branch, loaded(), [universal(1)])
         assert together.benign_branches[name] == alone.benign_accuracy
-        assert together.attacks[0].outcome.branches[name] == alone.attacks[0].outcome.robust_accuracy
+        assert together.attacks[0].rates.branches[name] == alone.attacks[0].rates.robust_accuracy
         assert together.confidences[name] == alone.confidences["fused"]
         assert together.attacks[0].confidences[name] == alone.attacks[0].confidences["fused"]
 
@@ -501,7 +501,7 @@ def test_an_attack_that_writes_into_its_input_spoils_neither_data_nor_numbers():
     assert torch.equal(images, kept)
     with torch.no_grad():
         right = model.eval()((kept + EPS).clamp(0, 1)).argmax(1) == labels
-    assert report.attacks[0].outcome.robust_accuracy == Rate(int(right.sum()), 30)
+    assert report.attacks[0].rates.robust_accuracy == Rate(int(right.sum()), 30)
     assert strip(report).attacks[1] == strip(run(model, loaded(), [universal(1)])).attacks[0]
     assert report.samples[0].benign != report.samples[0].attacked
 
@@ -654,7 +654,7 @@ def test_a_fitted_defense_is_evaluated_with_branches_and_detector(fitted):
     assert report.false_positive_rate == Rate(int(flagged.sum()), 30)
     attacked = universal(1).attack.perturbation.apply(images)
     assert report.attacks[1].detection.flagged == Rate(int(fitted.detect(attacked).sum()), 30)
-    assert report.attacks[1].outcome.robust_accuracy == Rate(int((fitted.predict(attacked) == labels).sum()), 30)
+    assert report.attacks[1].rates.robust_accuracy == Rate(int((fitted.predict(attacked) == labels).sum()), 30)
 
 
 def test_an_ensemble_of_its_branches_is_the_same_as_the_defense(fitted):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ from zepad.evaluation import (
     Cost,
     Detection,
     EvalReport,
-    Outcome,
     Rate,
+    RobustRates,
     Sample,
     evaluate,
+    save_report,
 )
-from zepad.evaluation.attackers import KNOWLEDGE
+from zepad.evaluation.attackers import THREAT_MODELS
 
 laws = settings(max_examples=40, deadline=None)
 
@@ -40,8 +42,8 @@ json_values = st.recursive(
     max_leaves=5,
 )
 histograms = st.dictionaries(names, st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=2)
-outcomes = st.builds(
-    Outcome, robust_accuracy=rates, fooling_rate=rates, attack_success_rate=rates, branches=rates_by_name
+robust_rates = st.builds(
+    RobustRates, robust_accuracy=rates, fooling_rate=rates, attack_success_rate=rates, branches=rates_by_name
 )
 detections = st.builds(
     Detection,
@@ -58,11 +60,11 @@ detections = st.builds(
 attacks = st.builds(
     AttackResult,
     name=names,
-    knowledge=st.sampled_from(KNOWLEDGE),
+    threat_model=st.sampled_from(THREAT_MODELS),
     eps=numbers,
     norm=names,
     settings=st.dictionaries(names, json_values, max_size=2),
-    outcome=outcomes,
+    rates=robust_rates,
     detection=st.none() | detections,
     cost=st.builds(Cost, seconds=numbers, forwards=numbers, gradients=numbers),
     confidences=histograms,
@@ -91,7 +93,7 @@ reports = st.builds(
     false_positive_rate=st.none() | rates,
     threshold=st.none() | numbers,
     attacks=st.lists(attacks, max_size=2).map(tuple),
-    worst=st.dictionaries(names, outcomes, max_size=2),
+    worst=st.dictionaries(names, robust_rates, max_size=2),
     checks=st.lists(checks, max_size=2).map(tuple),
     confidences=histograms,
     samples=st.lists(samples, max_size=2).map(tuple),
@@ -122,14 +124,14 @@ def test_json_and_back_is_the_same_report(report):
 @given(reports)
 def test_groups_share_out_the_attacks(report):
     assert sorted(map(id, report.attacks)) == sorted(id(r) for group in report.groups for r in report.group(group))
-    assert list(report.groups) == [g for g in KNOWLEDGE if any(r.knowledge == g for r in report.attacks)]
+    assert list(report.groups) == [g for g in THREAT_MODELS if any(r.threat_model == g for r in report.attacks)]
     assert report.warnings == tuple(check for check in report.checks if not check.passed)
 
 
 @pytest.fixture(scope="module")
 def real():
     images, labels = toy_data(12)
-    pgd = Attacker(name="PGD", knowledge="white-box", attack=PGD(eps=0.1, steps=2), notes={"odd": (math.inf, {"a"})})
+    pgd = Attacker(name="PGD", threat_model="white-box", attack=PGD(eps=0.1, steps=2), notes={"odd": (math.inf, {"a"})})
     with torch.random.fork_rng():
         return evaluate(
             lambda x: x.mean((2, 3)) * 9, [(images, labels)], [pgd], samples=2, sanity=False, progress=False
@@ -167,31 +169,59 @@ def changed(report, change):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "named"),
     [
-        lambda v: v.pop("format"),
-        lambda v: v.update(format=2),
-        lambda v: v.update(format="1"),
-        lambda v: v.pop("benign_accuracy"),
-        lambda v: v.pop("model"),
-        lambda v: v.update(extra=1),
-        lambda v: v.update(attacks=3),
-        lambda v: v.update(benign_accuracy=None),
-        lambda v: v["benign_accuracy"].update(hits="many"),
-        lambda v: v["benign_accuracy"].update(total=math.inf),
-        lambda v: v["attacks"][0].pop("outcome"),
-        lambda v: v["attacks"][0]["outcome"].pop("branches"),
-        lambda v: v["attacks"][0].update(extra=1),
-        lambda v: v["attacks"][0]["cost"].pop("seconds"),
-        lambda v: v["samples"][0].update(benign="not base64!"),
-        lambda v: v["samples"][0].update(benign=5),
-        lambda v: v.update(checks=[{"name": "x"}]),
-        lambda v: v.update(worst=[]),
+        (lambda v: v.pop("format"), "no evaluation report of format 1 or 2"),
+        (lambda v: v.update(format=3), "no evaluation report of format 1 or 2"),
+        (lambda v: v.update(format="2"), "no evaluation report of format 1 or 2"),
+        (lambda v: v.pop("benign_accuracy"), "benign_accuracy"),
+        (lambda v: v.pop("model"), "model"),
+        (lambda v: v.pop("samples"), "samples"),
+        (lambda v: v.update(extra=1), "extra"),
+        (lambda v: v.update(attacks=3), "attacks"),
+        (lambda v: v.update(images=12.0), "images"),
+        (lambda v: v.update(threshold=math.inf), "no evaluation report"),
+        (lambda v: v.update(benign_accuracy=None), "benign_accuracy"),
+        (lambda v: v["benign_accuracy"].update(hits="many"), "benign_accuracy.hits"),
+        (lambda v: v["benign_accuracy"].update(hits=-1), "benign_accuracy: .*hits must lie between 0 and total"),
+        (lambda v: v["benign_accuracy"].update(hits=13), "benign_accuracy: .*hits must lie between 0 and total"),
+        (lambda v: v["benign_accuracy"].pop("interval"), "benign_accuracy: .*interval"),
+        (lambda v: v["benign_accuracy"].update(total=math.inf), "no evaluation report"),
+        (lambda v: v["attacks"][0].update(threat_model="all"), "attacks.0.threat_model"),
+        (lambda v: v["attacks"][0].pop("rates"), "attacks.0.rates"),
+        (lambda v: v["attacks"][0]["rates"].pop("branches"), "attacks.0.rates.branches"),
+        (lambda v: v["attacks"][0].update(extra=1), "attacks.0.extra"),
+        (lambda v: v["attacks"][0]["cost"].pop("seconds"), "attacks.0.cost.seconds"),
+        (lambda v: v["samples"][0].update(benign="not base64!"), "samples.0.benign"),
+        (lambda v: v["samples"][0].update(benign=5), "samples.0.benign"),
+        (lambda v: v.update(checks=[{"name": "x"}]), "checks.0.passed"),
+        (lambda v: v.update(worst=[]), "worst"),
     ],
 )
-def test_what_is_no_report_is_refused(real, change):
-    with pytest.raises(CheckpointError, match="no evaluation report of format 1"):
+def test_what_is_no_report_is_refused_by_the_name_of_the_field(real, change, named):
+    with pytest.raises(CheckpointError, match=f"the evaluation report is .*{named}"):
         EvalReport.from_json(changed(real, change))
+
+
+def test_a_report_of_format_1_is_read_with_its_numbers_unchanged():
+    """Written by zepad 0.1.0 before the format changed."""
+    text = (Path(__file__).parent / "data" / "report-format-1.json").read_text()
+    old, new = json.loads(text), json.loads(EvalReport.from_json(text).to_json())
+    assert (old.pop("format"), new.pop("format")) == (1, 2)
+    for attack in old["attacks"]:
+        attack["threat_model"] = attack.pop("knowledge")
+        attack["rates"] = attack.pop("outcome")
+    assert new == old
+    report = EvalReport.from_json(text)
+    assert report.worst["white-box"].robust_accuracy == Rate(8, 24)
+    assert report.groups == ("semi-black-box", "white-box")
+
+
+def test_a_name_that_is_no_unicode_is_read_back_with_replacement_marks(real):
+    """File systems hold such names; JSON in UTF-8 does not."""
+    report = replace(real, data="caf\udce9", classes=("\ud83d\ude00", "\ud800"))
+    back = EvalReport.from_json(report.to_json())
+    assert (back.data, back.classes) == ("caf\ufffd", ("\U0001f600", "\ufffd"))
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "3", '"report"', "{}", "{"])
@@ -221,4 +251,4 @@ def test_a_folder_that_cannot_be_written_is_refused(real, tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(InputError, match="cannot be written"):
-        real.save(file / "folder")
+        save_report(real, file / "folder")

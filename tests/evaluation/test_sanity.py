@@ -6,7 +6,7 @@ from torch import nn
 
 from zepad.attacks import PGD
 from zepad.errors import EvaluationWarning
-from zepad.evaluation import Attacker, AttackResult, Cost, Outcome, Rate, check_model, check_results, evaluate
+from zepad.evaluation import Attacker, AttackResult, Cost, Rate, RobustRates, check_model, check_results, evaluate
 
 EPS = 16 / 255
 RANDOM, LOGITS, GRADIENTS = "outputs are not random", "outputs are logits", "gradients are not zero"
@@ -140,16 +140,16 @@ def test_equal_seeds_give_equal_checks_and_the_global_random_state_is_untouched(
 # across the groups ------------------------------------------------------------------------------------------------
 
 
-def result(knowledge, hits, eps=EPS, norm="linf"):
+def result(threat_model, hits, eps=EPS, norm="linf"):
     rate = Rate(hits, 100)
-    outcome = Outcome(robust_accuracy=rate, fooling_rate=rate, attack_success_rate=rate, branches={})
+    rates = RobustRates(robust_accuracy=rate, fooling_rate=rate, attack_success_rate=rate, branches={})
     return AttackResult(
-        name=f"{knowledge} {hits}",
-        knowledge=knowledge,
+        name=f"{threat_model} {hits}",
+        threat_model=threat_model,
         eps=eps,
         norm=norm,
         settings={},
-        outcome=outcome,
+        rates=rates,
         detection=None,
         cost=Cost(seconds=0, forwards=0, gradients=0),
         confidences={},
@@ -195,8 +195,8 @@ def test_a_failed_check_is_a_warning_and_in_the_report(model):
 def test_weak_white_box_attacks_are_a_warning():
     images, labels = shades()
 
-    def attacker(name, knowledge, steps, **changes):
-        return Attacker(name=name, knowledge=knowledge, attack=PGD(eps=EPS, steps=steps, **changes))
+    def attacker(name, threat_model, steps, **changes):
+        return Attacker(name=name, threat_model=threat_model, attack=PGD(eps=EPS, steps=steps, **changes))
 
     crowd = [attacker("weak", "white-box", 0), attacker("strong", "semi-black-box", 5)]
     with pytest.warns(EvaluationWarning, match=KNOWING) as caught:

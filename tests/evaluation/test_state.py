@@ -51,7 +51,7 @@ class Counted:
 
 
 def attackers(*attacks):
-    return [Attacker(name=f"PGD {i}", knowledge="white-box", attack=attack) for i, attack in enumerate(attacks)]
+    return [Attacker(name=f"PGD {i}", threat_model="white-box", attack=attack) for i, attack in enumerate(attacks)]
 
 
 def run(folder, crowd, model=None, loader=LOADER, **changes):
@@ -146,7 +146,7 @@ def one_pixel_off():
         ({"crowd": attackers(Counted(eps=0.21))}, "attackers_digest"),
         ({"crowd": attackers(Counted(), Counted())}, "attackers_digest"),
         ({"crowd": [replace(attackers(Counted())[0], name="other")]}, "attackers_digest"),
-        ({"crowd": [replace(attackers(Counted())[0], knowledge="semi-black-box")]}, "attackers_digest"),
+        ({"crowd": [replace(attackers(Counted())[0], threat_model="semi-black-box")]}, "attackers_digest"),
         ({"crowd": [replace(attackers(Counted())[0], target=lambda m: m.branches["one"])]}, "attackers_digest"),
         ({"seed": 1}, "seed"),
     ],
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_named_and_can_be_computed_again(tmp_path, how):
 def test_a_damaged_record_is_named(tmp_path, text):
     run(tmp_path, attackers(Counted()))
     (tmp_path / "evaluation.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"evaluation\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"evaluation\.json is damaged.*another folder"):
         run(tmp_path, attackers(Counted()), resume=True)
 
 

@@ -103,6 +103,7 @@ def evaluate(
 
     The attackers' images are the train split of the data, the scored ones its test split.
     """
+    from ..evaluation import save_report
     from ..evaluation.rendering import markdown_tables
 
     reports = _measure(
@@ -125,7 +126,7 @@ def evaluate(
         progress=not (quiet or as_json),
     )
     (report,) = reports.values()
-    report.save(out)
+    save_report(report, out)
     if as_json:
         typer.echo(json.dumps(json.loads(report.to_json())))
         return

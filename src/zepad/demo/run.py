@@ -17,7 +17,7 @@ from ..attacks import PGD, Attack, FeaturePGD, JointAPGD, Transfer, UniversalFea
 from ..config import BenignConfig, HardenConfig
 from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
-from ..evaluation import Attacker, EvalReport, evaluate
+from ..evaluation import Attacker, EvalReport, evaluate, save_report
 from ..model import ZePAD
 from ..training import autocast, prepare_folder
 from ..types import HARDENED_ROLES, REFERENCE, Branched, ImageModel
@@ -136,7 +136,7 @@ def run_demo(
 
         say(f"4/5  scoring {len(test)} test images, white-box attacks on the whole ensemble included")
         shared = [
-            Attacker(name=name, knowledge="semi-black-box", attack=_Crafted(eps=EPS, attacked=batch))
+            Attacker(name=name, threat_model="semi-black-box", attack=_Crafted(eps=EPS, attacked=batch))
             for name, batch in attacked.items()
         ]
         attackers = [*shared, _white_box(EPS)]
@@ -154,7 +154,7 @@ def run_demo(
         say(f"5/5  writing {out}")
         saved = out / "model"
         defense.attach(recommended).save_pretrained(saved)
-        recommended.save(out / "report")
+        save_report(recommended, out / "report")
         same = torch.equal(ZePAD.from_pretrained(saved).predict_proba(images), defense.predict_proba(images))
         if not same:
             raise CheckpointError(f"the model in {saved} does not predict the same after loading.")
@@ -282,7 +282,7 @@ class _WhiteBoxes:
 
 
 def _white_box(eps: float) -> Attacker:
-    return Attacker(name="white_box", knowledge="white-box", attack=_WhiteBoxes(eps=eps))
+    return Attacker(name="white_box", threat_model="white-box", attack=_WhiteBoxes(eps=eps))
 
 
 def _evaluate(name: str, model: nn.Module, data: LabelledImages, attackers: list[Attacker], seed: int) -> EvalReport:
@@ -294,11 +294,11 @@ def _evaluate(name: str, model: nn.Module, data: LabelledImages, attackers: list
 def _scores(report: EvalReport) -> Scores:
     return Scores(
         benign_accuracy=report.benign_accuracy.value,
-        robust_accuracy={row.name: row.outcome.robust_accuracy.value for row in report.attacks},
+        robust_accuracy={row.name: row.rates.robust_accuracy.value for row in report.attacks},
     )
 
 
 def _branch_scores(role: str, ensemble: EvalReport, own: EvalReport) -> Scores:
     """A hardened branch under the attacks on the public encoder, and under a white box aimed at the branch itself."""
-    shared = {row.name: row.outcome.branches[role].value for row in ensemble.group("semi-black-box")}
+    shared = {row.name: row.rates.branches[role].value for row in ensemble.group("semi-black-box")}
     return Scores(benign_accuracy=own.benign_accuracy.value, robust_accuracy={**shared, **_scores(own).robust_accuracy})

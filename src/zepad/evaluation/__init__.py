@@ -1,9 +1,10 @@
-"""Measure what a model withstands. Evaluation knows a callable, never the facade."""
+"""Measure what a model withstands. Any map from images to logits can be evaluated."""
 
-from .attackers import Attacker, Knowledge, against, universal_attacker
+from .attackers import Attacker, ThreatModel, against, universal_attacker
 from .evaluate import evaluate
 from .identity import weights_digest
-from .report import AttackResult, Check, Cost, EvalReport, Outcome, Sample
+from .rendering.files import save_report
+from .report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from .sanity import check_model, check_results
 from .scoring import accuracy
 from .statistics import Detection, Rate, auroc, detection, fpr_at_tpr
@@ -16,10 +17,10 @@ __all__ = [
     "Cost",
     "Detection",
     "EvalReport",
-    "Knowledge",
-    "Outcome",
     "Rate",
+    "RobustRates",
     "Sample",
+    "ThreatModel",
     "UniversalAttack",
     "accuracy",
     "against",
@@ -29,6 +30,7 @@ __all__ = [
     "detection",
     "evaluate",
     "fpr_at_tpr",
+    "save_report",
     "semi_black_box",
     "semi_black_box_plus",
     "universal_attacker",

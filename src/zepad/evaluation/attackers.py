@@ -1,4 +1,4 @@
-"""Who attacks, knowing what: an attack together with its target and the knowledge it takes."""
+"""Attackers: an attack together with its target and its threat model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..config import require
 from ..types import ImageModel
 from .identity import describe
 
-Knowledge: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
-"""What the attacker knows: the public victim encoder; both public encoders; the whole deployed ensemble."""
+ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
+"""What an attacker knows: the public victim encoder; both public encoders; or the whole deployed ensemble."""
 
-KNOWLEDGE: tuple[Knowledge, ...] = ("semi-black-box", "semi-black-box+", "white-box")
+THREAT_MODELS: tuple[ThreatModel, ...] = ("semi-black-box", "semi-black-box+", "white-box")
 NORMS = ("linf", "l2", "patch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyPerturbation:
-    """A universal perturbation as an attack: it was crafted before, and looks at no model and no label.
+    """A universal perturbation as an attack: it was crafted before, and needs neither model nor labels.
 
     Attributes:
-        perturbation: The same for all images.
+        perturbation: The perturbation, one for all images.
     """
 
     perturbation: UniversalPerturbation
@@ -37,7 +37,7 @@ class ApplyPerturbation:
 
     @property
     def norm(self) -> str:
-        """Of the ball."""
+        """Norm of the ball."""
         return self.perturbation.norm
 
     def __call__(self, model: Any, images: Tensor, targets: Tensor, *, generator: Generator | None = None) -> Tensor:
@@ -56,37 +56,37 @@ class Attacker:
     """One row of an evaluation.
 
     Attributes:
-        name: Shown in tables; unique within one evaluation.
-        knowledge: What the attacker knows, and so the group it is counted in.
-        attack: What is run.
-        target: Maps the evaluated model to what the attack is run on; the model itself unless said otherwise.
-            `against(encoder)` gives a fixed surrogate.
-        notes: What else to record with the settings.
+        name: Name shown in tables; unique within one evaluation.
+        threat_model: What the attacker knows.
+        attack: The attack to run.
+        target: Maps the evaluated model to what the attack is run on, by default the model itself. `against(encoder)`
+            gives a fixed surrogate.
+        notes: Further facts to record with the settings.
 
     Examples:
         >>> from zepad.attacks import PGD
-        >>> Attacker(name="PGD-20", knowledge="white-box", attack=PGD(eps=8 / 255, steps=20)).settings["steps"]
+        >>> Attacker(name="PGD-20", threat_model="white-box", attack=PGD(eps=8 / 255, steps=20)).settings["steps"]
         20
     """
 
     name: str
-    knowledge: Knowledge
+    threat_model: ThreatModel
     attack: Attack
     target: Callable[[Any], Any] = the_model
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the group, and that the budget can be checked.
+        """Check the threat model, and that the budget can be checked.
 
         Raises:
-            ConfigError: If there is no such group, or no such norm.
+            ConfigError: If there is no such threat model, or no such norm.
         """
-        require(self.knowledge in KNOWLEDGE, "knowledge", self.knowledge, f"one of {KNOWLEDGE}")
+        require(self.threat_model in THREAT_MODELS, "threat_model", self.threat_model, f"one of {THREAT_MODELS}")
         require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The attack's name, budget, target and every other setting, JSON-ready: they differ where attackers differ."""
+        """Name, budget, target and every other setting of the attack, JSON-ready; they differ where attackers differ."""
         described = describe(self.attack.perturbation if isinstance(self.attack, ApplyPerturbation) else self.attack)
         settings: dict[str, Any] = described if isinstance(described, dict) else {"attack": described}
         if self.target is not the_model:
@@ -106,14 +106,14 @@ def against(*surrogates: ImageModel) -> Callable[[Any], Any]:
 
 
 def universal_attacker(
-    perturbation: UniversalPerturbation, *, knowledge: Knowledge = "semi-black-box", name: str | None = None
+    perturbation: UniversalPerturbation, *, threat_model: ThreatModel = "semi-black-box", name: str | None = None
 ) -> Attacker:
     """Return the attacker that applies a universal perturbation.
 
     Args:
-        perturbation: Fitted on public encoders.
-        knowledge: What the encoders it was fitted on take to know.
-        name: Shown in tables; the name of the attack by default.
+        perturbation: A perturbation fitted on public encoders.
+        threat_model: What one must know to have the encoders that the perturbation was fitted on.
+        name: Name shown in tables; the name of the attack by default.
     """
     shown = name or str(perturbation.provenance.get("attack", "universal"))
-    return Attacker(name=shown, knowledge=knowledge, attack=ApplyPerturbation(perturbation=perturbation))
+    return Attacker(name=shown, threat_model=threat_model, attack=ApplyPerturbation(perturbation=perturbation))

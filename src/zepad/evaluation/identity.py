@@ -1,4 +1,4 @@
-"""Tell settings, functions, models and data apart, for a report to show and a resumed evaluation to check."""
+"""Descriptions and digests of settings, functions and models, for a report to show and a resumed run to check."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def digest(value: Any) -> str:
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of a module's state: the same for two modules with the same weights, wherever they are.
 
-    The rule of a fusion and the choice of a detector count as state: they hold no tensor, and decide.
+    The `settings` of a model of several branches, such as the rule that fuses them, count as state: they decide too.
     """
     settings = [part.settings for part in module.modules() if isinstance(part, Branched)]
     return digest([dict(sorted(module.state_dict().items())), settings])
@@ -104,7 +104,7 @@ def _attributes(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _module(module: nn.Module, inside: tuple[int, ...]) -> list[Any]:
-    """Everything a module computes with: its parts, their settings, and every tensor."""
+    """Describe everything a module computes with: its parts, their settings, and every tensor."""
     parts = [
         [name, type(part).__module__, type(part).__qualname__, _attributes(part, inside)]
         for name, part in module.named_modules()
@@ -131,6 +131,6 @@ def _function(value: FunctionType | MethodType, inside: tuple[int, ...]) -> str:
 
 
 def _code(code: CodeType) -> list[Any]:
-    """What code does, whatever file and line it stands in."""
+    """Describe what code does, whatever file and line it stands in."""
     constants = [_code(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
     return [code.co_code.hex(), list(code.co_names), constants]

@@ -8,41 +8,59 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from ..errors import CheckpointError, InputError
-from .attackers import KNOWLEDGE, Knowledge
-from .statistics import Detection, Rate
+from pydantic import BeforeValidator
 
-FORMAT = 1
+from ..errors import CheckpointError
+from ..schema import STRICT, parse_json, read_bounded
+from .attackers import THREAT_MODELS, ThreatModel
+from .statistics import Detection, Rate, WrittenRate
+
+FORMAT = 2
+_LARGEST_FILE = 1 << 29  # bytes; pictures make a report large
+
+
+def _from_base64(written: Any) -> bytes:
+    if not isinstance(written, str):
+        raise ValueError("a picture is text in base64")
+    return base64.b64decode(written, validate=True)
+
+
+_Picture = Annotated[bytes, BeforeValidator(_from_base64)]
+"""A PNG file, which JSON holds as base64."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RobustRates:
     """What is left of a model under one attack, or under the worst of several for each image.
 
     Attributes:
-        robust_accuracy: Images classified right after the attack, of all images.
-        fooling_rate: Images whose prediction the attack changed, right or wrong, of all images.
-        attack_success_rate: Images right before and wrong after, of those right before.
+        robust_accuracy: Share of all images that are classified right after the attack.
+        fooling_rate: Share of all images whose prediction the attack changed, right or wrong.
+        attack_success_rate: Share of the images right before the attack that are wrong after it.
         branches: Robust accuracy of each branch alone under the same attacked images; empty for a plain classifier.
     """
 
-    robust_accuracy: Rate
-    fooling_rate: Rate
-    attack_success_rate: Rate
-    branches: dict[str, Rate]
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    robust_accuracy: WrittenRate
+    fooling_rate: WrittenRate
+    attack_success_rate: WrittenRate
+    branches: dict[str, WrittenRate]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What crafting took.
+    """What crafting the attacked images took.
 
     Attributes:
-        seconds: Wall clock.
-        forwards: Images passed through the target, divided by the images attacked.
-        gradients: Those of them passed with gradients recorded.
+        seconds: Wall-clock time in seconds.
+        forwards: Number of images passed through the target, divided by the number of images attacked.
+        gradients: Number of those that were passed with gradients recorded, divided in the same way.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     seconds: float
     forwards: float
@@ -51,27 +69,29 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """One attacker's row.
+    """What one attacker achieved.
 
     Attributes:
-        name: Of the attacker.
-        knowledge: Group.
-        eps: Budget in [0, 1] pixel units.
-        norm: Of the ball.
-        settings: Every setting of the attack.
-        outcome: Accuracies and rates.
-        detection: Of the model's score, None where it has none.
+        name: Name of the attacker.
+        threat_model: What the attacker knows.
+        eps: Radius of the ball in [0, 1] pixel units.
+        norm: Norm of the ball.
+        settings: Every setting of the attack, JSON-ready.
+        rates: Robust accuracy, fooling rate and attack success rate.
+        detection: Quality of the model's detection score; None where the model has no detector.
         cost: Time and passes.
-        confidences: By branch (and `"fused"`): the attacked images' counts of the largest softmax probability in 20
-            equal bins of [0, 1].
+        confidences: Histograms of the attacked images by branch and under `"fused"`: counts of the largest softmax
+            probability in 20 equal bins of [0, 1].
     """
 
+    __pydantic_config__: ClassVar[Any] = STRICT
+
     name: str
-    knowledge: Knowledge
+    threat_model: ThreatModel
     eps: float
     norm: str
     settings: dict[str, Any]
-    outcome: Outcome
+    rates: RobustRates
     detection: Detection | None
     cost: Cost
     confidences: dict[str, tuple[int, ...]]
@@ -79,13 +99,15 @@ class AttackResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One sanity check: does the evaluation itself deserve trust?
+    """The result of one sanity check of the evaluation itself.
 
     Attributes:
         name: What was checked.
         passed: Whether nothing suspicious was found.
         detail: The numbers, and what they mean when the check failed.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     name: str
     passed: bool
@@ -98,15 +120,17 @@ class Sample:
 
     Attributes:
         attacker: Name of the attacker.
-        index: Position of the image in the data.
-        label: The truth.
-        before: Prediction on the benign image.
-        after: Prediction on the attacked image.
+        index: Index of the image in the data.
+        label: True class.
+        before: Predicted class of the benign image.
+        after: Predicted class of the attacked image.
         flagged: Whether the detector flags the attacked image; None where there is no detector.
-        benign: The image.
+        benign: The image before the attack.
         attacked: The image after the attack.
         perturbation: The difference, scaled so that the budget spans grey plus and minus one half.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     attacker: str
     index: int
@@ -114,9 +138,9 @@ class Sample:
     before: int
     after: int
     flagged: bool | None
-    benign: bytes
-    attacked: bytes
-    perturbation: bytes
+    benign: _Picture
+    attacked: _Picture
+    perturbation: _Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,30 +150,32 @@ class EvalReport:
     Attributes:
         model: Name of the model.
         data: Name of the data.
-        images: How many were evaluated.
-        classes: Names by class index; empty where unknown.
-        benign_accuracy: On the images as they are.
-        benign_branches: The same for each branch alone; empty for a plain classifier.
-        false_positive_rate: Benign images flagged at the threshold; None without a detector.
-        threshold: Of the detector; None without one.
+        images: Number of images evaluated.
+        classes: Names of the classes in the order of the logits; empty where unknown.
+        benign_accuracy: Accuracy on the images as they are.
+        benign_branches: Accuracy of each branch alone on the images as they are; empty for a plain classifier.
+        false_positive_rate: Share of benign images flagged at the threshold; None without a detector.
+        threshold: Detection threshold; None without a detector.
         attacks: One result per attacker, in the order given.
-        worst: By group of attackers, and `"all"`: an image counts as robust only if it survives every attacker in it.
-        checks: Sanity checks.
-        confidences: As in `AttackResult`, of the benign images.
+        worst: Rates by threat model, and under `"all"`: an image counts as robust only if it survives every attacker.
+        checks: Results of the sanity checks.
+        confidences: Histograms of the benign images by branch and under `"fused"`, as in `AttackResult.confidences`.
         samples: A few images per attacker.
-        provenance: Versions, seed, digests, device, time.
+        provenance: Versions, seed, digests, device and time.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     model: str
     data: str
     images: int
     classes: tuple[str, ...]
-    benign_accuracy: Rate
-    benign_branches: dict[str, Rate]
-    false_positive_rate: Rate | None
+    benign_accuracy: WrittenRate
+    benign_branches: dict[str, WrittenRate]
+    false_positive_rate: WrittenRate | None
     threshold: float | None
     attacks: tuple[AttackResult, ...]
-    worst: dict[str, Outcome]
+    worst: dict[str, RobustRates]
     checks: tuple[Check, ...]
     confidences: dict[str, tuple[int, ...]]
     samples: tuple[Sample, ...] = ()
@@ -160,17 +186,17 @@ class EvalReport:
         """The sanity checks that failed."""
         return tuple(check for check in self.checks if not check.passed)
 
-    def group(self, knowledge: str) -> tuple[AttackResult, ...]:
-        """Return the results of one group of attackers."""
-        return tuple(result for result in self.attacks if result.knowledge == knowledge)
+    def group(self, threat_model: str) -> tuple[AttackResult, ...]:
+        """Return the results of the attackers of one threat model."""
+        return tuple(result for result in self.attacks if result.threat_model == threat_model)
 
     @property
-    def groups(self) -> tuple[Knowledge, ...]:
-        """The groups that have an attacker, from the least to the most knowing."""
-        return tuple(knowledge for knowledge in KNOWLEDGE if self.group(knowledge))
+    def groups(self) -> tuple[ThreatModel, ...]:
+        """The threat models that have an attacker, from the least to the most knowing."""
+        return tuple(threat_model for threat_model in THREAT_MODELS if self.group(threat_model))
 
     def summary(self) -> dict[str, Any]:
-        """Return what a model card must say, JSON-ready: each group's worst case beside benign accuracy.
+        """Return what a model card must say, JSON-ready: the worst case of each threat model beside benign accuracy.
 
         Rates are `[value, lower, upper]` in [0, 1].
         """
@@ -194,65 +220,35 @@ class EvalReport:
         }
 
     def to_json(self) -> str:
-        """Return the report as JSON: rates as hits, total, value and interval; pictures as base64."""
+        """Return the report as JSON: rates as hits, total, value and interval; pictures as base64.
+
+        Raises:
+            ValueError: If a number is not finite.
+        """
         return json.dumps({"format": FORMAT, **_encode(self)}, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> EvalReport:
-        """Read what `to_json` wrote.
+        """Return the report that `to_json` wrote, of this format or an earlier one.
 
         Raises:
-            CheckpointError: If the text is no report of this version.
+            CheckpointError: If the text is no report, or a field is missing, unknown or of another type.
         """
-        try:
-            values = json.loads(text)
-            if values.pop("format") != FORMAT:
-                raise ValueError("another format version")
-            return _decode_report(values)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(
-                f"this is no evaluation report of format {FORMAT}: {error}. Write it with EvalReport.save or to_json."
-            ) from error
-
-    def save(self, folder: str | Path) -> Path:
-        """Write report.html, report.md, report.json and report.png.
-
-        Args:
-            folder: Created if need be.
-
-        Returns:
-            The path of report.html.
-
-        Raises:
-            InputError: If the folder cannot be written.
-        """
-        from .rendering import html_page, markdown_tables, overview_png  # matplotlib is slow to import
-
-        out = Path(folder)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "report.json").write_text(self.to_json() + "\n", encoding="utf-8")
-            (out / "report.md").write_text(markdown_tables(self), encoding="utf-8")
-            (out / "report.html").write_text(html_page(self), encoding="utf-8")
-            (out / "report.png").write_bytes(overview_png(self))
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
-        return out / "report.html"
+        return _decode(text, origin="the evaluation report")
 
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
-        """Read a report.json, or the folder that holds it.
+        """Read a report.json.
+
+        Args:
+            path: The file, or the folder that holds it.
 
         Raises:
-            CheckpointError: If there is none, or it is no report of this version.
+            CheckpointError: If there is no such file, or it is no report.
         """
         file = Path(path)
         file = file / "report.json" if file.is_dir() else file
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}. Pass a report.json or its folder.") from error
-        return cls.from_json(text)
+        return _decode(read_bounded(file, _LARGEST_FILE), origin=str(file))
 
 
 def _triple(rate: Rate) -> list[float]:
@@ -260,82 +256,49 @@ def _triple(rate: Rate) -> list[float]:
 
 
 def _encode(value: Any) -> Any:
+    """Return a part of a report as JSON-ready values."""
     if isinstance(value, Rate):
         low, high = value.interval
-        rate = None if value.total == 0 else value.value
+        counted = value.total > 0
         return {
             "hits": value.hits,
             "total": value.total,
-            "value": rate,
-            "interval": [low, high] if value.total else None,
+            "value": value.value if counted else None,
+            "interval": [low, high] if counted else None,
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _encode(item) for key, item in value.items()}
+        return {_encode(key): _encode(item) for key, item in value.items()}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, str):
+        # Half a surrogate pair, as in a file name that is no UTF-8, could be written but not be read.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Sequence):
         return [_encode(item) for item in value]
     return value
 
 
-def _decode_rate(values: dict[str, Any]) -> Rate:
-    return Rate(int(values["hits"]), int(values["total"]))
+def _decode(text: str | bytes, *, origin: str) -> EvalReport:
+    try:
+        values = json.loads(text if isinstance(text, str) else text.decode())
+        written = values.pop("format")
+        if written == 1:
+            values = _upgrade_1(values)
+        elif written != FORMAT:
+            raise ValueError(f"format {written!r} is unknown")
+        current = json.dumps(_encode(values), allow_nan=False)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{origin} is no evaluation report of format 1 or {FORMAT}: {error!r}. Pass a report.json that "
+            "zepad.evaluation.save_report wrote."
+        ) from error
+    return parse_json(EvalReport, current, origin=origin)
 
 
-def _decode_rates(values: dict[str, Any]) -> dict[str, Rate]:
-    return {name: _decode_rate(rate) for name, rate in values.items()}
-
-
-def _decode_outcome(values: dict[str, Any]) -> Outcome:
-    rates = {name: _decode_rate(values[name]) for name in ("robust_accuracy", "fooling_rate", "attack_success_rate")}
-    return Outcome(**rates, branches=_decode_rates(values["branches"]))
-
-
-def _decode_detection(values: dict[str, Any] | None) -> Detection | None:
-    if values is None:
-        return None
-    rates = {name: _decode_rate(values[name]) for name in ("flagged", "evading")}
-    low, high = values["auroc_interval"]
-    curve = tuple((x, y) for x, y in values["curve"])
-    return Detection(**{**values, **rates, "auroc_interval": (low, high), "curve": curve})
-
-
-def _decode_histograms(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(counts) for name, counts in values.items()}
-
-
-def _decode_attack(values: dict[str, Any]) -> AttackResult:
-    return AttackResult(
-        **{
-            **values,
-            "outcome": _decode_outcome(values["outcome"]),
-            "detection": _decode_detection(values["detection"]),
-            "cost": Cost(**values["cost"]),
-            "confidences": _decode_histograms(values["confidences"]),
-        }
-    )
-
-
-def _decode_sample(values: dict[str, Any]) -> Sample:
-    pictures = {name: base64.b64decode(values[name], validate=True) for name in ("benign", "attacked", "perturbation")}
-    return Sample(**{**values, **pictures})
-
-
-def _decode_report(values: dict[str, Any]) -> EvalReport:
-    positives = values["false_positive_rate"]
-    return EvalReport(
-        **{
-            **values,
-            "classes": tuple(values["classes"]),
-            "benign_accuracy": _decode_rate(values["benign_accuracy"]),
-            "benign_branches": _decode_rates(values["benign_branches"]),
-            "false_positive_rate": None if positives is None else _decode_rate(positives),
-            "attacks": tuple(_decode_attack(result) for result in values["attacks"]),
-            "worst": {group: _decode_outcome(outcome) for group, outcome in values["worst"].items()},
-            "checks": tuple(Check(**check) for check in values["checks"]),
-            "confidences": _decode_histograms(values["confidences"]),
-            "samples": tuple(_decode_sample(sample) for sample in values["samples"]),
-        }
-    )
+def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a report of format 1 as those of format 2, which renamed two fields of each attack."""
+    names = {"knowledge": "threat_model", "outcome": "rates"}
+    attacks = [{names.get(key, key): value for key, value in attack.items()} for attack in values["attacks"]]
+    return {**values, "attacks": attacks}

@@ -1,4 +1,4 @@
-"""Does the evaluation itself deserve trust? The signs that gradients are masked or attacks too weak."""
+"""Sanity checks of an evaluation: the signs that gradients are masked or attacks are too weak."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..modes import evaluating
 from ..types import ImageModel
 from .report import AttackResult, Check
 
-_SLACK = 0.02  # share of the images by which a check may be off without meaning anything
+_SLACK = 0.02  # share of the images by which two robust accuracies may differ by chance
 _LARGE_EPS = 0.5
 
 
@@ -24,7 +24,7 @@ def check_model(model: ImageModel, images: Tensor, labels: Tensor, *, eps: float
         images: `(N, C, H, W)` in [0, 1], classified right.
         labels: int64 `(N,)`.
         eps: L-infinity budget in [0, 1] pixel units.
-        seed: Of the attacks.
+        seed: Seed of the attacks.
 
     Yields:
         One result per check: random outputs, probabilities in place of logits, zero gradients, more steps doing worse,
@@ -70,17 +70,17 @@ def check_model(model: ImageModel, images: Tensor, labels: Tensor, *, eps: float
 
 
 def check_results(results: Sequence[AttackResult]) -> Iterator[Check]:
-    """Compare the groups of one evaluation: an attacker who knows more can do all that one who knows less can.
+    """Compare the threat models of one evaluation: whoever knows more can do all that one who knows less can.
 
     Args:
-        results: Of one evaluation.
+        results: The results of all attackers of one evaluation.
 
     Yields:
-        One check, if there is a white-box attacker and another of no larger budget.
+        One check, if there is a white-box attacker and another attacker of no larger budget.
     """
-    white = [r for r in results if r.knowledge == "white-box"]
+    white = [r for r in results if r.threat_model == "white-box"]
     pairs = []
-    for other in (r for r in results if r.knowledge != "white-box"):
+    for other in (r for r in results if r.threat_model != "white-box"):
         able = [_robust(w) for w in white if w.norm == other.norm and w.eps >= other.eps]
         if able:
             pairs.append((min(able), _robust(other), other.name))
@@ -97,7 +97,7 @@ def check_results(results: Sequence[AttackResult]) -> Iterator[Check]:
 
 
 def _robust(result: AttackResult) -> float:
-    return result.outcome.robust_accuracy.value
+    return result.rates.robust_accuracy.value
 
 
 def _same_twice(model: ImageModel, images: Tensor) -> Check:

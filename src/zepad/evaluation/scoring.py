@@ -1,4 +1,4 @@
-"""Score any callable on any loader, with counts that add up exactly."""
+"""Accuracy of any callable on any loader, with counts that add up exactly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def accuracy(model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Ten
     """Count the images a classifier gets right, as they are or after an attack.
 
     Args:
-        model: Images to logits `(N, K)`: an undefended classifier, a `ZePAD`, or any other; scored in evaluation mode.
+        model: Images to logits `(N, K)`, such as an undefended classifier or a `ZePAD`; scored in evaluation mode.
         loader: Yields `(images, labels)`.
-        attack: Maps `(images, labels)` to attacked images; None leaves them as they are (benign accuracy).
+        attack: Maps `(images, labels)` to attacked images; None gives the benign accuracy.
 
     Returns:
         Hits and total; `.rate` is the accuracy in [0, 1].

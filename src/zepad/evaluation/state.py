@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..schema import STRICT, parse_json, read_bounded
 from .identity import digest
 from .report import Cost
 
-_FINGERPRINT = "evaluation.json"
+_RECORD = "evaluation.json"
+_RECORD_BYTES = 1 << 16  # a record is well below one kilobyte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What two evaluations must agree in for one to go on where the other stopped.
+
+    Attributes:
+        model_digest: SHA-256 of the model's weights, settings and benign predictions.
+        weights_digest: `zepad.evaluation.weights_digest` of the model; None for a function.
+        threshold: Detection threshold; None without a detector.
+        data_digest: SHA-256 of all images and labels.
+        attackers_digest: SHA-256 of the names, threat models and settings of the attackers.
+        batches: Number of batches.
+        seed: Seed of the attacks and the bootstrap.
+    """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    model_digest: str
+    weights_digest: str | None
+    threshold: float | None
+    data_digest: str
+    attackers_digest: str
+    batches: int
+    seed: int
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """Return the names of the fields that differ, sorted."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return sorted(name for name in names if getattr(self, name) != getattr(other, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +64,32 @@ class State:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: dict[str, Any], *, resume: bool) -> State:
+    def open(cls, folder: Path, fingerprint: Fingerprint, *, resume: bool) -> State:
         """Start or go on.
 
         Args:
             folder: Created if need be.
-            fingerprint: What is evaluated: digests of model, data and attackers, and the seed.
+            fingerprint: What is evaluated.
             resume: Go on where an evaluation of the same was interrupted.
 
         Raises:
             InputError: If the folder holds an evaluation and `resume` is off, or cannot be written.
-            CheckpointError: If it holds another evaluation; the error names what differs.
+            CheckpointError: If it holds another evaluation, or a damaged record; the error names what differs.
         """
-        file = folder / _FINGERPRINT
+        file = folder / _RECORD
         held = _read_fingerprint(file)
         if held is not None and not resume:
             raise InputError(f"{folder} holds an evaluation already. Pass resume=True to go on, or another folder.")
-        if held is not None:
-            differing = sorted(key for key in {*held, *fingerprint} if held.get(key) != fingerprint.get(key))
-            if differing:
-                raise CheckpointError(
-                    f"the evaluation in {folder} was another; what differs: {', '.join(differing)}. Resume with what "
-                    "it was started with, or use another folder."
-                )
+        if held is not None and held != fingerprint:
+            raise CheckpointError(
+                f"the evaluation in {folder} was another; what differs: {', '.join(held.differences(fingerprint))}. "
+                "Resume with what it was started with, or use another folder."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if held is None:
-                _replace(file, lambda path: path.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8"))
+                text = json.dumps(dataclasses.asdict(fingerprint), indent=1) + "\n"
+                _replace(file, lambda path: path.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
         return cls(folder=folder)
@@ -98,18 +131,16 @@ class State:
         return self.folder / f"attacker-{attacker:02d}-batch-{batch:05d}.safetensors"
 
 
-def _read_fingerprint(file: Path) -> dict[str, Any] | None:
+def _read_fingerprint(file: Path) -> Fingerprint | None:
     if not file.exists():
         return None
     try:
-        held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        held.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}. Use another folder.") from error
-    return held
+        return parse_json(Fingerprint, read_bounded(file, _RECORD_BYTES), origin=str(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} To start anew, use another folder.") from error
 
 
-def _replace(file: Path, write: Any) -> None:
+def _replace(file: Path, write: Callable[[Path], Any]) -> None:
     """Write beside the file and move it into place, so that an interruption leaves all of it or nothing."""
     part = file.with_suffix(".part")
     write(part)

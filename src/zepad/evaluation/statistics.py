@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from ..errors import InputError
 from ..functional import Count
+from ..schema import STRICT
 
-CONFIDENCE = 0.95  # of every interval
+CONFIDENCE = 0.95  # level of every interval
 _RESAMPLES = 1000
+_RESAMPLED_AT_ONCE = 100  # resamples of the bootstrap in memory
 _CURVE_POINTS = 100
 
 
@@ -21,8 +25,11 @@ class Rate:
     """`hits` out of `total` images, with a Wilson interval of 95 % confidence.
 
     Attributes:
-        hits: Images counted.
-        total: The denominator; zero makes every value `nan`.
+        hits: Number of images counted.
+        total: Number of images in all; zero makes the value and the interval `nan`.
+
+    Raises:
+        InputError: If `hits` does not lie between zero and `total`.
 
     Examples:
         >>> rate = Rate(45, 50)
@@ -35,8 +42,15 @@ class Rate:
         Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
     """
 
+    __pydantic_config__: ClassVar[Any] = STRICT
+
     hits: int
     total: int
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if not 0 <= self.hits <= self.total:
+            raise InputError(f"hits must lie between 0 and total ({self.total}); got {self.hits}.")
 
     @classmethod
     def of(cls, count: Count) -> Rate:
@@ -59,6 +73,20 @@ class Rate:
         return float(bounds.low), float(bounds.high)
 
 
+def _counts_alone(written: Any) -> Any:
+    """Return a rate as it is written, without what follows from its counts."""
+    if not isinstance(written, dict):
+        return written
+    missing = sorted({"value", "interval"} - set(written))
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return {name: value for name, value in written.items() if name not in ("value", "interval")}
+
+
+WrittenRate = Annotated[Rate, BeforeValidator(_counts_alone)]
+"""A rate, which a report writes with its value and interval so that people and other programs can read them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Detection:
     """How well a score tells attacked images from benign ones. Larger scores are more suspicious.
@@ -66,16 +94,19 @@ class Detection:
     Attributes:
         auroc: Probability that an attacked image scores above a benign one, ties counted half.
         auroc_interval: Bootstrap percentile interval of 95 %, benign and attacked images resampled separately.
-        auroc_fooling: The same over those attacked images alone that were right before and are wrong after; None if
-            there is none.
-        fooling_images: How many those are.
+        auroc_fooling: AUROC with only those attacked images that were right before the attack and are wrong after it;
+            None if there is none.
+        fooling_images: Number of those images.
         fpr_at_95_tpr: Share of benign images flagged at the highest threshold that flags 95 % of the attacked ones.
-        accuracy: At the fixed threshold, mean of the rates of benign images passed and attacked images flagged.
-        flagged: Attacked images flagged at the fixed threshold.
-        evading: Attacked images that were right before, are wrong after and are not flagged: what the pair of model and
-            detector lets pass.
-        curve: The ROC curve as (false positive rate, true positive rate), thinned to about 100 points.
+        accuracy: Mean of the share of benign images passed and the share of attacked images flagged at the fixed
+            threshold.
+        flagged: Share of attacked images flagged at the fixed threshold.
+        evading: Share of attacked images that were right before the attack, are wrong after it and are not flagged:
+            what the pair of model and detector lets pass.
+        curve: ROC curve as (false positive rate, true positive rate), thinned to about 100 points.
     """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     auroc: float
     auroc_interval: tuple[float, float]
@@ -83,8 +114,8 @@ class Detection:
     fooling_images: int
     fpr_at_95_tpr: float
     accuracy: float
-    flagged: Rate
-    evading: Rate
+    flagged: WrittenRate
+    evading: WrittenRate
     curve: tuple[tuple[float, float], ...]
 
 
@@ -114,7 +145,7 @@ def fpr_at_tpr(*, benign: Tensor, attacked: Tensor, tpr: float = 0.95) -> float:
     Args:
         benign: Scores of benign images `(N,)`.
         attacked: Scores of attacked images `(M,)`.
-        tpr: Wanted share of attacked images, in (0, 1].
+        tpr: Share of attacked images to flag, in (0, 1].
 
     Examples:
         >>> import torch
@@ -133,8 +164,8 @@ def detection(*, benign: Tensor, attacked: Tensor, fooled: Tensor, threshold: fl
         benign: Scores of the benign images `(N,)`.
         attacked: Scores of the attacked images `(M,)`.
         fooled: Which images are right before the attack and wrong after it, bool `(M,)`.
-        threshold: A score above it is flagged.
-        seed: Of the bootstrap.
+        threshold: Detection threshold: a score above it is flagged.
+        seed: Seed of the bootstrap.
 
     Raises:
         InputError: If a score is not finite.
@@ -144,7 +175,7 @@ def detection(*, benign: Tensor, attacked: Tensor, fooled: Tensor, threshold: fl
     if not (bool(torch.isfinite(benign).all()) and bool(torch.isfinite(attacked).all())):
         raise InputError("detection scores must be finite; got NaN or infinity. Check the score function.")
     flagged = attacked > threshold
-    rates = Rate(int(flagged.sum()), len(attacked)), Rate(int((fooled & ~flagged).sum()), len(attacked))
+    share_flagged = Rate(int(flagged.sum()), len(attacked))
     false, true, _ = roc_curve(*_truth_and_scores(benign, attacked))
     thin = np.unique(np.linspace(0, len(false) - 1, min(len(false), _CURVE_POINTS)).round().astype(int))
     return Detection(
@@ -153,9 +184,9 @@ def detection(*, benign: Tensor, attacked: Tensor, fooled: Tensor, threshold: fl
         auroc_fooling=auroc(benign=benign, attacked=attacked[fooled]) if bool(fooled.any()) else None,
         fooling_images=int(fooled.sum()),
         fpr_at_95_tpr=fpr_at_tpr(benign=benign, attacked=attacked),
-        accuracy=(float((benign <= threshold).float().mean()) + rates[0].value) / 2,
-        flagged=rates[0],
-        evading=rates[1],
+        accuracy=(float((benign <= threshold).float().mean()) + share_flagged.value) / 2,
+        flagged=share_flagged,
+        evading=Rate(int((fooled & ~flagged).sum()), len(attacked)),
         curve=tuple((round(float(false[i]), 5), round(float(true[i]), 5)) for i in thin),
     )
 
@@ -166,15 +197,27 @@ def _truth_and_scores(benign: Tensor, attacked: Tensor) -> tuple[np.ndarray, np.
 
 
 def _bootstrap_auroc(benign: Tensor, attacked: Tensor, seed: int) -> tuple[float, float]:
-    """Percentile interval from resampled ranks: AUROC is the mean mid-rank of an attacked score among benign ones."""
-    generator = np.random.default_rng(seed)
-    low_side, high_side = benign.double().cpu().numpy(), attacked.double().cpu().numpy()
-    areas = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        reference = np.sort(generator.choice(low_side, len(low_side)))
-        sample = generator.choice(high_side, len(high_side))
-        below = np.searchsorted(reference, sample, "left") + np.searchsorted(reference, sample, "right")
-        areas[i] = below.mean() / (2 * len(reference))
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(areas, [tail, 100 - tail])
-    return float(low), float(high)
+    """Return the percentile interval of the AUROC, benign and attacked scores resampled separately."""
+    from scipy.stats import bootstrap  # slow to import
+
+    sides = [side.double().cpu().numpy() for side in (benign, attacked)]
+    if min(map(len, sides)) < 2:  # a single score has no spread to resample
+        return 0.0, 1.0
+    interval = bootstrap(
+        sides,
+        _area,
+        n_resamples=_RESAMPLES,
+        batch=_RESAMPLED_AT_ONCE,
+        vectorized=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _area(benign: np.ndarray, attacked: np.ndarray) -> float:
+    """Return the AUROC as the mean mid-rank of an attacked score among the benign ones."""
+    ordered = np.sort(benign)
+    below = np.searchsorted(ordered, attacked, "left") + np.searchsorted(ordered, attacked, "right")
+    return float(below.mean()) / (2 * len(ordered))

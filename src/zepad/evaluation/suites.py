@@ -1,4 +1,4 @@
-"""Ready-made attackers, group by group, so that every model is measured by the same ones."""
+"""Ready-made attackers for each threat model, so that every model is measured by the same ones."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from ..attacks import (
 )
 from ..fusion import RFDM
 from ..types import Branched, ImageModel, Loader
-from .attackers import Attacker, Knowledge, against, the_model, universal_attacker
+from .attackers import Attacker, ThreatModel, against, the_model, universal_attacker
 
-_TARGETS = 3  # wrong classes that a targeted attack tries, the likeliest first
+_TARGETS = 3  # number of wrong classes that a targeted attack tries, the likeliest first
 
 
 class UniversalAttack(Protocol):
-    """An attack that fits one perturbation for all images on encoders, whatever is built on them."""
+    """An attack that fits one perturbation for all images on encoders, whatever classifier is built on them."""
 
     def fit(self, encoder: Any, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Return the perturbation for an encoder, or for a sequence of encoders attacked at once."""
@@ -48,7 +48,7 @@ def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack
 
     Args:
         eps: L-infinity budget in [0, 1] pixel units; the paper's is 10/255.
-        seed: Of each.
+        seed: Seed of each attack.
 
     Examples:
         >>> list(universal_attacks(eps=10 / 255))
@@ -79,13 +79,13 @@ def semi_black_box(
         victim: The public encoder, images to features `(N, D)`, as it was before any hardening.
         loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
         eps: L-infinity budget in [0, 1] pixel units.
-        universal: Universal attacks by name, with settings of your own; None takes `universal_attacks`.
-        steps: Of the feature attack.
-        seed: Of the attacks.
-        progress: Show bars.
+        universal: Universal attacks by name; None takes those of `universal_attacks`.
+        steps: Number of steps of the feature attack.
+        seed: Seed of the attacks.
+        progress: Show progress bars.
 
     Returns:
-        One attacker for each universal attack, and the feature attack. They ask nothing of the evaluated model, so one
+        One attacker for each universal attack, and the feature attack. They never query the evaluated model, so one
         list serves every model.
 
     Raises:
@@ -98,7 +98,7 @@ def semi_black_box(
         universal=universal,
         steps=steps,
         seed=seed,
-        knowledge="semi-black-box",
+        threat_model="semi-black-box",
         suffix="",
         progress=progress,
     )
@@ -115,7 +115,25 @@ def semi_black_box_plus(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Attacker]:
-    """Fit the same attackers on both public encoders at once. Arguments as in `semi_black_box`."""
+    """Fit the same attackers on both public encoders at once.
+
+    Args:
+        victim: The public victim encoder, images to features `(N, D)`, as it was before any hardening.
+        auxiliary: The public auxiliary encoder, images to features `(N, D)`, as it was before any hardening.
+        loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
+        eps: L-infinity budget in [0, 1] pixel units.
+        universal: Universal attacks by name; None takes those of `universal_attacks`.
+        steps: Number of steps of the feature attack.
+        seed: Seed of the attacks.
+        progress: Show progress bars.
+
+    Returns:
+        One attacker for each universal attack, and the feature attack. They never query the evaluated model, so one
+        list serves every model.
+
+    Raises:
+        InputError: If images or labels do not fit the attacks.
+    """
     return _on_encoders(
         (victim, auxiliary),
         loader,
@@ -123,7 +141,7 @@ def semi_black_box_plus(
         universal=universal,
         steps=steps,
         seed=seed,
-        knowledge="semi-black-box+",
+        threat_model="semi-black-box+",
         suffix=" (both encoders)",
         progress=progress,
     )
@@ -137,17 +155,19 @@ def _on_encoders(
     universal: Mapping[str, UniversalAttack] | None,
     steps: int,
     seed: int,
-    knowledge: Knowledge,
+    threat_model: ThreatModel,
     suffix: str,
     progress: bool,
 ) -> list[Attacker]:
     fitted = [
-        universal_attacker(attack.fit(encoders, loader, progress=progress), knowledge=knowledge, name=name + suffix)
+        universal_attacker(
+            attack.fit(encoders, loader, progress=progress), threat_model=threat_model, name=name + suffix
+        )
         for name, attack in (universal_attacks(eps=eps, seed=seed) if universal is None else universal).items()
     ]
     per_image = Attacker(
         name=f"feature PGD-{steps}{suffix}",
-        knowledge=knowledge,
+        threat_model=threat_model,
         attack=FeaturePGD(eps=eps, steps=steps),
         target=against(*encoders),
     )
@@ -165,16 +185,20 @@ def white_box(
     likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold.
 
     Args:
-        model: What will be evaluated; decides which attackers there are, and gives the detector's threshold.
+        model: The model to be evaluated, images to logits `(N, K)`.
         eps: L-infinity budget in [0, 1] pixel units.
-        num_classes: With two, the margin takes the place of DLR, which compares three logits.
-        steps: Of each APGD.
-        queries: Of Square.
+        num_classes: Number of classes. With two, the margin takes the place of DLR, which compares three logits.
+        steps: Number of steps of each APGD.
+        queries: Number of queries of Square.
+
+    References:
+        APGD and DLR: Croce and Hein, Reliable Evaluation of Adversarial Robustness, ICML 2020, arXiv 2003.01690.
+        Square: Andriushchenko et al., Square Attack, ECCV 2020, arXiv 1912.00049.
     """
     second, shown = (dlr, "DLR") if num_classes >= 3 else (margin, "margin")
 
     def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model) -> Attacker:
-        return Attacker(name=name, knowledge="white-box", attack=attack, target=target)
+        return Attacker(name=name, threat_model="white-box", attack=attack, target=target)
 
     attackers = [
         row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, loss_fn=cross_entropy)),

@@ -1,12 +1,12 @@
-"""Small drawings as SVG text. They add no fact: what they show is beside them in words."""
+"""Small drawings as SVG text. They add no fact: what they show stands beside them in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ...escaping import escape_html
 from ..statistics import Rate
-from .table import escape_html
 
 _WIDTH, _HEIGHT = 160.0, 90.0
 _SIDE = 150.0
@@ -17,8 +17,8 @@ def bar_svg(rate: Rate, *, reference: float, kind: str) -> str:
     """Return a bar from 0 to 100 % across the width it is given, its 95 % interval as a whisker.
 
     Args:
-        rate: Length of the bar.
-        reference: A share marked by a dashed line; `nan` for none.
+        rate: The rate that the bar shows.
+        reference: Share in [0, 1] marked by a dashed line; `nan` for none.
         kind: Class of the bar: `"benign"`, `"attack"` or `"worst"`.
     """
     parts = ['<rect class="track" width="100%" height="20"/>']
@@ -38,10 +38,10 @@ def histogram_svg(benign: Sequence[int], attacked: Sequence[int], *, top: float,
     """Return two histograms over [0, 1]: benign images as an area, attacked images as a line.
 
     Args:
-        benign: Counts in equal bins.
-        attacked: The same number of bins.
+        benign: Counts of benign images in equal bins.
+        attacked: Counts of attacked images in the same bins.
         top: Share of images at the upper edge, so that neighbouring drawings can be compared.
-        label: What the drawing shows, in words.
+        label: Description of the drawing in words.
     """
     area, line = _steps(shares(benign), top), _steps(shares(attacked), top)
     floor = _HEIGHT - _PAD
@@ -59,9 +59,9 @@ def roc_svg(curve: Sequence[tuple[float, float]], *, threshold: tuple[float, flo
     """Return an ROC curve, with the diagonal of chance and a ring where the fixed threshold stands.
 
     Args:
-        curve: False and true positive rates.
-        threshold: Of both, those at the fixed threshold.
-        label: What the drawing shows, in words.
+        curve: Points as (false positive rate, true positive rate).
+        threshold: The point of the fixed threshold; None for no ring.
+        label: Description of the drawing in words.
     """
     points = "L".join(f"{_PAD + x * _SIDE:.4g} {(1 - y) * _SIDE:.4g}" for x, y in curve)
     ring = ""

@@ -1,4 +1,4 @@
-"""Several models side by side: the same data, the same attackers."""
+"""Several models side by side, measured on the same data under the same attackers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 
 from ...errors import InputError
+from ...escaping import clean, escape_markdown
 from ..report import AttackResult, EvalReport
 from .content import pairs_table, rate_cell
 from .markdown import warning_block
-from .page import document, warning_box
-from .table import Cell, Row, Table, escape_html, escape_markdown, html_table, markdown_table
-from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, clean, counted
+from .table import Cell, Row, Table, markdown_table
+from .templating import render
+from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
 
@@ -20,8 +21,8 @@ def comparison_markdown(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as GitHub's Markdown.
 
     Args:
-        reports: Of models evaluated on the same data under the same attackers; a white box may attack more of an
-            ensemble than of a plain classifier.
+        reports: Reports on models evaluated on the same data under the same attackers; a white box may attack more of
+            an ensemble than of a plain classifier.
 
     Returns:
         One table with a column per model: accuracy with no attack, under each attacker, and the worst case per image.
@@ -42,35 +43,34 @@ def comparison_html(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as one self-contained HTML page.
 
     Args:
-        reports: As in `comparison_markdown`.
+        reports: Reports on models evaluated on the same data under the same attackers.
 
     Raises:
-        InputError: As in `comparison_markdown`.
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
+            budgets differ; the error says which.
     """
     check_comparable(reports)
-    said = "".join(f"<li>{line}</li>\n" for line in _explanations(reports))
-    body = (
-        f"<header>\n<h1>{escape_html(_heading(reports))}</h1>\n"
-        + "".join(warning_box(report, about=report.model) for report in reports)
-        + f"</header>\n<main>\n<p>{INTERVALS}</p>\n"
-        + html_table(comparison_table(reports))
-        + f"<ul>\n{said}</ul>\n<details>\n<summary>Where these numbers come from</summary>\n"
-        + html_table(_provenance(reports))
-        + "</details>\n</main>\n"
+    return render(
+        "comparison.html",
+        title=_heading(reports),
+        warnings=[(report, f"{report.model}: {checks_sentence(report)}") for report in reports],
+        intervals=INTERVALS,
+        table=comparison_table(reports),
+        explanations=_explanations(reports),
+        provenance=_provenance(reports),
     )
-    return document(_heading(reports), body)
 
 
 def comparison_table(reports: Sequence[EvalReport]) -> Table:
-    """Return accuracy by attacker (rows) and model (columns), the worst case of each group and of all included."""
+    """Return accuracy by attacker (rows) and model (columns), with the worst case of each threat model and of all."""
     first = reports[0]
     by_name = [{result.name: result for result in report.attacks} for report in reports]
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (Row("No attack", tuple(rate_cell(report.benign_accuracy) for report in reports)),))
     ]
-    for knowledge in first.groups:
+    for group in first.groups:
         # A white box attacks what there is: an ensemble has branches and a detector to aim at, a classifier has not.
-        shown = {result.name: result for report in reports for result in report.group(knowledge)}
+        shown = {result.name: result for report in reports for result in report.group(group)}
         rows = [
             Row(
                 f"{result.name} (eps {budget(result.eps, result.norm)})",
@@ -78,8 +78,8 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
             )
             for result in shown.values()
         ]
-        rows.append(_worst_row(WORST, reports, knowledge))
-        sections.append((GROUPS[knowledge], tuple(rows)))
+        rows.append(_worst_row(WORST, reports, group))
+        sections.append((GROUPS[group], tuple(rows)))
     if len(first.groups) > 1:
         sections.append(("All attackers", (_worst_row(WORST_OF_ALL, reports, "all"),)))
     columns = "attacker", *(report.model for report in reports)
@@ -88,7 +88,7 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
 
 
 def _robust_cell(result: AttackResult | None) -> Cell:
-    return Cell("not run") if result is None else rate_cell(result.outcome.robust_accuracy)
+    return Cell("not run") if result is None else rate_cell(result.rates.robust_accuracy)
 
 
 def _worst_row(title: str, reports: Sequence[EvalReport], group: str) -> Row:
@@ -130,12 +130,12 @@ def check_comparable(reports: Sequence[EvalReport]) -> None:
 
 
 def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
-    """What differs between attackers who know the same of every model, and between the budgets of white boxes."""
+    """Say what differs between attackers who know the same of every model, and between white-box budgets."""
     budgets = [sorted({(r.norm, r.eps) for r in report.group("white-box")}) for report in (first, second)]
     if budgets[0] != budgets[1]:
         return [f"white-box budgets {budgets[0]} and {budgets[1]}"]
     ours, theirs = (
-        {result.name: _identity(result) for result in report.attacks if result.knowledge != "white-box"}
+        {result.name: _identity(result) for result in report.attacks if result.threat_model != "white-box"}
         for report in (first, second)
     )
     only = [
@@ -157,7 +157,7 @@ def _differing_keys(mine: dict[str, str], theirs: dict[str, str]) -> list[str]:
 
 def _identity(result: AttackResult) -> dict[str, str]:
     settings = {f"settings.{key}": value for key, value in result.settings.items()}
-    facts = {"knowledge": result.knowledge, "eps": result.eps, "norm": result.norm, **settings}
+    facts = {"threat model": result.threat_model, "eps": result.eps, "norm": result.norm, **settings}
     return {key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()}
 
 
@@ -166,7 +166,7 @@ def _heading(reports: Sequence[EvalReport]) -> str:
 
 
 def _explanations(reports: Sequence[EvalReport]) -> list[str]:
-    return [f"{GROUPS[knowledge]}: {EXPLANATIONS[knowledge]}" for knowledge in reports[0].groups]
+    return [f"{GROUPS[group]}: {EXPLANATIONS[group]}" for group in reports[0].groups]
 
 
 def _provenance(reports: Sequence[EvalReport]) -> Table:

@@ -1,12 +1,12 @@
-"""Which tables a report consists of, whatever they are written in."""
+"""The tables of a report, whatever format they are written in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..attackers import Knowledge
-from ..report import AttackResult, EvalReport, Outcome
+from ..attackers import ThreatModel
+from ..report import AttackResult, EvalReport, RobustRates
 from ..statistics import Detection, Rate
 from .table import Cell, Row, Table
 from .wording import GROUPS, WORST, WORST_OF_ALL, budget, class_name, counted, counts, flatten, interval, percent
@@ -19,35 +19,35 @@ def rate_cell(rate: Rate) -> Cell:
 
 
 def overview_table(report: EvalReport) -> Table:
-    """Return benign accuracy and the worst case of each group and of all."""
+    """Return benign accuracy, and the worst case of each threat model and of all attackers."""
     rows = [Row("No attack", (rate_cell(report.benign_accuracy),))]
     rows += [
         Row(
-            f"Worst of {counted(len(report.group(knowledge)), f'{knowledge} attacker')} for each image",
-            (rate_cell(report.worst[knowledge].robust_accuracy),),
+            f"Worst of {counted(len(report.group(group)), f'{group} attacker')} for each image",
+            (rate_cell(report.worst[group].robust_accuracy),),
         )
-        for knowledge in report.groups
+        for group in report.groups
     ]
     if len(report.groups) > 1:
         rows.append(Row(WORST_OF_ALL, (rate_cell(report.worst["all"].robust_accuracy),), summary=True))
     return Table(caption="In short", columns=("under", "accuracy"), sections=(("", tuple(rows)),))
 
 
-def group_table(report: EvalReport, knowledge: Knowledge) -> Table:
-    """Return what each attacker of a group achieves, and all of them together."""
-    results = report.group(knowledge)
-    rows = [Row(result.name, (Cell(budget(result.eps, result.norm)), *_rates(result.outcome))) for result in results]
+def group_table(report: EvalReport, threat_model: ThreatModel) -> Table:
+    """Return what each attacker of one threat model achieves, and all of them together."""
+    results = report.group(threat_model)
+    rows = [Row(result.name, (Cell(budget(result.eps, result.norm)), *_rates(result.rates))) for result in results]
     budgets = dict.fromkeys(budget(result.eps, result.norm) for result in results)
-    rows.append(Row(WORST, (Cell(", ".join(budgets)), *_rates(report.worst[knowledge])), summary=True))
+    rows.append(Row(WORST, (Cell(", ".join(budgets)), *_rates(report.worst[threat_model])), summary=True))
     columns = "attacker", "eps", "robust accuracy", "fooling rate", "attack success rate"
-    return Table(caption=GROUPS[knowledge], columns=columns, sections=(("", tuple(rows)),))
+    return Table(caption=GROUPS[threat_model], columns=columns, sections=(("", tuple(rows)),))
 
 
-def _rates(outcome: Outcome) -> tuple[Cell, ...]:
+def _rates(rates: RobustRates) -> tuple[Cell, ...]:
     return (
-        rate_cell(outcome.robust_accuracy),
-        rate_cell(outcome.fooling_rate),
-        rate_cell(outcome.attack_success_rate),
+        rate_cell(rates.robust_accuracy),
+        rate_cell(rates.fooling_rate),
+        rate_cell(rates.attack_success_rate),
     )
 
 
@@ -62,14 +62,13 @@ def branch_table(report: EvalReport) -> Table:
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (line("No attack", report.benign_accuracy, report.benign_branches),))
     ]
-    for knowledge in report.groups:
-        worst = report.worst[knowledge]
+    for group in report.groups:
+        worst = report.worst[group]
         rows = [
-            line(result.name, result.outcome.robust_accuracy, result.outcome.branches)
-            for result in report.group(knowledge)
+            line(result.name, result.rates.robust_accuracy, result.rates.branches) for result in report.group(group)
         ]
         rows.append(line(WORST, worst.robust_accuracy, worst.branches, summary=True))
-        sections.append((GROUPS[knowledge], tuple(rows)))
+        sections.append((GROUPS[group], tuple(rows)))
     columns = "attacker", "fused", *(f"{branch} branch" for branch in branches)
     return Table(caption="Accuracy of each branch alone", columns=columns, sections=tuple(sections))
 
@@ -86,8 +85,7 @@ def detection_table(report: EvalReport) -> Table:
         "evading",
     )
     sections = tuple(
-        (GROUPS[knowledge], tuple(_detection_row(result) for result in report.group(knowledge)))
-        for knowledge in report.groups
+        (GROUPS[group], tuple(_detection_row(result) for result in report.group(group))) for group in report.groups
     )
     return Table(caption="Detection of attacked images", columns=columns, sections=sections)
 
@@ -116,7 +114,7 @@ def _fooling_cell(found: Detection) -> Cell:
 
 
 def cost_table(report: EvalReport) -> Table:
-    """Return what crafting took."""
+    """Return time and passes of each attacker."""
     rows = tuple(
         Row(
             result.name,
@@ -134,7 +132,9 @@ def cost_table(report: EvalReport) -> Table:
 
 def settings_table(result: AttackResult) -> Table:
     """Return every setting of one attacker."""
-    return pairs_table(f"Settings of {result.name}", "setting", {"knowledge": result.knowledge, **result.settings})
+    return pairs_table(
+        f"Settings of {result.name}", "setting", {"threat model": result.threat_model, **result.settings}
+    )
 
 
 def checks_table(report: EvalReport) -> Table:

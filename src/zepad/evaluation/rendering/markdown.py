@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ...escaping import escape_markdown
 from ..report import EvalReport
 from .content import (
     branch_table,
@@ -15,7 +16,7 @@ from .content import (
     provenance_table,
     settings_table,
 )
-from .table import escape_markdown, markdown_table
+from .table import markdown_table
 from .wording import (
     DETECTION_TERMS,
     EXPLANATIONS,
@@ -42,8 +43,12 @@ def markdown_tables(report: EvalReport) -> str:
     blocks += [markdown_table(overview_table(report)), INTERVALS]
     if report.attacks:
         blocks.append(_terms(TERMS))
-    for knowledge in report.groups:
-        blocks += [f"## {GROUPS[knowledge]}", EXPLANATIONS[knowledge], markdown_table(group_table(report, knowledge))]
+    for group in report.groups:
+        blocks += [
+            f"## {GROUPS[group]}",
+            EXPLANATIONS[group],
+            markdown_table(group_table(report, group)),
+        ]
     if report.benign_branches:
         blocks += ["## Branches", markdown_table(branch_table(report))]
     if report.threshold is not None:

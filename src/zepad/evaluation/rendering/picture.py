@@ -6,10 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from ...escaping import clean
 from ..report import AttackResult, EvalReport
 from ..statistics import Rate
 from .charts import shares
-from .wording import WORST_OF_ALL, checks_sentence, clean, heading, percent, shorten
+from .wording import WORST_OF_ALL, checks_sentence, heading, percent, shorten
 
 _COLOURS = {"benign": "#8fb89a", "attack": "#7fa9d6", "worst": "#c98a5e"}
 _DASHES = ("-", "--", ":")
@@ -18,7 +19,7 @@ _DASHES = ("-", "--", ":")
 def overview_png(report: EvalReport) -> bytes:
     """Draw accuracies with intervals, confidences per branch and ROC curves.
 
-    Confidences and curves are shown for the attacker of each group that leaves the least accuracy.
+    Confidences and curves are those of the attacker of each threat model that leaves the least accuracy.
 
     Args:
         report: What was found.
@@ -32,8 +33,7 @@ def overview_png(report: EvalReport) -> bytes:
 
     bars = _bars(report)
     strongest = [
-        min(report.group(knowledge), key=lambda result: result.outcome.robust_accuracy.value)
-        for knowledge in report.groups
+        min(report.group(group), key=lambda result: result.rates.robust_accuracy.value) for group in report.groups
     ]
     above, below = 1.6 + 0.3 * len(bars), 3.2 if strongest else 0.0
     figure = Figure(figsize=(11, above + below), layout="constrained")
@@ -52,9 +52,9 @@ def overview_png(report: EvalReport) -> bytes:
 
 def _bars(report: EvalReport) -> list[tuple[str, Rate, str]]:
     bars = [("No attack", report.benign_accuracy, "benign")]
-    for knowledge in report.groups:
-        bars += [(result.name, result.outcome.robust_accuracy, "attack") for result in report.group(knowledge)]
-        bars.append((f"Worst {knowledge} for each image", report.worst[knowledge].robust_accuracy, "worst"))
+    for group in report.groups:
+        bars += [(result.name, result.rates.robust_accuracy, "attack") for result in report.group(group)]
+        bars.append((f"Worst {group} for each image", report.worst[group].robust_accuracy, "worst"))
     if len(report.groups) > 1:
         bars.append((WORST_OF_ALL, report.worst["all"].robust_accuracy, "worst"))
     return bars

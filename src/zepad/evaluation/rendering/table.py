@@ -1,23 +1,19 @@
-"""A table as a value, and its two spellings."""
+"""A table as a value, and as Markdown."""
 
 from __future__ import annotations
 
-import html
-import re
 from dataclasses import dataclass
 
-from .wording import clean
-
-_MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~#])")
+from ...escaping import escape_markdown
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is said in one place.
+    """One cell.
 
     Attributes:
         text: The value.
-        note: Its interval, counts or unit, set smaller.
+        note: Interval, counts or unit of the value, set smaller.
     """
 
     text: str
@@ -26,12 +22,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line.
+    """One row.
 
     Attributes:
-        name: Its header.
-        cells: One per further column.
-        summary: Set apart from the lines it sums up.
+        name: Header of the row.
+        cells: One cell per further column.
+        summary: Whether the row sums up those above it and is set apart from them.
     """
 
     name: str
@@ -44,53 +40,14 @@ class Table:
     """Rows below a header, in sections.
 
     Attributes:
-        caption: What is shown; unique on a page, since it names the region that scrolls.
-        columns: Headers, that of the row names first.
-        sections: A title, empty for none, and its rows.
+        caption: Caption; unique on a page, since it names the region that scrolls.
+        columns: Headers of the columns, that of the row names first.
+        sections: Pairs of a title, empty for none, and the rows below it.
     """
 
     caption: str
     columns: tuple[str, ...]
     sections: tuple[tuple[str, tuple[Row, ...]], ...]
-
-
-def escape_html(text: str) -> str:
-    """Return text for an HTML element or a quoted attribute."""
-    return html.escape(clean(text))
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, also in a table cell."""
-    entities = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN_MARKS.sub(r"\\\1", entities)
-
-
-def html_table(table: Table) -> str:
-    """Return the table in a region of its own, which scrolls sideways where the screen is narrow."""
-    head = "".join(f'<th scope="col">{escape_html(column)}</th>' for column in table.columns)
-    caption = escape_html(table.caption)
-    return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">\n<table>\n'
-        f"<caption>{caption}</caption>\n<thead>\n<tr>{head}</tr>\n</thead>\n"
-        + "".join(_html_section(title, rows, len(table.columns)) for title, rows in table.sections)
-        + "</table>\n</div>\n"
-    )
-
-
-def _html_section(title: str, rows: tuple[Row, ...], width: int) -> str:
-    top = f'<tr><th scope="rowgroup" colspan="{width}">{escape_html(title)}</th></tr>\n' if title else ""
-    return "<tbody>\n" + top + "".join(_html_row(row) for row in rows) + "</tbody>\n"
-
-
-def _html_row(row: Row) -> str:
-    kind = ' class="summary"' if row.summary else ""
-    cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
-    return f'<tr{kind}><th scope="row">{escape_html(row.name)}</th>{cells}</tr>\n'
-
-
-def _html_cell(cell: Cell) -> str:
-    note = f" <small>{escape_html(cell.note)}</small>" if cell.note else ""
-    return escape_html(cell.text) + note
 
 
 def markdown_table(table: Table) -> str:

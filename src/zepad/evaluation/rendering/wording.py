@@ -1,4 +1,4 @@
-"""Numbers and sentences, the same in every format."""
+"""Numbers and sentences that are the same in every format."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..attackers import Knowledge
+from ...escaping import clean
+from ..attackers import ThreatModel
 from ..report import AttackResult, EvalReport, Sample
 from ..statistics import Rate
 
-GROUPS: dict[Knowledge, str] = {
+GROUPS: dict[ThreatModel, str] = {
     "semi-black-box": "Semi-black-box attackers",
     "semi-black-box+": "Semi-black-box+ attackers",
     "white-box": "White-box attackers",
 }
 
-EXPLANATIONS: dict[Knowledge, str] = {
+EXPLANATIONS: dict[ThreatModel, str] = {
     "semi-black-box": "The attacker knows the public victim encoder the model is built on, and nothing else of it.",
     "semi-black-box+": "The attacker knows both public encoders, and nothing that was trained on them.",
     "white-box": "The attacker knows everything: all weights, how the branches are fused, and the detector.",
@@ -42,16 +43,9 @@ WORST_OF_ALL = "Worst of all attackers for each image"
 
 INTERVALS = "Ranges are 95 % intervals: Wilson for rates, bootstrap for AUROC."
 
-_JOINERS = "\u200c\u200d"  # invisible, and part of how Persian, Indic scripts and emoji are spelt
 _NAMED = 8  # attackers in the verdict; all are in the tables
 _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
-
-
-def clean(text: str) -> str:
-    """Return text on one line in which control characters, which no format may hold, are replacement marks."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in joined)
 
 
 def shorten(text: str, length: int) -> str:
@@ -108,30 +102,30 @@ def heading(report: EvalReport) -> str:
 
 
 def verdict(report: EvalReport) -> str:
-    """Return the one sentence to quote: benign accuracy and the worst case of each group, with who attacked."""
+    """Return the one sentence to quote: benign accuracy and the worst case of each threat model, with its attackers."""
     clauses = [f"{number} {told}" if number else told for number, told in verdict_clauses(report)]
     return f"{verdict_subject(report)} {'; '.join(clauses)}."
 
 
 def verdict_subject(report: EvalReport) -> str:
-    """Return what the verdict is about."""
+    """Return the beginning of the verdict: model, number of images and data."""
     model, data = (shorten(clean(name), _NAME) for name in (report.model, report.data))
     return f"{model} on {counted(report.images, 'image')} of {data}:"
 
 
 def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
-    """Return the verdict's numbers, each with what it says.
+    """Return the numbers of the verdict, each with what it says.
 
-    A group without attackers is named as not measured, so that its absence cannot pass for strength.
+    A threat model without attackers is named as not measured, so that its absence cannot pass for strength.
     """
     clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
-    for knowledge in GROUPS:
-        attackers = report.group(knowledge)
+    for group in GROUPS:
+        attackers = report.group(group)
         if attackers:
-            worst = report.worst[knowledge].robust_accuracy
-            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, knowledge)}"))
-        elif knowledge != "semi-black-box+":
-            clauses.append(("", f"not measured under any {knowledge} attacker"))
+            worst = report.worst[group].robust_accuracy
+            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, group)}"))
+        elif group != "semi-black-box+":
+            clauses.append(("", f"not measured under any {group} attacker"))
     return clauses
 
 
@@ -139,13 +133,13 @@ def _bounds(rate: Rate) -> str:
     return f"({interval(rate.interval)}) " if rate.total else ""
 
 
-def _who(attackers: Sequence[AttackResult], knowledge: Knowledge) -> str:
+def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel) -> str:
     names = [shorten(clean(result.name), _NAME) for result in attackers]
     listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
     if len(names) == 1:
-        return f"one {knowledge} attacker ({listed}; eps {budgets})"
-    return f"the worst of {len(names)} {knowledge} attackers for each image ({listed}; eps {budgets})"
+        return f"one {threat_model} attacker ({listed}; eps {budgets})"
+    return f"the worst of {len(names)} {threat_model} attackers for each image ({listed}; eps {budgets})"
 
 
 def sample_verdict(report: EvalReport, sample: Sample) -> str:

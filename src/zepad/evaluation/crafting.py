@@ -1,0 +1,79 @@
+"""Running one attack on one batch: seeded, timed and held to its budget."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..seeding import derive_seed
+from ..types import ImageModel
+from .attackers import Attacker
+from .cost import count_passes
+from .report import Cost
+
+_TOLERANCE = 1e-5  # by which rounding may carry an attacked image out of the ball
+
+
+def craft(attacker: Attacker, model: ImageModel, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Cost]:
+    """Attack one batch.
+
+    Args:
+        attacker: The attack and its target.
+        model: The evaluated model.
+        images: `(N, C, H, W)` in [0, 1]; not modified.
+        labels: True classes, int64 `(N,)`; not modified.
+        seed: Seed of the attack's random numbers.
+
+    Returns:
+        The attacked images `(N, C, H, W)`, and what they cost in all.
+
+    Raises:
+        InputError: If the attack leaves its own ball.
+    """
+    generator = torch.Generator(images.device).manual_seed(seed)
+    target = attacker.target(model)
+    start = time.perf_counter()
+    with count_passes(target) as counts:
+        attacked = attacker.attack(target, images.clone(), labels.clone(), generator=generator)
+    seconds = time.perf_counter() - start
+    check_budget_kept(attacker, images, attacked)
+    return attacked, Cost(seconds=seconds, forwards=float(counts["forwards"]), gradients=float(counts["gradients"]))
+
+
+def batch_seed(seed: int, attacker: Attacker, batch: int) -> int:
+    """Return the seed of one attacker on one batch, whichever other attackers there are."""
+    name = int.from_bytes(hashlib.sha256(attacker.name.encode()).digest()[:4], "big")
+    return derive_seed(seed, name, batch)
+
+
+def check_budget_kept(attacker: Attacker, images: Tensor, attacked: Tensor) -> None:
+    """Refuse an attack that leaves its ball: its numbers would be another budget's.
+
+    Raises:
+        InputError: If shape, range or distance of the attacked images do not fit.
+    """
+    if attacked.shape != images.shape or not torch.isfinite(attacked).all():
+        raise InputError(f"{attacker.name} returned no finite images of shape {tuple(images.shape)}.")
+    eps, norm = attacker.attack.eps, attacker.attack.norm
+    used, rounding = _distance(images, attacked, norm)
+    low, high = (float(bound) for bound in attacked.aminmax())
+    if used > eps + _TOLERANCE + rounding or low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise InputError(
+            f"{attacker.name} left its ball: {norm} distance {used:.4g} of {eps:.4g}, "
+            f"pixels in [{low:.4g}, {high:.4g}]. Project its result, or state the budget it uses."
+        )
+
+
+def _distance(images: Tensor, attacked: Tensor, norm: str) -> tuple[float, float]:
+    """Return the largest distance of an attacked image from its original, and what rounding may add to it."""
+    delta = (attacked.double() - images.double()).flatten(1)
+    rounding = torch.finfo(images.dtype).eps / 2 * (1 if norm == "linf" else delta.shape[1] ** 0.5)
+    if norm == "patch":
+        used = (attacked != images).any(dim=1).flatten(1).float().mean(dim=1)
+    else:
+        used = torch.linalg.vector_norm(delta, ord=torch.inf if norm == "linf" else 2, dim=1)
+    return float(used.max()), rounding
