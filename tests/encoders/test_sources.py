@@ -260,7 +260,9 @@ def test_a_spec_survives_json(
 
 @pytest.mark.parametrize("text", ["resnet18", "custom:x", "pickle:x", "os.system:x", ":x", "", "timm", "TIMM:resnet18"])
 def test_a_string_of_no_known_source_is_refused_with_the_forms(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"must read timm:<model>, torchvision:<model>, .*; got "):
+    with pytest.raises(
+        ConfigError, match="must read timm:<model>, torchvision:<model>@<weights>, .*; got .*registered"
+    ):
         EncoderSpec.parse(text)
 
 
@@ -300,7 +302,9 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "os", "name": "system"}, "source must be one of"),
+        ({"source": "os.path", "name": "join"}, "source must be a plain word"),
+        ({"source": "Timm", "name": "x"}, "source must be a plain word"),
+        ({"source": ["timm"], "name": "x"}, "source must be a plain word"),
         ({"source": "timm", "name": None}, "name must be a string"),
         ({"source": "timm", "name": ".hidden"}, "name must be a plain model name of timm"),
         ({"source": "torchvision", "name": "-flag"}, "name must be a plain model name of torchvision"),
