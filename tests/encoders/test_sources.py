@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -219,7 +219,6 @@ _scalars = (
 
 
 @given(_sources, _names)
-@settings(deadline=None, max_examples=50)
 def test_a_spec_is_its_string(source: Any, name: str) -> None:
     spec = EncoderSpec.parse(f"{source}:{name}")
     assert (spec.source, spec.name, str(spec)) == (source, name, f"{source}:{name}")
@@ -250,7 +249,6 @@ def test_a_string_may_name_weights(text: str, name: str, weights: str) -> None:
     st.none() | st.just(Preprocessing.imagenet(size=(64, 64))),
     st.sampled_from([None, "mean", "class_token"]),
 )
-@settings(deadline=None, max_examples=50)
 def test_a_spec_survives_json(
     source: Any, name: str, arguments: dict[str, Any], preprocessing: Preprocessing | None, pooling: Any
 ) -> None:
