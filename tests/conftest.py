@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -13,6 +15,16 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and processes do not fight
+
+
+settings.register_profile("default", max_examples=25, deadline=None)
+settings.register_profile("exhaustive", max_examples=200, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw many examples of each law where slow tests are asked for, and a few in the run that people wait for."""
+    slow = config.getoption("markexpr") == "slow" or bool(os.environ.get("CI_EXHAUSTIVE"))
+    settings.load_profile("exhaustive" if slow else "default")
 
 
 @pytest.fixture(autouse=True)

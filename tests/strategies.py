@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-laws = settings(max_examples=60, deadline=None)
+laws = settings()  # how many examples is the profile's say: see conftest.py
 
 MODERATE = (0.0, 1e-3, 1.0, 10.0)  # beyond this a softmax saturates and strict inequalities become equalities
 SCALES = (*MODERATE, 1e3)

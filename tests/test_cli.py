@@ -1,4 +1,4 @@
-"""The command line, in processes of its own as a user runs it, and the demo at small size."""
+"""The command line as a user calls it, and the demo at small size."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ import pytest
 import torch
 from PIL import Image
 
-from zepad import HardenConfig, InputError, ZePAD, __version__
+from command_line import zepad
+from zepad import BenignConfig, HardenConfig, InputError, ZePAD, __version__
 from zepad.data import digits
 from zepad.demo import format_table, run_demo
 
-
-def zepad(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "zepad", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+COUNT = 64  # test images
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory):
     """The demo with a recipe far too short to defend anything, but with every step and file of the real one."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("demo")
     lines: list[str] = []
-    result = run_demo(folder, hardening=HardenConfig(eps=25 / 255, epochs=1, steps=1), progress=False, say=lines.append)
+    result = run_demo(
+        folder,
+        hardening=HardenConfig(eps=25 / 255, epochs=1, steps=1),
+        benign=BenignConfig(epochs=6),
+        limit=COUNT,
+        progress=False,
+        say=lines.append,
+    )
     return folder, result, lines
 
 
@@ -41,7 +45,7 @@ def test_the_demo_leaves_a_picture_the_numbers_and_a_model_that_predicts_the_sam
         assert picture.size[0] > 1000
         assert len(np.unique(np.asarray(picture.convert("L")))) > 50  # not an empty canvas
     assert json.loads((folder / "result.json").read_text()) == json.loads(result.to_json())
-    images, labels = digits("test").images, digits("test").labels
+    images, labels = digits("test").images[:COUNT], digits("test").labels[:COUNT]
     reloaded = ZePAD.from_pretrained(folder / "model")
     assert float((reloaded.predict(images) == labels).float().mean()) == pytest.approx(
         result.recommended.benign_accuracy
@@ -149,5 +153,6 @@ def test_bad_arguments_give_a_message_and_an_exit_code(demo, arguments, code: in
     assert done.stdout == ""
 
 
-def test_version() -> None:
-    assert zepad("--version").stdout.strip() == f"zepad {__version__}"
+def test_the_installed_module_runs_in_a_process_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-m", "zepad", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == zepad("--version").stdout.strip() == f"zepad {__version__}"

@@ -1,10 +1,8 @@
-"""`zepad attack`, `evaluate` and `compare` in processes of their own, as a user runs them."""
+"""`zepad attack`, `evaluate` and `compare`, as a user calls them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from command_line import zepad
 from zepad import BenignConfig, ConfigError, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import UniversalPerturbation
 from zepad.cli.robustness import parse_eps
@@ -20,15 +19,6 @@ from zepad.evaluation import EvalReport
 
 VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
 QUICK = ("--steps", 2, "--queries", 3, "--limit", 12, "--train-limit", 64, "--quiet")
-
-
-def zepad(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "zepad", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,11 @@ def resizing(defense: ZePAD, interpolation: Interpolation = "bilinear") -> ZePAD
 # PyTorch cannot differentiate an antialiased bicubic resize in a graph for batches of any size (its issue 197622).
 @pytest.mark.parametrize(
     ("interpolation", "dynamic"),
-    [(None, None), ("bilinear", None), ("bicubic", False)],
-    ids=["as they come", "bilinear", "bicubic"],
+    [
+        pytest.param(None, None, id="as they come", marks=pytest.mark.slow),
+        pytest.param("bilinear", None, id="bilinear"),
+        pytest.param("bicubic", False, id="bicubic", marks=pytest.mark.slow),
+    ],
 )
 def test_the_whole_forward_and_its_gradient_compile(
     fitted: ZePAD, interpolation: Interpolation | None, dynamic: bool | None
@@ -225,6 +228,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # two more processes; what one process learns is compared in every run
 def test_ddp_on_two_processes_learns_what_one_learns(fitted: ZePAD, tmp_path: Path) -> None:
     fitted.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(DDP_SCRIPT)

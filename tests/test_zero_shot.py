@@ -49,6 +49,19 @@ def defense(encoders: tuple[nn.Module, nn.Module]) -> ZePAD:
     return ZePAD.from_encoders(*encoders)
 
 
+@pytest.fixture(scope="module")
+def _hardened() -> ZePAD:
+    torch.manual_seed(3)
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(width=6))
+    return defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False)
+
+
+@pytest.fixture
+def hardened(_hardened: ZePAD) -> ZePAD:
+    """`defense`, hardened without labels; a copy for each test."""
+    return copy.deepcopy(_hardened)
+
+
 def unlabelled() -> DataLoader:
     return DataLoader(IMAGES, batch_size=16)
 
@@ -113,44 +126,42 @@ def test_heads_of_text_are_never_trained(defense: ZePAD, heads: dict[str, ZeroSh
         assert defense.heads[role] is not heads[role]
 
 
-def test_a_new_task_needs_new_names_alone(defense: ZePAD, heads: dict[str, ZeroShotHead]) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False).fit_zero_shot(heads)
-    hardened = weights(defense.encoders)
-    defense.threshold = 0.7
+def test_a_new_task_needs_new_names_alone(hardened: ZePAD, heads: dict[str, ZeroShotHead]) -> None:
+    hardened.fit_zero_shot(heads)
+    before = weights(hardened.encoders)
+    hardened.threshold = 0.7
     other = {role: ZeroShotHead(torch.rand(5, h.features)) for role, h in heads.items()}
-    defense.fit_zero_shot(other)
-    assert (defense.num_classes, defense.threshold, defense.class_names) == (5, 0.1, None)
-    assert same(weights(defense.encoders), hardened)
+    hardened.fit_zero_shot(other)
+    assert (hardened.num_classes, hardened.threshold, hardened.class_names) == (5, 0.1, None)
+    assert same(weights(hardened.encoders), before)
 
 
-def test_the_trained_branches_may_follow_all_the_same(defense: ZePAD) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False)
-    defense.fit_benign(labelled(), BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
-    assert (defense.stage, defense.num_classes) == ("fitted", 3)
+def test_the_trained_branches_may_follow_all_the_same(hardened: ZePAD) -> None:
+    hardened.fit_benign(labelled(), BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
+    assert (hardened.stage, hardened.num_classes) == ("fitted", 3)
 
 
-@pytest.mark.parametrize("hardened_only", [True, False])
+@pytest.mark.parametrize("fitted", [False, True])
 def test_a_zero_shot_model_comes_back_bit_for_bit(
-    defense: ZePAD, heads: dict[str, ZeroShotHead], tmp_path: Path, hardened_only: bool
+    hardened: ZePAD, heads: dict[str, ZeroShotHead], tmp_path: Path, fitted: bool
 ) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False)
-    if not hardened_only:
-        defense.fit_zero_shot(heads, class_names=NAMES)
-    defense.save_pretrained(tmp_path)
+    if fitted:
+        hardened.fit_zero_shot(heads, class_names=NAMES)
+    hardened.save_pretrained(tmp_path)
     loaded = ZePAD.from_pretrained(tmp_path, victim=TinyEncoder(), auxiliary=TinyEncoder(width=6))
-    assert same(weights(loaded), weights(defense))
-    assert loaded.stage == defense.stage
-    if not hardened_only:
-        assert torch.equal(loaded.predict_proba(IMAGES), defense.predict_proba(IMAGES))
+    assert same(weights(loaded), weights(hardened))
+    assert loaded.stage == hardened.stage
+    if fitted:
+        assert torch.equal(loaded.predict_proba(IMAGES), hardened.predict_proba(IMAGES))
         assert all(isinstance(loaded.heads[role], ZeroShotHead) for role in ROLES)
 
 
 @pytest.mark.parametrize("size", [(2, 8), (3, 7), (2**20, 8)])
 def test_a_stored_head_of_another_size_is_refused(
-    defense: ZePAD, heads: dict[str, ZeroShotHead], tmp_path: Path, size: tuple[int, int]
+    hardened: ZePAD, heads: dict[str, ZeroShotHead], tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False).fit_zero_shot(heads)
-    defense.save_pretrained(tmp_path)
+    hardened.fit_zero_shot(heads)
+    hardened.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["num_classes"], config["encoders"]["victim"]["features"] = size
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -191,21 +202,19 @@ def test_an_empty_loader_is_refused(defense: ZePAD) -> None:
     ],
 )
 def test_heads_that_do_not_fit_change_nothing(
-    defense: ZePAD, heads: dict[str, ZeroShotHead], change: object, message: str
+    hardened: ZePAD, heads: dict[str, ZeroShotHead], change: object, message: str
 ) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False)
-    before = weights(defense)
+    before = weights(hardened)
     change(heads)  # type: ignore[operator]
     with pytest.raises(ConfigError, match=message):
-        defense.fit_zero_shot(heads)
-    assert same(weights(defense), before)
-    assert defense.stage == "hardened"
+        hardened.fit_zero_shot(heads)
+    assert same(weights(hardened), before)
+    assert hardened.stage == "hardened"
 
 
-def test_names_must_be_as_many_as_classes(defense: ZePAD, heads: dict[str, ZeroShotHead]) -> None:
-    defense.harden(unlabelled(), RECIPE, objective=fare(), progress=False)
+def test_names_must_be_as_many_as_classes(hardened: ZePAD, heads: dict[str, ZeroShotHead]) -> None:
     with pytest.raises(ConfigError, match="must name 3 classes; got 2"):
-        defense.fit_zero_shot(heads, class_names=["a", "b"])
+        hardened.fit_zero_shot(heads, class_names=["a", "b"])
 
 
 def test_public_encoders_are_not_served(defense: ZePAD, heads: dict[str, ZeroShotHead]) -> None:

@@ -53,9 +53,6 @@ from .zero_shot import ZeroShotHead, check_heads
 
 _CHUNK = 256  # images of one tensor that are classified at a time
 
-EncoderLike = nn.Module | EncoderSpec | str
-"""An encoder as a user may give it: a module, an `Encoder`, a spec, or a spec string such as `"timm:resnet18"`."""
-
 
 class ZePAD(
     BranchEnsemble,
@@ -168,7 +165,7 @@ class ZePAD(
         shared: dict[str, str] = {}
         for role, source in given.items():
             if source is not None:
-                encoders[role] = _as_encoder(role, source, preprocess)
+                encoders[role] = as_encoder(role, source, preprocess)
         if benign is None:
             encoders["benign"] = copy.deepcopy(encoders["auxiliary"])
             if encoders["auxiliary"].spec.source == "custom":
@@ -937,29 +934,3 @@ def _checked_rule(fusion: FusionRule | str) -> FusionRule:
 def _device(*modules: nn.Module) -> torch.device:
     """Where the first weight is; a model without any is on the CPU."""
     return next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))
-
-
-def _probe(role: str, encoder: Encoder) -> tuple[int, int]:
-    try:
-        return probe(encoder)
-    except InputError as error:
-        raise InputError(f"{role}: {error}") from error
-
-
-def _as_encoder(role: str, source: EncoderLike, preprocess: Preprocessing | None) -> Encoder:
-    if isinstance(source, str):
-        source = EncoderSpec.parse(source)
-    if isinstance(source, EncoderSpec):
-        encoder = build_encoder(source, pretrained=True)
-        if preprocess is None:
-            return encoder
-        return Encoder(encoder.backbone, preprocessing=preprocess, pooling=encoder.pooling, spec=encoder.spec)
-    if isinstance(source, Encoder):
-        return copy.deepcopy(source)
-    if isinstance(source, nn.Module):
-        return wrap_module(source, preprocess)
-    raise InputError(
-        f"{role} must be a torch.nn.Module, an EncoderSpec or a spec string; got "
-        f"{type(source).__name__}. A function can be "
-        "wrapped in a module."
-    )

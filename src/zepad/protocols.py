@@ -13,7 +13,7 @@ from torch import nn
 
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
-from .encoders import Encoder
+from .encoders import Encoder, EncoderLike
 from .ensemble import BranchEnsemble
 from .evaluation import (
     EvalReport,
@@ -25,7 +25,7 @@ from .evaluation import (
     universal_attacker,
     white_box,
 )
-from .model import EncoderLike, ZePAD
+from .model import ZePAD
 from .modules import Branch
 from .training import fit_heads
 from .types import HARDENED_ROLES, Loader

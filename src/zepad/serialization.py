@@ -25,7 +25,7 @@ from ._version import __version__
 from .config import _JSONConfig, is_hub_id, require
 from .detectors import Detector as DetectorConfig
 from .detectors import FittedDetector as Detector
-from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
+from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, is_registered, wrap_module
 from .errors import CheckpointError, ConfigError
 from .fusion import FusionRule as FusionConfig
 from .modules import MLPHead
@@ -536,6 +536,8 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     """
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
+    if owner is None and not is_registered(record.spec.source):  # a copy of another role's: the sentinel, say
+        owner = next((other for other in modules if config.encoders[other].spec == record.spec), None)
     if owner is not None and owner in modules:
         module = modules[owner]
         own = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone

@@ -6,7 +6,7 @@ One shape alphabet everywhere: images `(N, C, H, W)`, features `(N, D)`, logits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
@@ -55,10 +55,6 @@ class Branched(Protocol):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides beside the weights, JSON-ready: the fusion rule and the detector with their settings."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What decides beside the weights, JSON-ready: fusion rule and detector with their settings."""
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch, `(B, N, K)`."""

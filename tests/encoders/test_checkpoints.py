@@ -31,7 +31,7 @@ from torch import Tensor
 from zepad.encoders.checkpoints import read_checkpoint
 from zepad.errors import CheckpointError
 
-quick = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -259,7 +259,6 @@ _settings = st.builds(
 
 
 @given(_settings)
-@settings(deadline=None, max_examples=50)
 def test_a_setting_survives_json(setting: Preprocessing) -> None:
     restored = Preprocessing.from_dict(json.loads(json.dumps(setting.to_dict())))
     assert restored == setting

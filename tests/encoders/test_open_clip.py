@@ -203,6 +203,7 @@ def test_what_is_no_image_tower_is_left_to_others(module: nn.Module) -> None:
     assert wrap(module) is None
 
 
+@pytest.mark.slow  # 150 million weights
 def test_a_published_architecture_is_recognised_by_name() -> None:
     model = open_clip.create_model("ViT-B-32")
     encoder = wrap(model)

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -219,7 +219,6 @@ _scalars = (
 
 
 @given(_sources, _names)
-@settings(deadline=None, max_examples=50)
 def test_a_spec_is_its_string(source: Any, name: str) -> None:
     spec = EncoderSpec.parse(f"{source}:{name}")
     assert (spec.source, spec.name, str(spec)) == (source, name, f"{source}:{name}")
@@ -250,7 +249,6 @@ def test_a_string_may_name_weights(text: str, name: str, weights: str) -> None:
     st.none() | st.just(Preprocessing.imagenet(size=(64, 64))),
     st.sampled_from([None, "mean", "class_token"]),
 )
-@settings(deadline=None, max_examples=50)
 def test_a_spec_survives_json(
     source: Any, name: str, arguments: dict[str, Any], preprocessing: Preprocessing | None, pooling: Any
 ) -> None:
@@ -260,7 +258,9 @@ def test_a_spec_survives_json(
 
 @pytest.mark.parametrize("text", ["resnet18", "custom:x", "pickle:x", "os.system:x", ":x", "", "timm", "TIMM:resnet18"])
 def test_a_string_of_no_known_source_is_refused_with_the_forms(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"must read timm:<model>, torchvision:<model>, .*; got "):
+    with pytest.raises(
+        ConfigError, match="must read timm:<model>, torchvision:<model>@<weights>, .*; got .*registered"
+    ):
         EncoderSpec.parse(text)
 
 
@@ -300,7 +300,9 @@ def test_a_hostile_name_is_refused_before_anything_is_built(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"source": "os", "name": "system"}, "source must be one of"),
+        ({"source": "os.path", "name": "join"}, "source must be a plain word"),
+        ({"source": "Timm", "name": "x"}, "source must be a plain word"),
+        ({"source": ["timm"], "name": "x"}, "source must be a plain word"),
         ({"source": "timm", "name": None}, "name must be a string"),
         ({"source": "timm", "name": ".hidden"}, "name must be a plain model name of timm"),
         ({"source": "torchvision", "name": "-flag"}, "name must be a plain model name of torchvision"),

@@ -317,7 +317,7 @@ def test_a_type_is_built_from_its_own_fields(name: str) -> None:
 
 
 def test_a_mean_over_tokens_can_be_asked_for(images: Tensor) -> None:
-    from zepad.encoders.sources import _adapted
+    from zepad.encoders.sources.registry import _adapted
 
     built = build(spec_of("dinov2"), pretrained=False)
     averaged = _adapted(built, None, EncoderSpec(source="transformers", name="dinov2", pooling="mean"))

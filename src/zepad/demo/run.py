@@ -91,6 +91,8 @@ def run_demo(
     *,
     seed: int = 0,
     hardening: HardenConfig = HARDENING,
+    benign: BenignConfig = BenignConfig(),
+    limit: int | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> DemoResult:
@@ -99,7 +101,9 @@ def run_demo(
     Args:
         out: Created if need be; proved writable before anything is computed.
         seed: Of heads, attacks and training.
-        hardening: The recipe; its seed is replaced.
+        hardening: Recipe of the two hardened encoders; its seed is replaced.
+        benign: Recipe of the benign branch; its seed is replaced.
+        limit: Number of test images that are attacked and scored at most; None takes all 497.
         progress: Show training bars.
         say: Called with one line per step.
 
@@ -110,6 +114,7 @@ def run_demo(
     start = time.perf_counter()
     prepare_folder(out, resume=True)
     everything, test = digits("train"), digits("test")
+    test = LabelledImages(test.images[:limit], test.labels[:limit], test.classes)
     images, labels = test.images, test.labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -131,7 +136,7 @@ def run_demo(
 
         say(f"3/5  hardening both encoders on {len(train)} images, then the benign branch and the heads")
         defense.harden(loader, replace(hardening, seed=seed), progress=progress)
-        defense.fit_benign(loader, BenignConfig(seed=seed), head_config=None, progress=progress)
+        defense.fit_benign(loader, replace(benign, seed=seed), head_config=None, progress=progress)
         undefended = defense.branch(REFERENCE).eval()
 
         say(f"4/5  scoring {len(test)} test images, white-box attacks on the whole ensemble included")

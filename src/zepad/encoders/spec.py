@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -11,29 +12,21 @@ from ..config import _JSONConfig, require
 from ..errors import ConfigError
 from .preprocessing import Preprocessing
 
-Source = Literal["timm", "torchvision", "open_clip", "transformers", "solo", "lightly", "zepad", "custom"]
 Pooling = Literal["class_token", "mean"]
+Weights = Literal["fixed", "tag", "file", "repository"]
+"""How a source's specs name pre-trained weights; `register_source` explains each."""
 
-SOURCES: tuple[Source, ...] = get_args(Source)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
 
-# How each source's string form reads, for messages.
-FORMS = (
-    "timm:<model>",
-    "torchvision:<model>",
-    "open_clip:<model>@<weights>",
-    "transformers:<Hub id or folder>",
-    "solo:<file>",
-    "lightly:<file>",
-    "zepad:<model>",
-)
+FORMS: dict[str, Weights] = {}
+"""How each registered source names weights; `register_source` writes it."""
 
-# Of these sources the string form names a file or a repository of weights, from which the architecture is read; a bare
-# word is the architecture.
-_NAMED_BY_WEIGHTS = ("transformers", "solo", "lightly")
+_FORM_TEXTS = {"fixed": "<model>", "tag": "<model>@<weights>", "file": "<file>", "repository": "<Hub id or folder>"}
 
-# Of these, weights have names of their own beside the architecture's.
-_TAKES_WEIGHTS = ("torchvision", "open_clip", *_NAMED_BY_WEIGHTS)
+# Specs of such a source name a file or a repository of weights, from which the architecture is read; a bare word is the
+# architecture.
+_NAMED_BY_WEIGHTS = ("file", "repository")
 
 # Above what any published vision model asks for: a config from elsewhere must not ask for hours or for all memory.
 _MOST, _MOST_LAYERS = 2**16, 256
@@ -50,12 +43,12 @@ class EncoderSpec(_JSONConfig):
 
     Attributes:
         source: `"timm"`, `"torchvision"`, `"open_clip"`, `"transformers"`, `"solo"` and `"lightly"` (checkpoints of
-            solo-learn and lightly), `"zepad"` (encoders shipped inside this package), or `"custom"` for a module that
-            only the caller can build.
+            solo-learn and lightly), `"zepad"` (encoders shipped inside this package), a name given to
+            `register_source`, or `"custom"` for a module that only the caller can build.
         name: The architecture's name at its source; empty for `"custom"`.
         arguments: Keyword arguments of the architecture: JSON scalars, or lists of them.
         preprocessing: What the backbone expects; None takes it from the model's own configuration.
-        pooling: Of token sequences; None takes the model's own.
+        pooling: How token sequences become one feature vector; None takes the model's own way.
         weights: Which pre-trained weights are meant: a file for solo and lightly, a tag for open_clip and torchvision,
             a Hub id or folder for transformers. Used when pre-trained weights are asked for, and never saved with a
             model.
@@ -70,7 +63,7 @@ class EncoderSpec(_JSONConfig):
         'runs/byol.ckpt'
     """
 
-    source: Source
+    source: str
     name: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
@@ -83,13 +76,16 @@ class EncoderSpec(_JSONConfig):
         Raises:
             ConfigError: Naming the field, the value and what was expected.
         """
-        require(self.source in SOURCES, "source", self.source, f"one of {SOURCES}")
+        word = isinstance(self.source, str) and bool(re.fullmatch(r"[a-z][a-z0-9_-]*", self.source))
+        require(word, "source", self.source, f"a plain word, such as {', '.join(FORMS)} or custom")
         require(isinstance(self.name, str), "name", self.name, "a string")
-        taken = isinstance(self.weights, str) and (not self.weights or self.source in _TAKES_WEIGHTS)
+        # A source may be known in another process alone. Whether this one can build it is asked when it is built.
+        form = "fixed" if self.source == "custom" else FORMS.get(self.source, "repository")
+        taken = isinstance(self.weights, str) and (not self.weights or form != "fixed")
         require(taken, "weights", self.weights, f"a string, and empty for {self.source}, whose names say it all")
         if self.source == "custom":
             require(not self.name and not self.arguments, "name", self.name, 'empty for source "custom"')
-        elif self.name or not (self.weights and self.source in _NAMED_BY_WEIGHTS):
+        elif self.name or not (self.weights and form in _NAMED_BY_WEIGHTS):
             plain = bool(self.name) and all(c.isalnum() or c in "_-." for c in self.name) and self.name[0] not in "-."
             require(plain, "name", self.name, f"a plain model name of {self.source}, without ':' or '/'")
         plain = isinstance(self.arguments, dict) and all(
@@ -132,15 +128,20 @@ class EncoderSpec(_JSONConfig):
     def parse(cls, text: str) -> EncoderSpec:
         """Read the string form: `"source:name"`, `"source:name@weights"`, or `"source:weights"`.
 
-        Of solo, lightly and transformers a text with a dot or a slash is weights, any other an architecture.
+        For solo, lightly, transformers and other sources that read the architecture from the weights, a text with a
+        dot or a slash names weights, and any other an architecture.
 
         Raises:
-            ConfigError: If the source is unknown or the name is not plain.
+            ConfigError: If the source is not registered or the name is not plain.
         """
         source, _, rest = text.partition(":")
-        if not rest or source == "custom" or source not in SOURCES:
-            raise ConfigError(f"an encoder spec must read {', '.join(FORMS)}; got {text!r}.")
-        if source in _NAMED_BY_WEIGHTS and set(rest) & set("./\\"):
+        if not rest or source not in FORMS:
+            forms = ", ".join(f"{name}:{_FORM_TEXTS[form]}" for name, form in FORMS.items())
+            raise ConfigError(
+                f"an encoder spec must read {forms}; got {text!r}. A source of another package has to be registered "
+                "first: import that package, or call zepad.encoders.register_source."
+            )
+        if FORMS[source] in _NAMED_BY_WEIGHTS and set(rest) & set("./\\"):
             return cls(source=source, weights=rest)
         name, _, weights = rest.partition("@")
         return cls(source=source, name=name, weights=weights)

@@ -28,11 +28,6 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
     return _encoder(spec.name, build_resnet(spec.name))
 
 
-def wrap(module: nn.Module) -> Encoder | None:  # noqa: ARG001 - the signature of every source
-    """Recognise nothing: lightly's ResNets are torchvision's."""
-    return None
-
-
 def load_lightly(path: str | Path, *, ema: bool = False) -> Encoder:
     """Load the encoder of a lightly checkpoint: ResNet-18, -34 or -50, every key of it.
 

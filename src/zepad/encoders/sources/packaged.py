@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import CheckpointError, ConfigError
 from ..encoder import Encoder
@@ -24,11 +24,6 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
     if pretrained:
         model.load_state_dict(_weights(spec.name))
     return Encoder(model, preprocessing=Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3, size=(32, 32)), spec=spec)
-
-
-def wrap(module: nn.Module) -> Encoder | None:  # noqa: ARG001 - the signature of every source
-    """Recognise nothing: a bare module does not say that it came with this package."""
-    return None
 
 
 def _weights(name: str) -> dict[str, Tensor]:

@@ -40,11 +40,6 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
     return _encoder(spec.name, build_resnet(spec.name, stem), stem)
 
 
-def wrap(module: nn.Module) -> Encoder | None:  # noqa: ARG001 - the signature of every source
-    """Recognise nothing: solo-learn's ResNets are torchvision's."""
-    return None
-
-
 def load_solo(path: str | Path, *, stem: str | None = None, ema: bool = False) -> Encoder:
     """Load the encoder of a solo-learn checkpoint: ResNet-18, -34 or -50, every key of it.
 
