@@ -1,7 +1,7 @@
 """Do our attacks agree with a third party's? APGD-CE, APGD-DLR and Square beside ART's, same model, data and budget.
 
 python benchmarks/attack_agreement.py --data digits --eps 25
-python benchmarks/attack_agreement.py --data cifar10 --shared ../shared --images 3000 --eps 8 --epochs 3
+python benchmarks/attack_agreement.py --data cifar10 --images 3000 --eps 8 --epochs 3
 
 The model is one hardened victim branch. Prints a Markdown table, then one JSON line. ART's AutoPGD spends all steps on
 every image that was right at the start of a restart; ours stops with each image that falls. Both get one restart.
@@ -19,7 +19,7 @@ import art
 import numpy as np
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, SquareAttack
-from common import load_encoders, load_images
+from common import MIRROR_HELP, load_encoders, load_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -41,8 +41,8 @@ def hardened(options: argparse.Namespace) -> nn.Module:
         branch = Branch(encoder, MLPHead(features, 10))
         branch.load_state_dict(load_file(options.keep))
         return branch.eval()
-    name = "digits-train" if options.data == "digits" else "cifar10_train_a"
-    loader = DataLoader(load_images(name, options.shared, options.images), batch_size=128, shuffle=True)
+    train = load_images(options.data, "train", shared=options.shared, limit=options.images)
+    loader = DataLoader(train, batch_size=128, shuffle=True)
     config = HardenConfig(eps=options.eps / 255, epochs=options.epochs)
     branch, _ = harden_branch(encoder, loader, config, num_classes=10, progress=False)
     if options.keep is not None:
@@ -99,17 +99,17 @@ def survivors(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--images", type=int, help="training images")
+    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--images", type=int, help="number of training images; all by default")
     parser.add_argument("--test-images", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=3, help="of hardening")
-    parser.add_argument("--eps", type=float, required=True, help="in 0..255 units")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs of hardening")
+    parser.add_argument("--eps", type=float, default=25, help="radius of the L-infinity ball, in 255ths")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--attacks", nargs="*", help="beginnings of names, all by default")
+    parser.add_argument("--attacks", nargs="*", help="attacks to run, by the beginnings of their names; all by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--keep", type=Path, help="safetensors file of the hardened branch, to skip its training next time"
@@ -118,8 +118,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     eps = options.eps / 255
     model = hardened(options)
-    test_name = "digits-test" if options.data == "digits" else "cifar10_test"
-    test = load_images(test_name, options.shared, options.test_images)
+    test = load_images(options.data, "test", shared=options.shared, limit=options.test_images)
     images, labels = test.images, test.labels
     record: dict[str, object] = {
         "data": options.data, "eps": f"{options.eps:g}/255", "test_images": len(labels), "seeds": options.seeds,

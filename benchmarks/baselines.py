@@ -1,8 +1,8 @@
 """The table of defenses: train each with one budget, then attack all with the same attackers.
 
-    python benchmarks/baselines.py train --setting digits --seed 0 --out runs/digits
+    python benchmarks/baselines.py train    --setting digits --seed 0 --out runs/digits
     python benchmarks/baselines.py evaluate --setting digits --seed 0 --out runs/digits
-    python benchmarks/baselines.py table --setting digits --out runs/digits
+    python benchmarks/baselines.py table    --setting digits --out runs/digits
 
 Branches are saved as they are trained and reports as they are made: run it again and it goes on where it stopped.
 Training images are the first of the training set, test images the first of the test set. All recipes are
@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import cell, header, load_encoders, load_images, row
+from common import MIRROR_HELP, cell, header, load_encoders, load_images, row
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import UniversalPerturbation
-from zepad.encoders import Encoder, probe, wrap_module
+from zepad.encoders import probe
 from zepad.evaluation import (
     Attacker,
     EvalReport,
@@ -46,10 +46,9 @@ from zepad.training import fit_heads, harden_branch, training_device
 
 @dataclass(frozen=True)
 class Setting:
-    """What the numbers of one table have in common."""
+    """The data, encoders and budgets that the numbers of one table have in common."""
 
-    train: str
-    test: str
+    data: str
     encoders: str
     train_images: int | None
     test_images: int | None
@@ -62,11 +61,11 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting("digits-train", "digits-test", "digits", None, None, 1300, 10, 25 / 255, 32 / 255, 30, 300),
-    "resnet18": Setting(
-        "cifar10_train", "cifar10_test", "resnet18", None, None, 5000, 20, 8 / 255, 10 / 255, 100, 5000
-    ),
-    "cifar": Setting("cifar10_train_a", "cifar10_test", "cifar", 3000, 300, 500, 10, 8 / 255, 10 / 255, 30, 300),
+    "digits": Setting("digits", "digits", None, None, 1300, 10, 25 / 255, 32 / 255, 30, 300),
+    "cifar": Setting("cifar10", "cifar", 3000, 300, 500, 10, 8 / 255, 10 / 255, 30, 300),
+    # For a GPU: all of CIFAR-10, with the self-supervised ResNet-18s of pretrain_cifar.py.
+    "resnet18": Setting("cifar10", "resnet18", None, None, 5000, 20, 8 / 255, 10 / 255, 100, 5000),
+    "tiny": Setting("digits", "digits", 64, 20, 16, 1, 25 / 255, 32 / 255, 2, 5),  # proves that the script runs
 }
 BASELINES: dict[str, Callable[[], object]] = {
     "PGD-AT": pgd_at,
@@ -109,12 +108,9 @@ class Bench:
         self.setting = replace(self.setting, **{name: value for name, value in given.items() if value is not None})
         self.folder = args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.train = load_images(self.setting.train, args.shared, self.setting.train_images)
-        self.test = load_images(self.setting.test, args.shared, self.setting.test_images)
-        victim, auxiliary = (
-            encoder if isinstance(encoder, Encoder) else wrap_module(encoder)
-            for encoder in load_encoders(self.setting.encoders, args.shared, args.encoders)
-        )
+        self.train = load_images(self.setting.data, "train", shared=args.shared, limit=self.setting.train_images)
+        self.test = load_images(self.setting.data, "test", shared=args.shared, limit=self.setting.test_images)
+        victim, auxiliary = load_encoders(self.setting.encoders, args.shared, args.encoders)
         self.device = training_device()
         self.public = {"victim": victim.to(self.device), "auxiliary": auxiliary.to(self.device)}
         torch.manual_seed(self.seed)
@@ -177,7 +173,7 @@ class Bench:
         return branch.eval().requires_grad_(False).to(self.device)
 
     def models(self) -> dict[str, nn.Module]:
-        """Every model of the table whose parts are trained."""
+        """Return every model of the table whose parts are trained."""
         compositions: dict[str, dict[str, str]] = {
             "undefended": {"": "clean victim"},
             "three undefended encoders": {
@@ -196,7 +192,7 @@ class Bench:
         return models
 
     def attackers(self) -> list[Attacker]:
-        """Those who know public encoders alone: the same for every model."""
+        """Return the attackers who know public encoders alone, the same for every model."""
         common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
         attacks = universal_attacks(eps=self.setting.eps, seed=self.seed)
         kept = {name: Kept(attack, self.folder / f"{name}.perturbation", self.seed) for name, attack in attacks.items()}
@@ -272,16 +268,16 @@ def _robust(report: EvalReport, attacker: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "evaluate", "table"))
-    parser.add_argument("--setting", choices=SETTINGS, required=True)
+    parser.add_argument("--setting", choices=SETTINGS, default="digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--encoders", type=Path, help="Where pretrain_cifar.py left the ResNet-18s.")
-    parser.add_argument("--train-images", type=int, help="In place of the setting's.")
-    parser.add_argument("--test-images", type=int, help="In place of the setting's.")
-    parser.add_argument("--epochs", type=int, help="Of hardening, in place of the setting's.")
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--encoders", type=Path, help="folder where pretrain_cifar.py left the ResNet-18s")
+    parser.add_argument("--train-images", type=int, help="number of training images, in place of the setting's")
+    parser.add_argument("--test-images", type=int, help="number of test images, in place of the setting's")
+    parser.add_argument("--epochs", type=int, help="number of epochs of hardening, in place of the setting's")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", nargs="*", default=[], help="These alone; all by default.")
+    parser.add_argument("--models", nargs="*", default=[], help="models to train or evaluate; all by default")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.action == "table":

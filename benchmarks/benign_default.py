@@ -4,6 +4,7 @@ Each attack is a per-image or universal feature attack crafted on public encoder
 
 python benchmarks/benign_default.py --data digits --eps 25 --seeds 3
 python benchmarks/benign_default.py --data imagenette64 --shared ../shared --images 3000 --eps 10 --seeds 1
+python benchmarks/benign_default.py --data folder:imagenette --images 3000 --eps 10 --seeds 1
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from common import benign, load_encoders, load_images
+from common import MIRROR_HELP, benign, load_encoders, load_images
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,7 +27,7 @@ from zepad.training import train_benign
 
 
 def from_scratch(encoder: Encoder, seed: int) -> Encoder:
-    """The same architecture with fresh weights."""
+    """Return the same architecture with fresh weights."""
     torch.manual_seed(seed)
     fresh = copy.deepcopy(encoder)
     for part in fresh.modules():
@@ -37,21 +38,22 @@ def from_scratch(encoder: Encoder, seed: int) -> Encoder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("digits", "imagenette64"), required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--images", type=int)
+    parser.add_argument(
+        "--data", default="digits", help="digits, imagenette64 of a local mirror, or what load_data takes"
+    )
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--images", type=int, help="number of training images; all by default")
     parser.add_argument("--test-images", type=int, default=1000)
-    parser.add_argument("--eps", type=float, required=True, help="in 0..255 units")
+    parser.add_argument("--eps", type=float, default=25, help="radius of the L-infinity ball, in 255ths")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     eps = options.eps / 255
-    separator = "-" if options.data == "digits" else "_"
-    train = load_images(f"{options.data}{separator}train", options.shared, options.images)
-    test = load_images(f"{options.data}{separator}test", options.shared, options.test_images)
+    train = load_images(options.data, "train", shared=options.shared, limit=options.images)
+    test = load_images(options.data, "test", shared=options.shared, limit=options.test_images)
     loader = DataLoader(train, batch_size=128, shuffle=True)
-    model = ZePAD.from_encoders(*load_encoders("digits" if options.data == "digits" else "cifar10", options.shared))
+    model = ZePAD.from_encoders(*load_encoders(options.data, options.shared))
     attacked = {}
     for role in ("victim", "auxiliary"):
         public = model.encoder(role)

@@ -1,50 +1,100 @@
-"""Data and attacks that the benchmarks share."""
+"""Data, encoders, scores and table lines that the benchmarks share."""
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import math
 import statistics
-import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Literal
 
+import numpy as np
 import torch
 import torchvision
+from public_encoders import load_public
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zepad import Encoder, EncoderSpec, Preprocessing
 from zepad.attacks import PGD, cross_entropy, margin
-from zepad.data import LabelledImages, digits
+from zepad.data import ImageDataset, LabelledImages, load_data
 from zepad.encoders import build_encoder
 
+MIRROR_HELP = "local mirror of CIFAR-10 and the public encoders; without it they are downloaded"
+MIRRORED = {
+    ("cifar10", "train"): ("cifar10_train_a", "cifar10_train_b"),
+    ("cifar10", "test"): ("cifar10_test",),
+    ("imagenette64", "train"): ("imagenette64_train",),
+    ("imagenette64", "test"): ("imagenette64_test",),
+}
+"""The `.npz` files of a local mirror, by data set and split."""
 
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+
+def load_images(
+    source: str, split: Literal["train", "test"], *, shared: Path | None = None, limit: int | None = None
+) -> LabelledImages:
+    """Return the first images of a data set in memory.
+
+    Args:
+        source: `"digits"`; `"cifar10"`, which is downloaded where it is missing; anything else that
+            `zepad.data.load_data` takes; or, where there is a local mirror, `"imagenette64"`.
+        split: `"train"` or `"test"`.
+        shared: Local mirror with CIFAR-10 and Imagenette below `data/`.
+        limit: Number of images at most.
+
+    Returns:
+        Images, float32 `(N, 3, 32, 32)` in [0, 1], labels and class names. The first 10,000 training images and all
+        test images of CIFAR-10 are in the same order from the mirror and from the published archive.
+    """
+    names = MIRRORED.get((source, split)) if shared is not None else None
+    if names is not None:
+        parts = [load_data(f"npz:{shared / 'data' / name}.npz", "all", size=32) for name in names]
+    else:
+        parts = [load_data(source, split, size=32, download=True)]
+        if source == "cifar10":
+            with np.load(Path(__file__).with_name("cifar10_order.npz")) as recorded:
+                parts = [parts[0].select(order_by_digest(parts[0], recorded[split].tolist()))]
+    return in_memory(parts, limit)
 
 
-def load_images(name: str, shared: Path | None, limit: int | None, size: int = 32) -> LabelledImages:
-    """Return `"digits-train"`, `"digits-test"` or one of the files in `shared/data`, as floats in [0, 1]."""
-    if name.startswith("digits-"):
-        data = digits(name.removeprefix("digits-"))
-        return LabelledImages(data.images[:limit], data.labels[:limit], data.classes)
-    if name == "cifar10_train":  # stored in two halves
-        halves = [load_images(f"cifar10_train_{half}", shared, limit) for half in "ab"]
-        images, targets = (torch.cat([getattr(half, what) for half in halves])[:limit] for what in ("images", "labels"))
-        return LabelledImages(images, targets, halves[0].classes)
-    array, labels, classes = _module(shared / "data" / "load.py").load(name, limit)
-    images = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
-    if images.shape[-1] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-    return LabelledImages(images, torch.from_numpy(labels), classes)
+def in_memory(parts: list[ImageDataset], limit: int | None) -> LabelledImages:
+    """Read the first images of several data sets, one after the other."""
+    left = sum(map(len, parts)) if limit is None else limit
+    images, labels = [], []
+    for part in parts:
+        chosen = part.select(torch.arange(min(left, len(part))))
+        images += [image for image, _ in map(chosen.__getitem__, range(len(chosen)))]
+        labels.append(chosen.labels)
+        left -= len(chosen)
+    return LabelledImages(torch.stack(images), torch.cat(labels), parts[0].classes)
+
+
+def order_by_digest(data: ImageDataset, wanted: list[int]) -> Tensor:
+    """Return the positions of the wanted images, and after them those of all others in their own order.
+
+    `cifar10_order.npz` has the digests of the images that the tables of docs/results.md used, in their order there.
+
+    Args:
+        data: The images to choose from.
+        wanted: Digests of images, as `short_digest` returns them.
+
+    Raises:
+        ValueError: If an image is missing.
+    """
+    where = {short_digest(data[index][0]): index for index in range(len(data))}
+    missing = sum(digest not in where for digest in wanted)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(wanted)} recorded images are missing: is this another version of the data?"
+        )
+    first = [where[digest] for digest in wanted]
+    return torch.tensor([*first, *sorted(set(range(len(data))) - set(first))])
+
+
+def short_digest(image: Tensor) -> int:
+    """Return the first four bytes of the SHA-256 digest of an image's pixels, as bytes `(H, W, C)`."""
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    return int.from_bytes(hashlib.sha256(pixels.numpy().tobytes()).digest()[:4], "big")
 
 
 def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
@@ -53,19 +103,19 @@ def part(data: LabelledImages, rows: Tensor) -> LabelledImages:
 
 
 def split(
-    train_name: str, shared: Path | None, limit: int | None, seed: int
+    source: str, shared: Path | None, limit: int | None, seed: int
 ) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
-    """Return training, validation and test images.
+    """Return training, validation and test images of `"digits"` or `"cifar10"`.
 
     Of the digits a fifth of the training images, by seed, is held out. The public encoders of CIFAR-10 saw every
     training image, so that the second half of the test images serves as validation set and the first as test set.
     """
-    images = load_images(train_name, shared, limit)
-    if train_name == "digits-train":
+    images = load_images(source, "train", shared=shared, limit=limit)
+    test = load_images(source, "test", shared=shared)
+    if source == "digits":
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         cut = math.ceil(len(images) / 5)
-        return part(images, order[cut:]), part(images, order[:cut]), load_images("digits-test", None, None)
-    test = load_images("cifar10_test", shared, None)
+        return part(images, order[cut:]), part(images, order[:cut]), test
     first, second = torch.arange(len(test)).chunk(2)
     return images, part(test, second), part(test, first)
 
@@ -78,20 +128,25 @@ def cifar_resnet18() -> nn.Module:
     return model
 
 
-def load_encoders(name: str, shared: Path | None, folder: Path | None = None) -> tuple[nn.Module, nn.Module]:
+def load_encoders(name: str, shared: Path | None = None, folder: Path | None = None) -> tuple[Encoder, Encoder]:
     """Return victim and auxiliary.
 
-    The packaged digits encoders, the supervised CIFAR ResNets of depth 20 and 32, or, from the folder where
-    `pretrain_cifar.py` left them, ResNet-18s by Barlow Twins and SimCLR.
+    Args:
+        name: `"digits"`, the two encoders inside the package; `"resnet18"`, ResNet-18s by Barlow Twins and SimCLR; any
+            other name, the public supervised CIFAR ResNets of depth 20 and 32.
+        shared: Local mirror with the public encoders below `encoders/`; None downloads them.
+        folder: Where `pretrain_cifar.py` left the ResNet-18s.
     """
-    if name == "resnet18":
-        return tuple(_pretrained(folder / f"resnet18-{method}.safetensors") for method in ("barlow-twins", "simclr"))
+    methods = ("barlow-twins", "simclr")
     if name == "digits":
-        return tuple(
-            build_encoder(EncoderSpec.parse(f"zepad:digits-{m}"), pretrained=True) for m in ("barlow-twins", "simclr")
-        )
-    load = _module(shared / "encoders" / "cifar_resnet.py").load
-    return tuple(Encoder(load(depth), preprocessing=Preprocessing(size=(32, 32))) for depth in (20, 32))
+        victim, auxiliary = (build_encoder(EncoderSpec.parse(f"zepad:digits-{m}"), pretrained=True) for m in methods)
+    elif name == "resnet18":
+        if folder is None:
+            raise SystemExit("--setting resnet18 needs --encoders, the folder that pretrain_cifar.py wrote")
+        victim, auxiliary = (_pretrained(folder / f"resnet18-{method}.safetensors") for method in methods)
+    else:
+        victim, auxiliary = (load_public(f"cifar-resnet{depth}", shared) for depth in (20, 32))
+    return victim, auxiliary
 
 
 def _pretrained(file: Path) -> Encoder:

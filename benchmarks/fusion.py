@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import cell, header, load_encoders, part, row, split
+from common import MIRROR_HELP, cell, header, load_encoders, part, row, split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -60,7 +60,7 @@ from zepad.types import HARDENED_ROLES
 
 @dataclass(frozen=True)
 class Setting:
-    """What the numbers of one table have in common."""
+    """The data, encoders and budgets that the numbers of one table have in common."""
 
     train: str
     encoders: str
@@ -76,10 +76,11 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting("digits-train", "digits", None, 100, 5, None, False, 25 / 255, 497, False, 1300),
-    "cifar": Setting("cifar10_train_a", "cifar", 10000, 6, 2, trades, True, 8 / 255, 300, True, 500),
-    # For a GPU: full CIFAR-10, self-supervised ResNet-18s of pretrain_cifar.py.
-    "resnet18": Setting("cifar10_train", "resnet18", None, 30, 5, trades, True, 8 / 255, 1000, False, 5000),
+    "digits": Setting("digits", "digits", None, 100, 5, None, False, 25 / 255, 497, False, 1300),
+    "cifar": Setting("cifar10", "cifar", 10000, 6, 2, trades, True, 8 / 255, 300, True, 500),
+    # For a GPU: all of CIFAR-10, with the self-supervised ResNet-18s of pretrain_cifar.py.
+    "resnet18": Setting("cifar10", "resnet18", None, 30, 5, trades, True, 8 / 255, 1000, False, 5000),
+    "tiny": Setting("digits", "digits", 240, 1, 1, None, False, 25 / 255, 12, False, 32),  # proves that it runs
 }
 VOTES, DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0), (1.0,)
 CHOSEN = ("bounded", "candidates", "mixed", "calibrated")  # whose parameters calibration chooses
@@ -208,12 +209,12 @@ class Bench:
             print(f"{name}: {short} {settings} {time.perf_counter() - start:.0f} s", flush=True)
 
     def fused(self, defense: ZePAD, config: FusionConfig) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
-        """The defense under a fusion."""
+        """Return the defense under a fusion."""
         defense.configure(fusion=config)
         return defense, defense, Fusion(config).parameters_in_use
 
     def chosen(self, defense: ZePAD, rule: Any) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
-        """The defense under a rule with the parameters that calibration chooses."""
+        """Return the defense under a rule with the parameters that calibration chooses."""
         defense.configure(fusion=rule)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a floor that cannot be reached: it is in the record
@@ -225,7 +226,7 @@ class Bench:
     def measure(
         self, model: nn.Module, ensemble: ZePAD | None, public: dict[str, Tensor], parts: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """Accuracies: benign, under each public attack and the worst of them, under the worst of all white boxes."""
+        """Return the accuracy without an attack, under the public attacks and under the worst of all white boxes."""
         images, labels, eps = self.attacked.images, self.attacked.labels, self.eps
         semi = {name: right(model, batch, labels) for name, batch in public.items()}
         survives = right(model, images, labels)
@@ -333,7 +334,7 @@ class Bench:
                 "benign, flagged images left to the hardened branches": rate(
                     right(cautious, self.test.images, self.test.labels)
                 ),
-                "semi-black-box, likewise": rate(semi),
+                "semi-black-box, flagged images left to the hardened branches": rate(semi),
                 "AUROC under APGD-CE on the ensemble": auroc(benign=benign, attacked=white),
                 "wrong under APGD-CE": rate(lost),
                 "wrong and unflagged under APGD-CE": rate(lost & (white <= defense.threshold)),
@@ -345,7 +346,7 @@ class Bench:
 
 
 class Flipped(Dataset):
-    """Images, each left or right side first by chance."""
+    """Images with a random horizontal flip."""
 
     def __init__(self, data: LabelledImages) -> None:
         self.data, self.classes = data, data.classes
@@ -366,7 +367,7 @@ class Cautious(nn.Module):
         self.defense = defense
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return log-probabilities, scores that only their order counts of."""
+        """Return scores `(B, K)`, of which only the order matters."""
         flagged = self.defense.detect(images)
         hardened = hardened_branches(self.defense.branch_logits)(images)
         return torch.where(flagged[:, None], hardened, self.defense(images))
@@ -458,21 +459,23 @@ def parameters(settings: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "craft", "attack", "detect", "autoattack", "table"), nargs="+")
-    parser.add_argument("--setting", choices=SETTINGS, required=True)
+    parser.add_argument("--setting", choices=SETTINGS, default="digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
     parser.add_argument("--heads", choices=("trained", "refitted"), default="trained")
-    parser.add_argument("--encoders", type=Path, help="Where pretrain_cifar.py left the ResNet-18s.")
-    parser.add_argument("--rule", default="bounded", help="Fusion that detectors are measured with.")
-    parser.add_argument("--only", nargs="*", default=[], help="Fusions to attack, or detectors; all by default.")
-    parser.add_argument("--images", type=int, help="Training images, in place of the setting's.")
-    parser.add_argument("--attacked", type=int, help="Attacked test images, in place of the setting's.")
+    parser.add_argument("--encoders", type=Path, help="folder where pretrain_cifar.py left the ResNet-18s")
+    parser.add_argument("--rule", default="bounded", help="fusion that detectors are measured with")
     parser.add_argument(
-        "--scored", type=int, help="Test images that benign accuracy is measured on, and as many to validate."
+        "--only", nargs="*", default=[], help="fusions to attack, or detectors to measure; all by default"
     )
-    parser.add_argument("--eps", type=float, help="Of the attacks, in 255ths, in place of that of hardening.")
-    parser.add_argument("--epochs", type=int, help="Of all training, in place of the setting's and the default.")
+    parser.add_argument("--images", type=int, help="number of training images, in place of the setting's")
+    parser.add_argument("--attacked", type=int, help="number of attacked test images, in place of the setting's")
+    parser.add_argument(
+        "--scored", type=int, help="number of test images for benign accuracy, and of validation images"
+    )
+    parser.add_argument("--eps", type=float, help="radius of the attacks in 255ths, in place of that of hardening")
+    parser.add_argument("--epochs", type=int, help="number of epochs of every training, in place of the setting's")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

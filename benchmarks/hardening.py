@@ -1,7 +1,7 @@
 """What makes one hardened branch robust: variants of the training, scored on images held out of the training set.
 
     python benchmarks/hardening.py --data digits --eps 25 --seeds 0 1 2
-    python benchmarks/hardening.py --data cifar10 --shared ../shared --images 10000 --eps 8 --only default ...
+    python benchmarks/hardening.py --data cifar10 --images 10000 --eps 8 --only default ...
 
 One JSON line per variant and seed: benign and white-box accuracy (PGD-20, cross-entropy and margin) of the branch with
 the head trained along, with a head refitted on clean features, and with one refitted on clean and attacked features.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import benign, load_encoders, part, split, white_box
+from common import MIRROR_HELP, benign, load_encoders, part, split, white_box
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from zepad import HeadConfig
 from zepad.attacks import PGD, FeaturePGD
 from zepad.data import LabelledImages
-from zepad.encoders import wrap_module
 from zepad.functional import kl_divergence, structure_loss
 from zepad.modes import evaluating
 from zepad.modules import Branch, MLPHead
@@ -37,15 +36,15 @@ from zepad.training import fit_heads
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train."""
+    """The settings of one way to train."""
 
     updates: int = 300
     lr: float = 2e-3
     head_lr: float = 2e-3
     steps: int = 5
     structure: float = 1.0
-    clean: float = 0.0  # weight of the cross-entropy on clean images, of one in all
-    trades: float = 0.0  # beta; zero is cross-entropy on attacked images
+    clean: float = 0.0  # weight of the cross-entropy on clean images; attacked ones have the rest of one
+    trades: float = 0.0  # beta; at zero the loss is cross-entropy on attacked images
     average: float = 0.0  # decay of the exponential moving average of the weights
     shift: int = 0  # random translation in pixels
     smoothing: float = 0.0
@@ -162,21 +161,20 @@ def refitted(branch: Branch, data: LabelledImages, attacked: Tensor | None) -> B
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--images", type=int)
-    parser.add_argument("--val-images", type=int, default=500, help="of CIFAR-10")
-    parser.add_argument("--eps", type=float, required=True, help="in 0..255 units")
+    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--images", type=int, help="number of training images; all by default")
+    parser.add_argument("--val-images", type=int, default=500, help="number of validation images of CIFAR-10")
+    parser.add_argument("--eps", type=float, default=25, help="radius of the L-infinity ball, in 255ths")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--updates", type=int, help="instead of 300")
+    parser.add_argument("--updates", type=int, help="number of updates, in place of 300")
     options = parser.parse_args()
     torch.set_num_threads(1)
     eps = options.eps / 255
-    public = wrap_module(load_encoders("digits" if options.data == "digits" else "cifar", options.shared)[0])
+    public = load_encoders(options.data, options.shared)[0]
     for seed in options.seeds:
-        train_name = "digits-train" if options.data == "digits" else "cifar10_train_a"
-        data, held_out, _ = split(train_name, options.shared, options.images, seed)
+        data, held_out, _ = split(options.data, options.shared, options.images, seed)
         if options.data == "cifar10":
             held_out = part(held_out, torch.arange(options.val_images))
         for name in options.only:

@@ -1,7 +1,7 @@
 """Which hardening recipe leaves the most: one victim branch, benign and white-box accuracy, one JSON line.
 
 python benchmarks/recipe.py --data digits --eps 25 --set lr=0.002 --set epochs=8
-python benchmarks/recipe.py --data cifar10 --shared ../shared --images 3000 --eps 8 --set lr=0.002 --set epochs=8
+python benchmarks/recipe.py --data cifar10 --images 3000 --eps 8 --set lr=0.002 --set epochs=8
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import benign, load_encoders, load_images, white_box
+from common import MIRROR_HELP, benign, load_encoders, load_images, white_box
 from torch.utils.data import DataLoader
 
 from zepad import HardenConfig, HeadConfig, ZePAD
@@ -23,12 +23,12 @@ from zepad.training import fit_heads, harden_branch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", choices=("digits", "cifar10"), required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--images", type=int)
+    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--images", type=int, help="number of training images; all by default")
     parser.add_argument("--test-images", type=int, default=500)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--eps", type=float, required=True, help="in 0..255 units")
+    parser.add_argument("--eps", type=float, default=25, help="radius of the L-infinity ball, in 255ths")
     parser.add_argument("--set", action="append", default=[], help="field=value of HardenConfig")
     parser.add_argument("--paper", action="store_true", help="start from HardenConfig.paper()")
     parser.add_argument("--threads", type=int, default=1)
@@ -37,11 +37,8 @@ def main() -> None:
     eps = options.eps / 255
     changes = {key: json.loads(value) for key, value in (item.split("=") for item in options.set)}
     config = HardenConfig.paper(**changes) if options.paper else HardenConfig(**{"eps": eps, **changes})
-    train_name, test_name = ("digits-train", "digits-test")
-    if options.data == "cifar10":
-        train_name, test_name = "cifar10_train_a", "cifar10_test"
-    train = load_images(train_name, options.shared, options.images)
-    test = load_images(test_name, options.shared, options.test_images)
+    train = load_images(options.data, "train", shared=options.shared, limit=options.images)
+    test = load_images(options.data, "test", shared=options.shared, limit=options.test_images)
     loader = DataLoader(train, batch_size=options.batch, shuffle=True)
     victim, auxiliary = load_encoders(options.data, options.shared)
     model = ZePAD.from_encoders(victim, auxiliary)

@@ -25,7 +25,7 @@ from zepad.training import fit_heads
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--eps", type=float, default=40, help="In 0..255 units.")
+    parser.add_argument("--eps", type=float, default=40, help="radius of the L-infinity ball, in 255ths")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--encoders", nargs="*", default=["zepad:digits-barlow-twins", "zepad:digits-simclr"])

@@ -1,0 +1,152 @@
+"""Every benchmark runs at a small size on the data inside the package, and reads nothing that it does not expect."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zepad.data import ImageDataset
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+# The actions of one script, one after the other, on the digits at the smallest size.
+RUNS = {
+    "recipe": ["recipe.py --images 64 --test-images 16 --set epochs=1"],
+    "hardening": ["hardening.py --images 100 --updates 3 --only default"],
+    "benign_default": ["benign_default.py --images 64 --test-images 16"],
+    "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
+    "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
+    "public_encoders": ["public_encoders.py"],
+    "baselines": [
+        "baselines.py train --setting tiny --out runs --models undefended ZePAD",
+        "baselines.py evaluate --setting tiny --out runs",
+        "baselines.py table --setting tiny --out runs",
+    ],
+    "fusion": ["fusion.py train craft attack detect table --setting tiny --out runs"],
+}
+IN_BOTH = {"recipe"}  # the others take too long for every run of the tests
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEPAD_DATA": str(folder / "no data")}
+    found = subprocess.run(
+        [sys.executable, str(FOLDER / arguments[0]), *arguments[1:]],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in IN_BOTH else pytest.mark.slow) for name in RUNS]
+)
+def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(name: str, tmp_path: Path) -> None:
+    for command in RUNS[name]:
+        printed = run(tmp_path, *command.split())
+    if name == "recipe":
+        record = json.loads(printed)
+        assert record["data"] == "digits"
+        assert record["images"] == 64
+        assert 0 <= record["adversarial_head"]["white_box"] <= record["adversarial_head"]["benign"] <= 1
+    elif name not in ("hardening", "benign_default", "pretrain_cifar"):
+        assert "|---|" in printed
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load(monkeypatch, "public_encoders")
+
+
+def load(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_public_encoders_have_the_published_size_and_64_features(public: ModuleType) -> None:
+    millions = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85}  # of the whole classifier, as its author states them
+    for entry in public.PUBLIC_ENCODERS.values():
+        model = public.CifarResNet(entry.depth).eval()
+        classifier = 64 * 10 + 10
+        assert round((sum(p.numel() for p in model.parameters()) + classifier) / 1e6, 2) == millions[entry.depth]
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 64)
+        convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(convolutions) + 1 == entry.depth  # the classifier is the last layer
+
+
+def test_a_shortcut_keeps_every_second_pixel_and_adds_empty_channels(public: ModuleType) -> None:
+    block = public.Block(16, 32, 2).eval()
+    torch.nn.init.zeros_(block.bn2.weight)  # the residual is zero
+    x = torch.rand(1, 16, 8, 8)
+    expected = torch.zeros(1, 32, 4, 4)
+    expected[:, 8:24] = x[:, :, ::2, ::2]
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_the_published_checkpoint_and_the_mirror_give_the_same_encoder(
+    public: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {
+        **public.CifarResNet(20).state_dict(),
+        "linear.weight": torch.rand(10, 64),
+        "linear.bias": torch.rand(10),
+    }
+    published, mirror = tmp_path / "resnet20.th", tmp_path / "mirror" / "encoders" / "resnet20.safetensors"
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in weights.items()}}, published)
+    mirror.parent.mkdir(parents=True)
+    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, mirror)
+    entry = public.PublicEncoder(
+        depth=20, url=published.as_uri(), sha256=public.digest(published), mirror=mirror.name,
+        mirror_sha256=public.digest(mirror), test_error=0.0,
+    )  # fmt: skip
+    monkeypatch.setitem(public.PUBLIC_ENCODERS, "tiny", entry)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+
+    downloaded, mirrored = public.load_public("tiny"), public.load_public("tiny", tmp_path / "mirror")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(downloaded(images), mirrored(images))
+    assert not downloaded.training
+
+    kept = tmp_path / "cache" / "checkpoints" / "resnet20.th"
+    kept.write_bytes(b"damaged")  # a damaged copy is fetched again
+    assert torch.equal(public.load_public("tiny")(images), mirrored(images))
+    assert public.digest(kept) == entry.sha256
+
+
+def test_another_file_than_the_recorded_one_is_never_opened(public: ModuleType, tmp_path: Path) -> None:
+    other = tmp_path / "other.th"
+    other.write_bytes(b"not the published file")
+    wrong = hashlib.sha256(b"the published file").hexdigest()
+    with pytest.raises(ValueError, match="not the file that was expected"):
+        public.fetch(other.as_uri(), wrong, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "other.th").exists()
+    with pytest.raises(ValueError, match="expected"):
+        public.check_digest(other, wrong)
+
+
+def test_images_come_back_in_the_recorded_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, "public_encoders")
+    common = load(monkeypatch, "common")
+    images = torch.randint(256, (20, 3, 8, 8)) / 255
+    data = ImageDataset(images, torch.arange(20), [str(label) for label in range(20)])
+    wanted = torch.randperm(20)[:12]
+    order = common.order_by_digest(data, [common.short_digest(images[index]) for index in wanted])
+    assert torch.equal(order[:12], wanted)
+    assert sorted(order.tolist()) == list(range(20))
+    with pytest.raises(ValueError, match="1 of 1 recorded images"):
+        common.order_by_digest(data, [-1])
