@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from example_reports import HOSTILE, IMAGES, report
 from tiny import TinyEncoder, toy_data
 from zepad import CardDetails, HardenConfig, HeadConfig, ZePAD, ZeroShotHead
-from zepad.card import model_card
 from zepad.errors import CheckpointError, ConfigError, InputError
 from zepad.evaluation import EvalReport, weights_digest
-from zepad.serialization import Base, SavedConfig, parse_config, read_config
+from zepad.persistence.card import model_card
+from zepad.persistence.config import Base, SavedConfig, parse_config, read_config
 from zepad.types import ROLES
 
 UNMEASURED = "Nothing was measured when this card was written: no accuracy, clean or robust, is claimed."

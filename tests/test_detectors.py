@@ -28,7 +28,7 @@ from zepad.functional import (
     sentinel_score,
     smoothed,
 )
-from zepad.serialization import Base, read_config
+from zepad.persistence.config import Base, read_config
 from zepad.types import ENCODER_ROLES, ROLES
 
 IMAGES, LABELS = toy_data(80, seed=5)

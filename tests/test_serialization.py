@@ -20,12 +20,12 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-import zepad.hub
+import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
-from zepad.serialization import Base, read_config
+from zepad.persistence.config import Base, read_config
 from zepad.types import ROLES
 
 IMAGES, LABELS = toy_data(24)
@@ -990,14 +990,14 @@ def test_a_revision_is_obeyed(cache: Path, normalised: ZePAD, revision: str) -> 
 
 def test_every_file_comes_from_one_commit(cache: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch) -> None:
     # Someone pushes while we download.
-    download = zepad.hub.hf_hub_download
+    download = zepad.persistence.hub.hf_hub_download
 
     def pushed(*arguments: Any, **named: Any) -> Any:
         path = download(*arguments, **named)
         (cache / "models--me--x" / "refs" / "main").write_text(SECOND)
         return path
 
-    monkeypatch.setattr(zepad.hub, "hf_hub_download", pushed)
+    monkeypatch.setattr(zepad.persistence.hub, "hf_hub_download", pushed)
     assert_same(from_cache(cache), fitted)
 
 

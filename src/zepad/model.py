@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from .calibration import calibrate
-from .card import CardDetails, model_card
 from .config import (
     BenignConfig,
     DetectorConfig,
@@ -30,22 +29,23 @@ from .config import (
 from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
-from .export import export_model
 from .functional import Evidence, smoothed
-from .hub import HubRepo, Published
 from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
-from .loading import load_saved
 from .modules import Branch, Detector, Ensemble, Fusion, evaluating
 from .objectives import HardeningMethod, Objective
-from .publishing import publish_folder, write_card
-from .serialization import (
+from .persistence.card import CardDetails, model_card
+from .persistence.config import (
     Base,
     SavedConfig,
     SavedFile,
     describe_model,
     save_model,
 )
+from .persistence.export import export_model
+from .persistence.hub import HubRepo, Published
+from .persistence.loading import load_saved
+from .persistence.publishing import publish_folder, write_card
 from .training import (
     Recipe,
     Run,

@@ -93,7 +93,7 @@ def _serve() -> None:
     import huggingface_hub.file_download
     import huggingface_hub.utils._http
 
-    from zepad.hub import HubRepo, locate, publish
+    from zepad.persistence.hub import HubRepo, locate, publish
 
     slept: list[float] = []
     clock = SimpleNamespace(**{**vars(time), "sleep": slept.append})

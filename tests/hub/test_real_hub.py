@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from zepad.errors import HubError
-from zepad.hub import HubRepo, Published, locate, publish
+from zepad.persistence.hub import HubRepo, Published, locate, publish
 
 TOKEN = os.environ.get("ZEPAD_HF_TOKEN", "")
 

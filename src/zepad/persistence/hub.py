@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 
-from .errors import CheckpointError, HubError, ZePADError
+from ..errors import CheckpointError, HubError, ZePADError
 
 _T = TypeVar("_T")
 

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
-from .config import require
-from .encoders import Encoder
-from .errors import CheckpointError, ConfigError, InputError, ZePADError
-from .functional import Evidence, averages
-from .modules import Detector, Fusion, evaluating
+from .._version import __version__
+from ..config import require
+from ..encoders import Encoder
+from ..errors import CheckpointError, ConfigError, InputError, ZePADError
+from ..functional import Evidence, averages
+from ..modules import Detector, Fusion, evaluating
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""

@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ._version import __version__
-from .config import DetectorConfig, FusionConfig, _JSONConfig, is_hub_id, require
-from .encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
-from .errors import CheckpointError, ConfigError
-from .modules import Detector, MLPHead
-from .types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Role, Stage
-from .zero_shot import ZeroShotHead
+from .._version import __version__
+from ..config import DetectorConfig, FusionConfig, _JSONConfig, is_hub_id, require
+from ..encoders import Encoder, EncoderSpec, Preprocessing, build_encoder, wrap_module
+from ..errors import CheckpointError, ConfigError
+from ..modules import Detector, MLPHead
+from ..types import ENCODER_ROLES, HARDENED_ROLES, ROLES, SENTINEL, Role, Stage
+from ..zero_shot import ZeroShotHead
 
 _Record = TypeVar("_Record", bound=_JSONConfig)
 

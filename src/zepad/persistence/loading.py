@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from .encoders import Encoder
-from .hub import HubRepo, locate
-from .modules import Detector
-from .serialization import (
+from ..encoders import Encoder
+from ..modules import Detector
+from ..types import ENCODER_ROLES, Role
+from .config import (
     DETECTOR_FILE,
     ENCODER_FILES,
     HEADS_FILE,
@@ -27,7 +27,7 @@ from .serialization import (
     rebuild_encoder,
     rebuild_heads,
 )
-from .types import ENCODER_ROLES, Role
+from .hub import HubRepo, locate
 
 _T = TypeVar("_T")
 

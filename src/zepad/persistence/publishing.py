@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from ..errors import CheckpointError, HubError
 from .card import model_card
-from .errors import CheckpointError, HubError
+from .config import CONFIG_FILE, ENCODER_FILES, WEIGHT_FILES, SavedConfig, check_weights, read_config
 from .hub import HubRepo, Published, publish
 from .loading import SavedFiles
-from .serialization import CONFIG_FILE, ENCODER_FILES, WEIGHT_FILES, SavedConfig, check_weights, read_config
 
 CARD_FILE = "README.md"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .config import _JSONConfig, is_hub_id, is_number, require
-from .errors import CheckpointError
-from .evaluation.rendering.table import escape_markdown
-from .evaluation.rendering.wording import clean
-from .modules import Fusion
-from .serialization import SavedConfig
+from ..config import _JSONConfig, is_hub_id, is_number, require
+from ..errors import CheckpointError
+from ..evaluation.rendering.table import escape_markdown
+from ..evaluation.rendering.wording import clean
+from ..modules import Fusion
+from .config import SavedConfig
 
 _CARD = """---
 {metadata}

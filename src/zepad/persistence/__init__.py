@@ -1,0 +1,1 @@
+"""A model on disk, on the Hub and as an exported graph."""
