@@ -23,7 +23,7 @@ from .errors import (
 )
 from .inspection import BranchReport
 from .model import ZePAD
-from .persistence.card import CardDetails
+from .persistence import CardDetails
 from .zero_shot import ZeroShotHead
 
 __all__ = [

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -34,18 +33,19 @@ from .inputs import check_images, check_reiterable, image_batches
 from .inspection import BranchReport, inspect_branches
 from .modules import Branch, Detector, Ensemble, Fusion, evaluating
 from .objectives import HardeningMethod, Objective
-from .persistence.card import CardDetails, model_card
-from .persistence.config import (
-    Base,
-    SavedConfig,
-    SavedFile,
+from .persistence import (
+    CardDetails,
+    Home,
+    HubRepo,
+    Published,
+    SavedModel,
     describe_model,
+    export_model,
+    load_saved,
+    model_card,
+    push_model,
     save_model,
 )
-from .persistence.export import export_model
-from .persistence.hub import HubRepo, Published
-from .persistence.loading import load_saved
-from .persistence.publishing import publish_folder, write_card
 from .training import (
     Recipe,
     Run,
@@ -123,7 +123,7 @@ class ZePAD(
         num_classes: int | None = None,
         fusion: FusionConfig | None = None,
         detector: Detector | None = None,
-        shared_architecture: Mapping[str, str] | None = None,
+        shared_architecture: Mapping[str, Role] | None = None,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict({role: encoders[role] for role in ENCODER_ROLES if role in encoders})
@@ -139,7 +139,7 @@ class ZePAD(
         self._declared_classes = num_classes
         self._features = dict(features)
         self._shared_architecture = dict(shared_architecture or {})
-        self._published: tuple[Base, Mapping[str, SavedFile]] | None = None
+        self._home: Home | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -183,7 +183,7 @@ class ZePAD(
         fusion, scores = _fusion_config(fusion), _detector_config(detector)
         given: dict[Role, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
         encoders: dict[str, Encoder] = {}
-        shared: dict[str, str] = {}
+        shared: dict[str, Role] = {}
         for role, source in given.items():
             if source is not None:
                 encoders[role] = _as_encoder(role, source, preprocess)
@@ -736,7 +736,7 @@ class ZePAD(
         self._require_whole("save_pretrained")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not distributed or torch.distributed.get_rank() == 0:
-            self._write(Path(save_directory), heads_only, card, None)
+            save_model(Path(save_directory), self._contents(), heads_only=heads_only, card=card)
         if distributed:
             torch.distributed.barrier()
 
@@ -771,40 +771,19 @@ class ZePAD(
             CheckpointError: As `save_pretrained`.
         """
         self._require_whole("push_to_hub")
-        with TemporaryDirectory() as folder:
-            config = self._write(Path(folder), heads_only, card, repo_id)
-            published = publish_folder(
-                Path(folder), repo_id, private=private, revision=revision, token=token, commit_message=commit_message
-            )
-        if not heads_only:
-            home = Base(repo_id=published.repo_id, revision=published.revision)
-            self._published = (home, config.files)
+        published, self._home = push_model(
+            repo_id,
+            self._contents(),
+            heads_only=heads_only,
+            card=card,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+        )
         return published
 
-    def _write(self, folder: Path, heads_only: bool, card: CardDetails, model_id: str | None) -> SavedConfig:
-        if heads_only and not self.heads:
-            raise StageError(f"there are no heads to save alone. Call {self._next_call()} first.")
-        if heads_only and self._published is None:
-            raise StageError(
-                "the encoders of this model are not on the Hub, so heads alone could not be loaded. "
-                'Publish the whole model first: push_to_hub("user/name").'
-            )
-        base, published = self._published if heads_only and self._published else (None, None)
-        encoders: dict[str, Encoder] = {role: self.encoder(role) for role in self._roles}
-        described = replace(self._describe(), base=base)
-        text = model_card(described, model_id=model_id, details=card)  # before an older save is replaced
-        config = save_model(
-            folder,
-            described,
-            encoders=encoders,
-            heads=dict(self.heads.items()),
-            detector=self.detector,
-            published=published,
-        )
-        write_card(folder, text)
-        return config
-
-    def _describe(self) -> SavedConfig:
+    def _contents(self) -> SavedModel:
         return describe_model(
             stage=self.stage,
             channels=self.channels,
@@ -815,14 +794,15 @@ class ZePAD(
             shared_architecture=self._shared_architecture,
             heads=dict(self.heads.items()),
             fusion=self.fusion.config,
-            detector=self.detector.config,
+            detector=self.detector,
             threshold=self.threshold,
             provenance=self.provenance,
+            home=self._home,
         )
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002 - the mixin's signature
         """Return the model card: what the model is, what was measured, how to use it, and its limits."""
-        return ModelCard(model_card(self._describe()), ignore_metadata_errors=False)
+        return ModelCard(model_card(self._contents().config), ignore_metadata_errors=False)
 
     def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
         """Write one graph of the whole defense: logits, probabilities, weights and detection score of a batch.
@@ -910,7 +890,7 @@ class ZePAD(
         model.heads.update(saved.heads)
         model.stage, model.class_names = config.stage, config.class_names
         model.threshold, model.provenance = config.threshold, config.provenance
-        model._published = None if saved.home is None else (saved.home, config.files)
+        model._home = saved.home
         model.eval()
         return model if device is None else model.to(device)
 

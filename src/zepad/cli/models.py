@@ -48,7 +48,7 @@ def info(
 ) -> None:
     """Say what a saved model is, from its config alone."""
     from ..modules import Fusion
-    from ..persistence.config import CONFIG_FILE, read_config
+    from ..persistence import CONFIG_FILE, read_config
 
     config = read_config(path / CONFIG_FILE)
     if as_json:

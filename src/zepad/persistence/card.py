@@ -6,78 +6,26 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined, Template, TemplateError
 
-from ..config import _JSONConfig, is_hub_id, is_number, require
+from ..config import FusionConfig, _JSONConfig, is_hub_id, is_number, require
 from ..errors import CheckpointError
 from ..evaluation.rendering.table import escape_markdown
 from ..evaluation.rendering.wording import clean
 from ..modules import Fusion
 from .config import SavedConfig
 
-_CARD = """---
-{metadata}
----
+CARD_FILE = "README.md"
 
-# {title}
+# What reading a provenance raises that is not as zepad writes it.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 
-Two public image encoders and a benign one, hardened with [zepad](https://arxiv.org/abs/2602.11204) against
-downstream-agnostic adversarial examples (DAEs): images that are attacked on a public encoder alone and then fool every
-classifier built on it. Victim and auxiliary are adversarially fine-tuned (the multi-pattern adversarial enhancement
-branch, MPAE), the benign encoder only ever saw clean data (the benign memory preservation branch, BMP), and a
-fusion lets the right one speak for each image.
-
-## Use
-
-```python
-from zepad import ZePAD
-
-defense = ZePAD.from_pretrained("{model_id}"{modules})
-{use}
-```
-
-Images are float in [0, 1], `(N, {channels}, H, W)`, un-normalised: every encoder normalises inside.
-
-## What it is
-
-| part | architecture | head |
-|---|---|---|
-{encoders}
-
-{facts}
-
-| | this model | the paper's | recommended |
-|---|---|---|---|
-| fusion | {fusion} | rfdm (sharpness 3) | bounded, its vote calibrated |
-| detector | {detector} | gap, threshold 0.1 | features, its threshold calibrated |
-
-`defense.configure(fusion=..., detector=...)` and `defense.calibrate(validation_loader)` change either without training;
-a detector that needs the undefended victim must have been asked for when the model was built.
-
-## Threat model
-
-Meant for an attacker who knows the public encoders and neither the deployed ensemble nor the task (semi-black-box).
-
-## Measured
-
-{measured}
-## Limits
-
-* {knowing} {white_box}
-* Detection is not robustness: an attacker who knows of the detector can evade it.
-* Every image costs {passes} encoder passes.
-* Nothing here holds for images unlike those it was trained and measured on.
-
-## Training
-
-```json
-{training}
-```
-"""
-
-_UNMEASURED = "Nothing was measured when this card was written: no accuracy, clean or robust, is claimed.\n"
 _TASKS = {
     "mlp": "image-classification",
     "zero_shot": "zero-shot-image-classification",
@@ -90,10 +38,10 @@ class CardDetails(_JSONConfig):
     """What only the publisher knows of a model.
 
     Attributes:
-        license: Identifier of the Hub, such as `"apache-2.0"`; the licences of the public encoders bind you too.
+        license: Identifier of a license on the Hub, such as `"apache-2.0"`. Those of the public encoders bind you too.
         datasets: Hub ids of the training data.
         base_models: Hub ids of the public encoders, added to those that are known from the encoders themselves.
-        tags: Added to zepad's own.
+        tags: Tags for the Hub, added to those of zepad.
 
     Examples:
         >>> CardDetails(license="mit", datasets=("uoft-cs/cifar10",)).license
@@ -125,9 +73,9 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
     """Return the card as Markdown with Hub metadata, from what config.json says.
 
     Args:
-        config: Of the model; an attached evaluation becomes the measured numbers and the `model-index`.
-        model_id: Hub id it is published under, where known.
-        details: What only the publisher knows.
+        config: Config of the model. An attached evaluation becomes the measured numbers and the `model-index`.
+        model_id: Hub id that the model is published under, where known.
+        details: What only the publisher knows of the model.
 
     Raises:
         CheckpointError: If the config's provenance is not as zepad writes it.
@@ -135,7 +83,15 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
     try:
         text = _card(config, model_id, details)
         text.encode()  # JSON can hold half a letter, which no file can
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+        TemplateError,
+    ) as error:
         raise CheckpointError(
             f"no card can be written: the provenance in config.json is not as zepad writes it "
             f"({type(error).__name__}: {error}). Save the model again."
@@ -143,33 +99,97 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
     return text
 
 
+def write_card(folder: Path, card: str) -> Path:
+    """Write a card beside a saved model.
+
+    Args:
+        folder: Folder of the model.
+        card: Text that `model_card` returned.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        CheckpointError: If the folder cannot be written.
+    """
+    path = folder / CARD_FILE
+    try:
+        path.write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
+    return path
+
+
 def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> str:
     measured = config.provenance.get("evaluation")
-    custom = [
-        role
-        for role, record in config.encoders.items()
-        if record.spec.source == "custom" and record.architecture_of is None
-    ]
-    return _CARD.format(
+    return _template().render(
+        config=config,
         metadata=_metadata(config, model_id, details, measured).to_yaml(),
         title=model_id or "An encoder hardened with zepad",
         model_id=model_id or "<this repository or folder>",
-        modules="".join(f", {role}=my_{role}" for role in custom),
-        use=_use(config),
-        channels=config.channels,
-        encoders="\n".join(
-            f"| {role} | {record.spec}, {record.features} features | {config.heads.get(role, 'none')} |"
+        custom=[
+            role
             for role, record in config.encoders.items()
-        ),
-        facts=_facts(config, custom),
-        fusion=Fusion(config.fusion).summary(),
-        detector=_detector(config),
-        knowing=_knowing(config),
-        passes={3: "three", 4: "four", 5: "five"}[config.detector.passes],
-        measured=_UNMEASURED if measured is None else _measured(measured),
-        white_box=_white_box(measured),
+            if record.spec.source == "custom" and record.architecture_of is None
+        ],
+        words=_words(config),
+        measured=measured,
+        rows=None if measured is None else _rows(measured),
+        white_box=measured is not None and "white-box" in measured["groups"],
         training=_training(config.provenance),
     )
+
+
+@cache
+def _template() -> Template:
+    # The card is Markdown, so nothing is escaped for HTML: the filter `markdown` says where text of others goes.
+    environment = Environment(  # noqa: S701
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"markdown": escape_markdown, "percent": lambda share: f"{_share(share):.1%}"}
+    return environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+
+
+# what the fusion rule and the detector say of themselves --------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    fusion: str
+    detector: str
+    guarantee: str
+    passes: str
+
+
+def _words(config: SavedConfig) -> _Words:
+    threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
+    return _Words(
+        fusion=Fusion(config.fusion).summary(),
+        detector=f"{config.detector.name}, threshold {threshold}",
+        guarantee=_guarantee(config.fusion),
+        passes={3: "three", 4: "four", 5: "five"}[config.detector.passes],
+    )
+
+
+def _guarantee(fusion: FusionConfig) -> str:
+    """Return what somebody who knows the whole model can do to this fusion."""
+    bounds = {
+        "bounded": f"a log-probability by more than {fusion.vote:.3g}",
+        "candidates": f"a log-probability by more than {fusion.depth:.3g}",
+        "mixed": f"a transformed probability by more than {fusion.benign_weight / (1 - fusion.benign_weight):.3g}",
+    }
+    if fusion.rule in bounds:
+        return (
+            "An attacker who knows the whole ensemble (white box) can make the benign branch say anything; it cannot "
+            f"overturn hardened branches that lead in {bounds[fusion.rule]}."
+        )
+    return (
+        "An attacker who knows the whole ensemble (white box) needs only to make the benign branch confidently wrong: "
+        "under such an attack this fusion rule keeps little accuracy."
+    )
+
+
+# metadata, numbers and provenance -------------------------------------------------------------------------------
 
 
 def _metadata(
@@ -192,7 +212,7 @@ def _metadata(
 
 
 def _eval_results(measured: Mapping[str, Any]) -> list[EvalResult]:
-    """One result per claim: benign accuracy, and the worst case under each kind of attacker, named."""
+    """Return one result per claim: benign accuracy, and robust accuracy under each kind of attacker."""
     claims = [("benign accuracy", measured["benign_accuracy"][0])]
     claims += [
         (
@@ -214,82 +234,24 @@ def _eval_results(measured: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _white_box(measured: Mapping[str, Any] | None) -> str:
-    known = measured is not None and "white-box" in measured["groups"]
-    return "How much is in the table above." if known else "How much was not measured here."
-
-
-def _use(config: SavedConfig) -> str:
-    if config.stage == "fitted":
-        return "labels, flagged = defense.predict(images), defense.detect(images)"
-    return 'features = defense.encoder("victim")(images)'
-
-
-def _facts(config: SavedConfig, custom: list[str]) -> str:
-    facts = [f"Stage: {config.stage}.", f"Classes: {config.num_classes or 'none yet'}."]
-    if config.class_names and len(config.class_names) <= 100:
-        facts.append(f"Class names: {', '.join(map(escape_markdown, config.class_names))}.")
-    if config.base is not None:
-        facts.append(
-            f"The encoders are those of [{config.base.repo_id}](https://huggingface.co/{config.base.repo_id}/tree/"
-            f"{config.base.revision}); this repository adds the heads of a task, and loads whole."
-        )
-    if custom:
-        facts.append(f"Modules of the publisher's own, whose architecture you pass when loading: {', '.join(custom)}.")
-    return "\n".join(facts)
-
-
-def _detector(config: SavedConfig) -> str:
-    threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
-    return f"{config.detector.name}, threshold {threshold}"
-
-
-def _knowing(config: SavedConfig) -> str:
-    """What somebody who knows the whole model can do to this fusion."""
-    bounds = {
-        "bounded": f"a log-probability by more than {config.fusion.vote:.3g}",
-        "candidates": f"a log-probability by more than {config.fusion.depth:.3g}",
-        "mixed": "a transformed probability by more than "
-        f"{config.fusion.benign_weight / (1 - config.fusion.benign_weight):.3g}",
-    }
-    if config.fusion.rule in bounds:
-        return (
-            "An attacker who knows the whole ensemble (white box) can make the benign branch say anything; it cannot "
-            f"overturn hardened branches that lead in {bounds[config.fusion.rule]}."
-        )
-    return (
-        "An attacker who knows the whole ensemble (white box) needs only to make the benign branch confidently wrong: "
-        "under such an attack this fusion rule keeps little accuracy."
-    )
-
-
 def _training(provenance: Mapping[str, Any]) -> str:
     steps = {step: record for step, record in provenance.items() if step not in ("evaluation", "encoders")}
     return json.dumps({s: {k: v for k, v in r.items() if k != "history"} for s, r in steps.items()}, indent=2)
 
 
-def _measured(summary: Mapping[str, Any]) -> str:
-    """What an evaluation found, the white box as plainly as the rest."""
-    rows = [("none", "none", summary["benign_accuracy"])]
-    rows += [
-        (f"{group}: worst of {', '.join(found['attackers'])}", ", ".join(found["budgets"]), found["robust_accuracy"])
-        for group, found in summary["groups"].items()
+def _rows(measured: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """Return attack, budget and accuracy with its interval of each row, the white box like the rest."""
+    return [
+        ("none", "none", measured["benign_accuracy"]),
+        *(
+            (
+                f"{group}: worst of {', '.join(found['attackers'])}",
+                ", ".join(found["budgets"]),
+                found["robust_accuracy"],
+            )
+            for group, found in measured["groups"].items()
+        ),
     ]
-    table = "\n".join(
-        f"| {escape_markdown(attack)} | {escape_markdown(budget)} | {_share(value):.1%} | "
-        f"{_share(low):.1%} to {_share(high):.1%} |"
-        for attack, budget, (value, low, high) in rows
-    )
-    detection = ", ".join(f"{escape_markdown(name)} {value:.2f}" for name, value in summary["detection_auroc"].items())
-    failed = escape_markdown(", ".join(summary["failed_checks"]))
-    return (
-        f"{summary['images']} images of {escape_markdown(summary['data'])}, seed {summary['seed']}. An image counts as "
-        "right only if it survives every attack of its row.\n\n"
-        "| attack | budget | accuracy | 95 % interval |\n|---|---|---|---|\n"
-        f"{table}\n"
-        + (f"\nDetection, area under the ROC curve: {detection}.\n" if detection else "")
-        + (f"\nSanity checks that failed, so that accuracies may be too high: {failed}.\n" if failed else "")
-    )
 
 
 def _share(value: object) -> float:
