@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from example_reports import HOSTILE, IMAGES, report
 from tiny import TinyEncoder, toy_data
 from zepad import CardDetails, HardenConfig, HeadConfig, ZePAD, ZeroShotHead
-from zepad.card import model_card
 from zepad.errors import CheckpointError, ConfigError, InputError
 from zepad.evaluation import EvalReport, weights_digest
-from zepad.serialization import Base, SavedConfig, parse_config, read_config
+from zepad.persistence import Base, SavedConfig, model_card, parse_config, read_config
 from zepad.types import ROLES
 
 UNMEASURED = "Nothing was measured when this card was written: no accuracy, clean or robust, is claimed."
@@ -436,7 +435,7 @@ def test_a_hostile_provenance_gives_a_card_or_a_checkpoint_error(
             break
     try:
         values = {**fitted_config.to_dict(), "provenance": provenance}
-        config = parse_config(json.loads(json.dumps(values)), "a config")
+        config = parse_config(json.dumps(values), "a config")
         text = model_card(config)
     except CheckpointError:
         return

@@ -28,7 +28,7 @@ from zepad.functional import (
     sentinel_score,
     smoothed,
 )
-from zepad.serialization import Base, read_config
+from zepad.persistence import Base, Home, read_config
 from zepad.types import ENCODER_ROLES, ROLES
 
 IMAGES, LABELS = toy_data(80, seed=5)
@@ -426,7 +426,7 @@ def test_saving_over_a_model_with_a_sentinel_leaves_nothing_of_it(saved, fitted)
 def test_heads_alone_are_saved_with_the_sentinels_and_the_detector(saved, guarded, tmp_path):
     calibrated(guarded, "combined")
     home = Base(repo_id="me/x", revision="0" * 40)
-    guarded._published = (home, read_config(saved / "config.json").files)  # as a push would leave it
+    guarded._home = Home(base=home, files=read_config(saved / "config.json").files)  # as a push would leave it
     folder = tmp_path / "heads"
     guarded.save_pretrained(folder, heads_only=True)
     assert {path.name for path in folder.glob("*.safetensors")} == {"heads.safetensors", "detector.safetensors"}

@@ -16,9 +16,9 @@ import zepad
 from tiny import TinyEncoder, toy_data
 from zepad import CheckpointError, ConfigError, InputError, StageError, ZePAD
 from zepad.encoders import Encoder, Preprocessing
-from zepad.export import export_model
 from zepad.functional import detection_score
 from zepad.modules import MLPHead
+from zepad.persistence import export_model
 from zepad.types import ROLES
 
 ort = pytest.importorskip("onnxruntime")

@@ -20,12 +20,13 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-import zepad.hub
+import zepad.persistence.config
+import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
-from zepad.serialization import Base, read_config
+from zepad.persistence import Base, Home, read_config
 from zepad.types import ROLES
 
 IMAGES, LABELS = toy_data(24)
@@ -255,7 +256,7 @@ def test_a_config_too_deep_to_be_written_again_is_refused(saved: Path) -> None:
     for _ in range(900):
         deep = {"a": deep}
     (saved / "config.json").write_text(json.dumps({**read(saved), "provenance": {"harden": deep}}))
-    with pytest.raises(CheckpointError, match="is damaged: RecursionError"):
+    with pytest.raises(CheckpointError, match="is damaged: .*recursion limit"):
         load(saved)
 
 
@@ -272,7 +273,7 @@ def test_heads_alone_are_a_model_beside_the_encoders_they_were_fitted_on(
     saved: Path, fitted: ZePAD, tmp_path: Path
 ) -> None:
     home = Base(repo_id="me/x", revision="0" * 40)
-    fitted._published = (home, read_config(saved / "config.json").files)  # as a push would leave it
+    fitted._home = Home(base=home, files=read_config(saved / "config.json").files)  # as a push would leave it
     folder = tmp_path / "heads"
     fitted.save_pretrained(folder, heads_only=True)
     assert {path.name for path in folder.iterdir()} == {"config.json", "README.md", "heads.safetensors"}
@@ -642,13 +643,13 @@ def test_a_config_that_is_no_json_is_refused(saved: Path, content: bytes) -> Non
 def test_a_config_that_is_a_folder_is_refused(saved: Path) -> None:
     (saved / "config.json").unlink()
     (saved / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"config.json is no readable JSON"):
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read: Is a directory"):
         load(saved)
 
 
 def test_a_huge_config_is_not_even_parsed(saved: Path) -> None:
     (saved / "config.json").write_bytes(b" " * (10 * 2**20 + 1) + b"{}")
-    with pytest.raises(CheckpointError, match="larger than 10485760 bytes; that is no zepad config"):
+    with pytest.raises(CheckpointError, match="larger than 10485760 bytes, so zepad did not write it"):
         load(saved)
 
 
@@ -670,6 +671,51 @@ def test_a_format_from_before_the_first_release_is_refused(saved: Path, version:
     write(saved, {**read(saved), "format": version})
     with pytest.raises(CheckpointError, match=rf"has format {version}, older than zepad's first release. Save the"):
         load(saved)
+
+
+def test_an_older_format_is_brought_up_to_date_step_by_step(
+    saved: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Format 2, had it been released: another name of a field, and of a role in the files."""
+
+    def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+        return {"stage" if name == "step" else name: value for name, value in values.items()}
+
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {2: upgrade})
+    monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {2: {"victim": "prey"}})
+    (saved / "victim.safetensors").rename(saved / "prey.safetensors")
+    heads = read_tensors((saved / "heads.safetensors").read_bytes())
+    vouch(saved, "heads.safetensors", write_tensors({k.replace("victim.", "prey."): t for k, t in heads.items()}))
+    values = read(saved)
+    values["step"] = values.pop("stage")
+    values["files"]["prey.safetensors"] = values["files"].pop("victim.safetensors")
+    write(saved, {**values, "format": 2})
+    loaded = load(saved)
+    assert_same(loaded, fitted)
+    loaded.save_pretrained(saved)
+    assert read(saved)["format"] == zepad.persistence.config.FORMAT
+
+    write(saved, {**values, "format": 2, "files": []})
+    with pytest.raises(CheckpointError, match=r"is damaged: files"):
+        load(saved)
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {2: lambda values: values["lost"]})
+    with pytest.raises(CheckpointError, match=r"is damaged: it is not what format 2 was \(KeyError: 'lost'\)"):
+        load(saved)
+
+
+def test_half_a_surrogate_pair_in_a_name_is_read_as_a_question_mark(fitted: ZePAD, tmp_path: Path) -> None:
+    # Such a name is that of a folder whose bytes are no UTF-8.
+    fitted.class_names = ("\udcff", "b", "c")
+    fitted.save_pretrained(tmp_path)
+    assert load(tmp_path).class_names == ("?", "b", "c")
+
+
+def test_a_config_that_could_not_be_read_back_is_not_written(saved: Path, fitted: ZePAD) -> None:
+    changed = copy.deepcopy(fitted)
+    changed.class_names = ("a", "b")
+    with pytest.raises(CheckpointError, match=r"cannot hold this model: .*class_names must be one per class"):
+        changed.save_pretrained(saved)
+    assert_same(load(saved), fitted)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, [1]])
@@ -990,14 +1036,14 @@ def test_a_revision_is_obeyed(cache: Path, normalised: ZePAD, revision: str) -> 
 
 def test_every_file_comes_from_one_commit(cache: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch) -> None:
     # Someone pushes while we download.
-    download = zepad.hub.hf_hub_download
+    download = zepad.persistence.hub.hf_hub_download
 
     def pushed(*arguments: Any, **named: Any) -> Any:
         path = download(*arguments, **named)
         (cache / "models--me--x" / "refs" / "main").write_text(SECOND)
         return path
 
-    monkeypatch.setattr(zepad.hub, "hf_hub_download", pushed)
+    monkeypatch.setattr(zepad.persistence.hub, "hf_hub_download", pushed)
     assert_same(from_cache(cache), fitted)
 
 

@@ -10,7 +10,6 @@ labels, flagged = defense.predict(images), defense.detect(images)
 """
 
 from ._version import __version__
-from .card import CardDetails
 from .config import BenignConfig, HardenConfig, HeadConfig
 from .encoders import Encoder, EncoderSpec, Preprocessing
 from .errors import (
@@ -24,6 +23,7 @@ from .errors import (
 )
 from .inspection import BranchReport
 from .model import ZePAD
+from .persistence import CardDetails
 from .zero_shot import ZeroShotHead
 
 __all__ = [

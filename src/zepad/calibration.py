@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,7 @@ def calibrate(
             undefended = inputs.logits[-1] if inputs.reference_logits is None else inputs.reference_logits
             floor = correct_count(undefended.argmax(dim=-1), labels).rate
         fusion, reached = choose_settings(fusion, validation, benign_floor=floor)
-        record["fusion"] = {**fusion.record(), "benign_floor": floor, "benign_accuracy": reached}
+        record["fusion"] = {**asdict(fusion.record()), "benign_floor": floor, "benign_accuracy": reached}
     threshold = _fit_detector(fitted, others, inputs, fpr)
     return Calibrated(fusion=fusion, detector=fitted.to(device), threshold=threshold, record=record)
 

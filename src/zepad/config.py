@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
 
 from .errors import ConfigError
+from .schema import STRICT
 
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "exponential"]
@@ -61,6 +62,8 @@ def check_budget(eps: float, norm: str = "linf") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _JSONConfig:
+    __pydantic_config__ = STRICT
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return dataclasses.asdict(self)

@@ -73,7 +73,7 @@ class BranchEnsemble(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides beside the weights, JSON-ready: fusion rule and detector with their settings."""
-        return {"fusion": self.fusion.record(), "detector": self.detector.rule.record()}
+        return {"fusion": asdict(self.fusion.record()), "detector": asdict(self.detector.rule.record())}
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`. Differentiable."""

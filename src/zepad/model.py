@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from . import training
 from .calibration import calibrate
-from .card import CardDetails, model_card
 from .config import (
     BenignConfig,
     HardenConfig,
@@ -46,6 +44,10 @@ from .serialization import (
     SavedConfig,
     SavedFile,
     describe_model,
+    export_model,
+    load_saved,
+    model_card,
+    push_model,
     save_model,
 )
 from .types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
@@ -118,7 +120,7 @@ class ZePAD(
         self._declared_classes = num_classes
         self._features = dict(features)
         self._shared_architecture = dict(shared_architecture or {})
-        self._published: tuple[Base, Mapping[str, SavedFile]] | None = None
+        self._home: Home | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -162,7 +164,7 @@ class ZePAD(
         rule, scores = _checked_rule(fusion), resolve_detector(detector, argument="detector")
         given: dict[Role, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
         encoders: dict[str, Encoder] = {}
-        shared: dict[str, str] = {}
+        shared: dict[str, Role] = {}
         for role, source in given.items():
             if source is not None:
                 encoders[role] = as_encoder(role, source, preprocess)
@@ -673,7 +675,7 @@ class ZePAD(
         self._require_whole("save_pretrained")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not distributed or torch.distributed.get_rank() == 0:
-            self._write(Path(save_directory), heads_only, card, None)
+            save_model(Path(save_directory), self._contents(), heads_only=heads_only, card=card)
         if distributed:
             torch.distributed.barrier()
 
@@ -708,14 +710,16 @@ class ZePAD(
             CheckpointError: As `save_pretrained`.
         """
         self._require_whole("push_to_hub")
-        with TemporaryDirectory() as folder:
-            config = self._write(Path(folder), heads_only, card, repo_id)
-            published = publish_folder(
-                Path(folder), repo_id, private=private, revision=revision, token=token, commit_message=commit_message
-            )
-        if not heads_only:
-            home = Base(repo_id=published.repo_id, revision=published.revision)
-            self._published = (home, config.files)
+        published, self._home = push_model(
+            repo_id,
+            self._contents(),
+            heads_only=heads_only,
+            card=card,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+        )
         return published
 
     def _write(self, folder: Path, heads_only: bool, card: CardDetails, model_id: str | None) -> SavedConfig:
@@ -755,11 +759,12 @@ class ZePAD(
             detector=self.detector.rule,
             threshold=self.threshold,
             provenance=self.provenance,
+            home=self._home,
         )
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:  # noqa: ARG002 - the mixin's signature
         """Return the model card: what the model is, what was measured, how to use it, and its limits."""
-        return ModelCard(model_card(self._describe()), ignore_metadata_errors=False)
+        return ModelCard(model_card(self._contents().config), ignore_metadata_errors=False)
 
     def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
         """Write one graph of the whole defense: logits, probabilities, weights and detection score of a batch.
@@ -849,7 +854,7 @@ class ZePAD(
             model._part(role).head = head
         model.stage, model.class_names = config.stage, config.class_names
         model.threshold, model.provenance = config.threshold, config.provenance
-        model._published = None if saved.home is None else (saved.home, config.files)
+        model._home = saved.home
         model.eval()
         return model if device is None else model.to(device)
 

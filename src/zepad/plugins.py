@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from .errors import CheckpointError, ConfigError
 from .schema import STRICT, parse_json
 
 _P = TypeVar("_P", bound="Plugin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginRecord:
+    """What a file says of a plug-in.
+
+    Attributes:
+        name: Name under which the class is registered.
+        settings: All of its settings by name.
+    """
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    name: str
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +45,9 @@ class Plugin:
         """Return the settings by name, JSON-ready."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
-    def record(self) -> dict[str, Any]:
-        """Return `{"name": ..., "settings": ...}`, from which `Register.read` rebuilds an equal object."""
-        return {"name": self.name, "settings": self.settings()}
+    def record(self) -> PluginRecord:
+        """Return name and settings, from which `Register.read` rebuilds an equal object."""
+        return PluginRecord(name=self.name, settings=self.settings())
 
     def summary(self) -> str:
         """Return name and settings as a person reads them, such as `"bounded (vote 0.5)"`."""
@@ -96,10 +113,16 @@ class Register(Generic[_P]):
         Raises:
             ConfigError: If no class is registered under the name.
         """
-        if not isinstance(name, str) or name not in self._classes:
+        found = self._find(name)
+        if found is None:
             known = " or ".join(f'"{known}"' for known in self._classes)
             raise ConfigError(f"{argument} must be {known}; got {name!r}. Add your own with {self.home}.register.")
-        return self._classes[name]
+        return found
+
+    def _find(self, name: object) -> type[_P] | None:
+        if name not in self._classes:
+            _load_installed()
+        return self._classes.get(name) if isinstance(name, str) else None
 
     def resolve(self, given: _P | str, *, argument: str) -> _P:
         """Return what a user gave: an object as it is, a name as that class with its default settings.
@@ -116,20 +139,30 @@ class Register(Generic[_P]):
             return given
         return self.get(given, argument=argument)()
 
-    def read(self, name: str, settings: dict[str, Any], *, origin: str) -> _P:
+    def read(self, record: PluginRecord, *, origin: str) -> _P:
         """Rebuild an object from its record.
 
         Args:
-            name: Name of the class.
-            settings: All of its settings.
+            record: Name of the class and all of its settings.
             origin: File that holds them, for messages.
 
         Raises:
             CheckpointError: If no such class is registered here, or the settings are not exactly its own.
         """
-        if name not in self._classes:
+        name, found = record.name, self._find(record.name)
+        if found is None:
             raise CheckpointError(
                 f"{origin} uses the {self.kind} {name!r}, which is not registered here; known are "
                 f"{', '.join(self._classes)}. Import the code that calls {self.home}.register({name!r}, ...) first."
             )
-        return parse_json(self._classes[name], json.dumps(settings), origin=f"{origin}, {self.kind} {name!r}")
+        return parse_json(found, json.dumps(record.settings), origin=f"{origin}, {self.kind} {name!r}")
+
+
+@cache
+def _load_installed() -> None:
+    """Import the plug-ins of installed packages once: entry points of the group `zepad.plugins`, which call `register`.
+
+    They are code that the user installed. No file can name what is imported.
+    """
+    for entry_point in entry_points(group="zepad.plugins"):
+        entry_point.load()

@@ -93,7 +93,8 @@ def _serve() -> None:
     import huggingface_hub.file_download
     import huggingface_hub.utils._http
 
-    from zepad.hub import HubRepo, locate, publish
+    from zepad.persistence.commits import publish
+    from zepad.persistence.hub import HubRepo, locate
 
     slept: list[float] = []
     clock = SimpleNamespace(**{**vars(time), "sleep": slept.append})

@@ -14,7 +14,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from zepad.errors import HubError
-from zepad.hub import HubRepo, Published, locate, publish
+from zepad.persistence.commits import Published, publish
+from zepad.persistence.hub import HubRepo, locate
 
 TOKEN = os.environ.get("ZEPAD_HF_TOKEN", "")
 

@@ -47,8 +47,7 @@ def info(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Say what a saved model is, from its config alone."""
-    from ..modules import Fusion
-    from ..serialization import CONFIG_FILE, read_config
+    from ..persistence import CONFIG_FILE, read_config
 
     config = read_config(path / CONFIG_FILE)
     if as_json:
@@ -57,9 +56,9 @@ def info(
     names = f" ({', '.join(config.class_names)})" if config.class_names and len(config.class_names) <= 20 else ""
     typer.echo(f"stage       {config.stage}")
     typer.echo(f"classes     {config.num_classes or 'none yet'}{names}")
-    typer.echo(f"fusion      {Fusion(config.fusion).summary()}")
+    typer.echo(f"fusion      {config.fusion_rule.summary()}")
     threshold = "none yet: calibrate it" if config.threshold is None else f"{config.threshold:.4g}"
-    typer.echo(f"detector    {config.detector.name}, threshold {threshold}")
+    typer.echo(f"detector    {config.detector_rule.summary()}, threshold {threshold}")
     for role, record in config.encoders.items():
         preprocessing = record.spec.preprocessing
         size = "x".join(map(str, preprocessing.size)) if preprocessing and preprocessing.size else "any size"

@@ -26,7 +26,7 @@ def push(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Publish a saved model on the Hugging Face Hub, in one commit or not at all."""
-    from ..publishing import publish_folder
+    from ..persistence import publish_folder
 
     published = publish_folder(path, repo_id, private=private, revision=revision, token=token, commit_message=message)
     if as_json:
@@ -45,8 +45,7 @@ def pull(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Copy a published model into a folder: verified, and whole even where it only adds heads to a base."""
-    from ..hub import HubRepo
-    from ..publishing import download
+    from ..persistence import HubRepo, download
 
     config = download(HubRepo(repo_id=repo_id, revision=revision, token=token), path)
     size = sum(file.bytes for file in config.files.values())
@@ -67,8 +66,7 @@ def card(
     tag: Annotated[list[str] | None, typer.Option(help="Repeat for more.")] = None,
 ) -> None:
     """Write the model card: metadata for the Hub, threat model, measured numbers with their attackers, limits."""
-    from ..card import CardDetails, model_card
-    from ..publishing import check_folder, write_card
+    from ..persistence import CardDetails, check_folder, model_card, write_card
 
     details = CardDetails(
         license=license_id,

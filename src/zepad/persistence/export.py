@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
-from .config import require
-from .detectors import DetectorInputs, FittedDetector
-from .encoders import Encoder
-from .errors import CheckpointError, ConfigError, InputError, ZePADError
-from .fusion import AveragingRule, FusionRule
-from .modes import evaluating
+from .._version import __version__
+from ..config import require
+from ..detectors import DetectorInputs, FittedDetector
+from ..encoders import Encoder
+from ..errors import CheckpointError, ConfigError, InputError, ZePADError
+from ..fusion import AveragingRule, FusionRule
+from ..modes import evaluating
 
 METADATA_FILE = "zepad.json"
 """Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""

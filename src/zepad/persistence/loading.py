@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor, nn
 
-from .detectors import FittedDetector as Detector
-from .encoders import Encoder
+from ..encoders import Encoder
+from ..types import ENCODER_ROLES, Role
+from .config import DETECTOR_FILE, ENCODER_FILES, HEADS_FILE, Base, read_config
+from .contents import Home, SavedModel
 from .hub import HubRepo, locate
-from .serialization import (
-    DETECTOR_FILE,
-    ENCODER_FILES,
-    HEADS_FILE,
-    Base,
-    SavedConfig,
-    check_weights,
-    encoder_file,
-    plan_encoder,
-    read_config,
-    read_weights,
-    rebuild_detector,
-    rebuild_encoder,
-    rebuild_heads,
-)
-from .types import ENCODER_ROLES, Role
+from .rebuilding import plan_encoder, rebuild_detector, rebuild_encoder, rebuild_heads
+from .weights import check_weights, read_weights
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """What a saved model holds.
-
-    Attributes:
-        config: Of the model.
-        encoders: By role, frozen and in evaluation mode.
-        heads: By role, in evaluation mode.
-        detector: Fitted if it was when it was saved.
-        home: The repository and commit that hold the encoders' files, if they are on the Hub.
-    """
-
-    config: SavedConfig
-    encoders: dict[str, Encoder]
-    heads: dict[str, nn.Module]
-    detector: Detector
-    home: Base | None
 
 
 class SavedFiles:
     """The files of one saved model, all of one commit where they come from the Hub.
 
     Args:
-        config_path: Of config.json; the others lie beside it, or are fetched.
-        remote: The repository it came from, or None if it lies in a folder of the user's.
+        config_path: Path of config.json. The other files lie beside it, or are fetched.
+        remote: Repository that config.json came from, or None if it lies in a folder of the user's.
         repo: How to reach the Hub.
 
     Raises:
@@ -71,21 +40,22 @@ class SavedFiles:
         self._base = None if base is None else replace(repo, repo_id=base.repo_id, revision=base.revision)
 
     @property
-    def home(self) -> Base | None:
-        """The repository and commit that hold the encoders' files, if they are on the Hub."""
-        if self.config.base is not None or self._remote is None:
-            return self.config.base
-        return Base(repo_id=self._remote.repo_id, revision=self._folder.name)
+    def home(self) -> Home | None:
+        """Where the encoders' files are on the Hub, or None if they are not there."""
+        base = self.config.base
+        if base is None and self._remote is not None:
+            base = Base(repo_id=self._remote.repo_id, revision=self._folder.name)
+        return None if base is None else Home(base=base, files=self.config.files)
 
     def path(self, name: str) -> Path:
-        """Return a file beside the config, or of the base repository; downloaded if need be."""
+        """Return the path of a file beside the config or in the base repository, downloaded if need be."""
         return self._parsed(name, lambda path: path)
 
     def verified(self, name: str) -> Path:
-        """Return a weight file that is the one the config vouches for.
+        """Return the path of a weight file whose size and digest are those that the config states.
 
         Raises:
-            CheckpointError: If it is not that file.
+            CheckpointError: If the file has another size or content.
             HubError: If the Hub cannot deliver.
         """
 
@@ -96,7 +66,12 @@ class SavedFiles:
         return self._parsed(name, check)
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a weight file. Errors as `verified`."""
+        """Return the tensors of a weight file.
+
+        Raises:
+            CheckpointError: If the file has another size or content, or is no safetensors file.
+            HubError: If the Hub cannot deliver.
+        """
         return self._parsed(name, lambda path: read_weights(path, self.config.files[name]))
 
     def _parsed(self, name: str, parse: Callable[[Path], _T]) -> _T:
@@ -104,7 +79,7 @@ class SavedFiles:
         return parse(self._folder / name) if source is None else source.read(name, parse)
 
     def _source(self, name: str) -> HubRepo | None:
-        """Where a file is fetched from; None is the folder itself."""
+        """Return the repository that a file is fetched from, or None if it lies in the folder."""
         from_base = self._base is not None and name in ENCODER_FILES
         if from_base and not (self._remote is None and (self._folder / name).exists()):
             return self._base
@@ -113,14 +88,17 @@ class SavedFiles:
 
 def load_saved(
     model_id: str, repo: HubRepo, *, branches: Collection[Role] | None, modules: Mapping[str, nn.Module]
-) -> Saved:
+) -> SavedModel:
     """Read a saved model strictly, and no file that is not needed.
 
     Args:
         model_id: A folder, or a Hub id.
         repo: How to reach the Hub.
-        branches: Encoders to load, without heads; None loads everything.
+        branches: Roles of the encoders to load, without heads; None loads everything.
         modules: Architectures of custom encoders, by role.
+
+    Returns:
+        The model, its encoders frozen and all parts in evaluation mode.
 
     Raises:
         CheckpointError: If anything is missing, damaged, or does not fit.
@@ -128,14 +106,14 @@ def load_saved(
         HubError: If the Hub cannot deliver.
     """
     files = SavedFiles(*locate(model_id, repo), repo)
-    config = files.config
+    config, whole = files.config, branches is None
     roles = [role for role in ENCODER_ROLES if role in config.encoders and (branches is None or role in branches)]
     plans = {role: plan_encoder(role, config, modules) for role in roles}  # all of them before any file is fetched
     encoders: dict[str, Encoder] = {}
     for role, plan in plans.items():
-        name = encoder_file(role)
+        name = config.encoder_file(role)
         encoders[role] = rebuild_encoder(config.encoders[role], plan, files.weights(name), name)
-    heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and branches is None else {}
-    fitted = DETECTOR_FILE in config.files and branches is None
-    detector = rebuild_detector(config, files.weights(DETECTOR_FILE) if fitted else None, DETECTOR_FILE)
-    return Saved(config=config, encoders=encoders, heads=heads, detector=detector, home=files.home)
+    heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and whole else {}
+    fitted = files.weights(DETECTOR_FILE) if DETECTOR_FILE in config.files and whole else None
+    detector = rebuild_detector(config, fitted, DETECTOR_FILE)
+    return SavedModel(config=config, encoders=encoders, heads=heads, detector=detector, home=files.home)

@@ -1,0 +1,149 @@
+"""Weight files: their digests, reading them, and giving a module exactly the tensors that they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .config import SavedFile
+
+
+def check_weights(path: Path, record: SavedFile) -> bytes:
+    """Return the content of a weight file whose size and digest are those that the config states.
+
+    Args:
+        path: The file.
+        record: Digest and size that it must have.
+
+    Raises:
+        CheckpointError: If the file is missing, or of another size or content.
+    """
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:  # before a byte is read: the file may be anything
+            kind = "truncated" if size < record.bytes else "not the file that was saved"
+            raise CheckpointError(
+                f"{path} has {size} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
+            )
+        blob = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Save or download the model again.") from error
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != record.sha256:
+        raise CheckpointError(
+            f"{path} has sha256 {digest}, expected {record.sha256}: its content was changed. Save or download it again."
+        )
+    return blob
+
+
+def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
+    """Return the tensors of a weight file whose size and digest are those that the config states.
+
+    Raises:
+        CheckpointError: If the file is missing, of another size or content, or no safetensors file.
+    """
+    blob = check_weights(path, record)
+    try:
+        return load(blob)
+    # Types that safetensors knows and torch does not come as a KeyError; other nonsense as the rest.
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, OverflowError) as error:
+        raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Give a module exactly these tensors: every key and shape must match.
+
+    Raises:
+        CheckpointError: Listing missing and unexpected keys and differing shapes.
+    """
+    own = module.state_dict(keep_vars=True)
+    check_fit(own, tensors, type(module).__name__, origin)
+    # With assign=True the stored dtype is kept, so that predictions come back bit for bit.
+    module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str, origin: str) -> None:
+    """Refuse tensors that are not exactly the state of a module, in keys, shapes and kind of number.
+
+    Args:
+        own: State of the module, possibly on the meta device.
+        tensors: Tensors that were read from a file.
+        name: Name of the module, for the message.
+        origin: Where the tensors came from, for the message.
+
+    Raises:
+        CheckpointError: Listing missing and unexpected keys and differing shapes.
+    """
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in sorted(own.keys() & tensors.keys())
+        if own[key].shape != tensors[key].shape
+    ]
+    types = [
+        f"{key} is {tensors[key].dtype}, expected {own[key].dtype}"
+        for key in sorted(own.keys() & tensors.keys())
+        if _number_kind(own[key]) != _number_kind(tensors[key])
+    ]
+    if missing or unexpected or shapes or types:
+        problems = [
+            f"{label}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+            for label, keys in (
+                ("missing keys", missing),
+                ("unexpected keys", unexpected),
+                ("shapes", shapes),
+                ("types", types),
+            )
+            if keys
+        ]
+        raise CheckpointError(
+            f"{origin} does not fit {name}: {'; '.join(problems)}. Pass the module it was saved from."
+        )
+
+
+def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _tied_alike(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """Give keys that share a parameter in the module one parameter here, so that the tie outlives assignment."""
+    parameters: dict[int, nn.Parameter] = {}
+    state: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        slot = own[key]
+        if not isinstance(slot, nn.Parameter):
+            state[key] = tensor
+            continue
+        parameter = parameters.setdefault(id(slot), nn.Parameter(tensor, requires_grad=slot.requires_grad))
+        if not torch.equal(parameter, tensor):
+            raise CheckpointError(f"{origin}: {key} is one with another parameter, yet their values differ.")
+        state[key] = parameter
+    return state
+
+
+def tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the state of a module on the CPU, as a weight file can hold it.
+
+    Args:
+        owner: Name of the module, for the message.
+        module: The module.
+
+    Raises:
+        CheckpointError: If some of the state is no tensor.
+    """
+    state = module.state_dict()
+    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise CheckpointError(
+            f"{owner} has state that is no tensor ({', '.join(foreign)}), which a weight file cannot hold. "
+            "Drop it from the module's state_dict."
+        )
+    # Cloned one by one, for safetensors refuses tensors that share memory.
+    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
