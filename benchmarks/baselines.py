@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Subset
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import UniversalPerturbation
 from zepad.encoders import probe
+from zepad.ensemble import BranchEnsemble
 from zepad.evaluation import (
     Attacker,
     EvalReport,
@@ -39,7 +40,7 @@ from zepad.evaluation import (
     universal_attacks,
     white_box,
 )
-from zepad.modules import Branch, Ensemble, MLPHead
+from zepad.modules import Branch, MLPHead
 from zepad.objectives import fare, gen_af, mart, pgd_at, trades
 from zepad.training import fit_heads, harden_branch, training_device
 
@@ -188,7 +189,7 @@ class Bench:
         for name, parts in compositions.items():
             if all(self._file(part).exists() for part in parts.values()):
                 branches = {role: self.branch(part) for role, part in parts.items()}
-                models[name] = branches[""] if "" in branches else Ensemble(branches, threshold=0.1)
+                models[name] = branches[""] if "" in branches else BranchEnsemble(branches, threshold=0.1)
         return models
 
     def attackers(self) -> list[Attacker]:

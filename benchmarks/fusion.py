@@ -34,7 +34,7 @@ from common import MIRROR_HELP, cell, header, load_encoders, part, row, split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
+from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD, detectors, fusion
 from zepad.attacks import (
     APGD,
     Attack,
@@ -51,8 +51,7 @@ from zepad.attacks import (
 )
 from zepad.data import LabelledImages
 from zepad.evaluation import auroc, semi_black_box
-from zepad.functional import rfdm
-from zepad.modules import Fusion
+from zepad.fusion import RFDM, Bounded, FusionRule
 from zepad.objectives import Recipe, trades
 from zepad.training import fit_heads, training_device
 from zepad.types import HARDENED_ROLES
@@ -82,9 +81,7 @@ SETTINGS = {
     "resnet18": Setting("cifar10", "resnet18", None, 30, 5, trades, True, 8 / 255, 1000, False, 5000),
     "tiny": Setting("digits", "digits", 240, 1, 1, None, False, 25 / 255, 12, False, 32),  # proves that it runs
 }
-VOTES, DEPTHS = (0.0, 0.5, 1.0, 2.0, 4.0), (1.0,)
-CHOSEN = ("bounded", "candidates", "mixed", "calibrated")  # whose parameters calibration chooses
-DETECTORS = ("features", "combined", "sentinel", "gap", "disagreement")
+VOTES = (0.0, 0.5, 1.0, 2.0, 4.0)
 STEPS, QUERIES = 30, 300
 FPR = 0.05
 
@@ -130,7 +127,8 @@ class Bench:
             num_classes=10,
             progress=False,
         )
-        defense.heads.update(heads)
+        for role, head in heads.items():
+            defense.branch(role).head = head
         defense.save_pretrained(self.folder / "refitted heads")
         print(f"trained in {time.perf_counter() - start:.0f} s", flush=True)
 
@@ -145,7 +143,7 @@ class Bench:
         file = self.measured / "public.pt"
         if not file.exists():
             start = time.perf_counter()
-            victim = self.defense(heads).encoder("sentinel")
+            victim = self.defense(heads).encoder("reference")
             surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
             attackers = semi_black_box(
                 victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.eps, seed=self.seed,
@@ -162,7 +160,7 @@ class Bench:
             "APGD-DLR on mean logits": (APGD(eps=eps, steps=STEPS, loss_fn=dlr), mean_logits(logits)),
             "APGD-CE on the hardened branches": (APGD(eps=eps, steps=STEPS), hardened_branches(logits)),
             "APGD-DLR on the hardened branches": (APGD(eps=eps, steps=STEPS, loss_fn=dlr), hardened_branches(logits)),
-            "APGD-CE on RFDM": (APGD(eps=eps, steps=STEPS), fused_by(logits, rfdm)),
+            "APGD-CE on RFDM": (APGD(eps=eps, steps=STEPS), fused_by(logits, RFDM())),
             "APGD-CE on the victim branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("victim"))),
             "APGD-CE on the auxiliary branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("auxiliary"))),
             "APGD-CE on the benign branch": (APGD(eps=eps, steps=STEPS), fast(defense.branch("benign"))),
@@ -181,37 +179,35 @@ class Bench:
         public, parts = torch.load(self.measured / "public.pt"), torch.load(self.measured / f"{heads} parts.pt")
         file = self.measured / f"{heads} results.json"
         results = recorded(file)
-        undefended = defense.branch("sentinel").eval()
+        undefended = defense.branch("reference").eval()
         fusions: dict[str, Callable[[], tuple[nn.Module, ZePAD | None, dict[str, Any]]]] = {
             "undefended": lambda: (undefended, None, {})
         }
         for role in ("victim", "auxiliary", "benign"):
             fusions[f"{role} branch alone"] = lambda role=role: (defense.branch(role).eval(), None, {})
-        for rule in ("rfdm", "mean"):
-            fusions[rule] = lambda rule=rule: self.fused(defense, FusionConfig(rule=rule))
-        for rule in CHOSEN:
-            fusions[f"{rule}, chosen"] = lambda rule=rule: self.chosen(defense, rule)
-        curve = [FusionConfig(rule="bounded", vote=vote) for vote in VOTES]
-        curve += [FusionConfig(rule="candidates", depth=depth) for depth in DEPTHS]
-        for config in curve:
-            strength = f"vote {config.vote:g}" if config.rule == "bounded" else f"depth {config.depth:g}"
-            fusions[f"{config.rule}, {strength}"] = lambda config=config: self.fused(defense, config)
+        for rule in (fusion.resolve(name, argument="rule") for name in fusion.names()):  # those of others included
+            if rule.has_choice():
+                fusions[f"{rule.name}, chosen"] = lambda rule=rule: self.chosen(defense, rule.name)
+            else:
+                fusions[rule.name] = lambda rule=rule: self.fused(defense, rule)
+        for vote in VOTES:
+            fusions[f"bounded, vote {vote:g}"] = lambda vote=vote: self.fused(defense, Bounded(vote=vote))
         for name, make in fusions.items():
             if name in results or (only and name not in only):
                 continue
             start = time.perf_counter()
             model, ensemble, settings = make()
-            same = [found for found in results.values() if ensemble and found["fusion"] == repr(defense.fusion)]
+            same = [found for found in results.values() if ensemble and found["fusion"] == defense.fusion.summary()]
             measured = same[0] if same else self.measure(model, ensemble, public, parts)
-            results[name] = {**measured, "settings": settings, "fusion": repr(defense.fusion) if ensemble else None}
+            results[name] = {**measured, "settings": settings, "fusion": defense.fusion.summary() if ensemble else None}
             file.write_text(json.dumps(results, indent=1))
             short = {k: round(100 * v, 1) for k, v in results[name].items() if isinstance(v, float)}
             print(f"{name}: {short} {settings} {time.perf_counter() - start:.0f} s", flush=True)
 
-    def fused(self, defense: ZePAD, config: FusionConfig) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
-        """Return the defense under a fusion."""
-        defense.configure(fusion=config)
-        return defense, defense, Fusion(config).parameters_in_use
+    def fused(self, defense: ZePAD, rule: FusionRule) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
+        """Return the defense under a fusion rule."""
+        defense.configure(fusion=rule)
+        return defense, defense, rule.settings()
 
     def chosen(self, defense: ZePAD, rule: Any) -> tuple[nn.Module, ZePAD, dict[str, Any]]:
         """Return the defense under a rule with the parameters that calibration chooses."""
@@ -221,7 +217,7 @@ class Bench:
             defense.calibrate(self.val_loader)
         found = defense.provenance["calibration"]["fusion"]
         more = {name: found[name] for name in ("benign_floor", "benign_accuracy")}
-        return defense, defense, {**defense.fusion.parameters_in_use, **more}
+        return defense, defense, {**defense.fusion.settings(), **more}
 
     def measure(
         self, model: nn.Module, ensemble: ZePAD | None, public: dict[str, Tensor], parts: dict[str, Tensor]
@@ -297,11 +293,11 @@ class Bench:
         defense = self.defense(heads)
         public = torch.load(self.measured / "public.pt")
         images, labels, eps = self.attacked.images, self.attacked.labels, self.eps
-        undefended = defense.branch("sentinel").eval()
+        undefended = defense.branch("reference").eval()
         fooled = {name: ~right(undefended, batch, labels) for name, batch in public.items()}
         file = self.measured / f"{heads} detectors.json"
         results = recorded(file)
-        for name in only or DETECTORS:
+        for name in only or detectors.names():
             start = time.perf_counter()
             defense.configure(fusion=rule, detector=name)
             with warnings.catch_warnings():

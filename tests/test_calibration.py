@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -352,7 +353,7 @@ def test_a_floor_that_is_reached_is_recorded_and_gives_no_warning(rule):
         record = found.record["fusion"]
         assert record["benign_floor"] == floor
         assert record["benign_accuracy"] == accuracy(found.fusion(world.look(images).logits), labels)
-        assert {name: record[name] for name in ("name", "settings")} == found.fusion.record()
+        assert {name: record[name] for name in ("name", "settings")} == asdict(found.fusion.record())
         json.dumps(found.record)
         if caught or record["benign_accuracy"] < floor:
             missed.append(seed)

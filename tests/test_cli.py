@@ -50,7 +50,7 @@ def test_the_demo_leaves_a_picture_the_numbers_and_a_model_that_predicts_the_sam
     assert float((reloaded.predict(images) == labels).float().mean()) == pytest.approx(
         result.recommended.benign_accuracy
     )
-    assert reloaded.fusion.config.rule == "bounded"
+    assert reloaded.fusion.name == "bounded"
     flagged = float(reloaded.detect(images).float().mean())
     assert flagged == pytest.approx(result.false_positive_rate)
 

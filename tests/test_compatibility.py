@@ -31,7 +31,7 @@ def resizing(defense: ZePAD, interpolation: Interpolation = "bilinear") -> ZePAD
     """Give every encoder a resize and a normalisation; the heads do not mind for what is tested here."""
     preprocessing = Preprocessing.imagenet(size=(12, 20), interpolation=interpolation)
     for role in ROLES:
-        defense.encoders[role] = Encoder(defense.encoder(role).backbone, preprocessing=preprocessing).eval()
+        defense.branch(role).encoder = Encoder(defense.encoder(role).backbone, preprocessing=preprocessing).eval()
     return defense
 
 

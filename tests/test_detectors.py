@@ -1,4 +1,4 @@
-"""A model whose detector keeps the undefended victim: what the sentinel is, and that all of it comes back from disk."""
+"""A model whose detector keeps the undefended victim: what the reference is, and that all of it comes back from disk."""
 
 from __future__ import annotations
 
@@ -16,35 +16,31 @@ from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, ConfigError, FusionConfig, HardenConfig, HeadConfig, StageError, ZePAD
-from zepad.config import DetectorConfig
+from zepad import BenignConfig, ConfigError, HardenConfig, HeadConfig, StageError, ZePAD, fusion
+from zepad.detectors import resolve
 from zepad.errors import CheckpointError, InputError
 from zepad.evaluation import Attacker, evaluate, weights_digest
-from zepad.functional import (
-    detection_score,
-    disagreement_score,
-    fuse_logits,
-    hardened_log_probabilities,
-    sentinel_score,
-    smoothed,
-)
+from zepad.functional import detection_score, hardened_log_probabilities, smoothed
+from zepad.fusion import fuse_logits
 from zepad.persistence import Base, Home, read_config
 from zepad.types import ENCODER_ROLES, ROLES
 
 IMAGES, LABELS = toy_data(80, seed=5)
 TRAINING = toy_data(48)
-NAMES = ("gap", "disagreement", "sentinel", "features", "combined")
-KEPT = ("sentinel", "features", "combined")
+NAMES = ("gap", "features", "combined")
+KEPT = ("features", "combined")
 FITTED = ("features", "combined")
 RULES = {
     "rfdm": {"sharpness": 2.5},
     "mean": {},
-    "entropy": {},
-    "calibrated": {"temperatures": (0.3, 1.7, 2.2)},
+    "temperature": {"temperatures": (0.3, 1.7, 2.2)},
     "bounded": {"vote": 0.123456789012345678},
     "mixed": {"scale": 2.0, "power": 3.0, "bias": -0.5, "benign_weight": 0.1},
-    "candidates": {"depth": 0.7},
 }
+
+
+def build(rule):
+    return fusion.RULES.get(rule)(**RULES[rule])
 
 
 def harden(model):
@@ -78,7 +74,7 @@ def _guarded(public):
 
 @pytest.fixture
 def guarded(_guarded):
-    """A fitted defense with a sentinel, not calibrated; a copy for each test."""
+    """A fitted defense with a reference, not calibrated; a copy for each test."""
     return copy.deepcopy(_guarded)
 
 
@@ -119,62 +115,57 @@ def assert_same(one, other):
     assert all(torch.equal(value, second[key]) and value.dtype == second[key].dtype for key, value in first.items())
     facts = ("stage", "num_classes", "class_names", "threshold", "provenance")
     assert [getattr(one, fact) for fact in facts] == [getattr(other, fact) for fact in facts]
-    assert (one.fusion.config, one.detector.config) == (other.fusion.config, other.detector.config)
+    assert (one.fusion, one.detector.rule) == (other.fusion, other.detector.rule)
 
 
-# the sentinel
+# the reference
 
 
-@pytest.mark.parametrize("detector", ["gap", "disagreement", None])
-def test_a_detector_that_needs_no_sentinel_keeps_none(detector):
+@pytest.mark.parametrize("detector", ["gap", resolve("gap", argument="detector")])
+def test_a_detector_that_needs_no_reference_keeps_none(detector):
     model = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), detector=detector)
     assert list(model.encoders) == list(ROLES)
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_sentinel_is_the_public_victim_before_and_after_hardening(name, public):
+def test_the_reference_is_the_public_victim_before_and_after_hardening(name, public):
     model = ZePAD.from_encoders(*public, detector=name)
     assert list(model.encoders) == list(ENCODER_ROLES)
-    own = {id(parameter) for parameter in model.encoder("sentinel").parameters()}
+    own = {id(parameter) for parameter in model.encoder("reference").parameters()}
     assert own.isdisjoint(map(id, public[0].parameters()))
     assert own.isdisjoint(map(id, model.encoder("victim").parameters()))
     fit_benign(harden(model))
     assert set(model.heads) == set(ENCODER_ROLES)
     for key, value in public[0].state_dict().items():
-        assert torch.equal(model.encoder("sentinel").backbone.state_dict()[key], value)
+        assert torch.equal(model.encoder("reference").backbone.state_dict()[key], value)
     assert not torch.equal(model.encoder("victim").backbone.conv.weight, public[0].conv.weight)
 
 
-def test_a_sentinel_changes_no_branch(public):
+def test_a_reference_changes_no_branch(public):
     plain, guarded = (fit_benign(harden(ZePAD.from_encoders(*public, detector=name))) for name in ("gap", "features"))
     assert torch.equal(plain.branch_logits(IMAGES), guarded.branch_logits(IMAGES))
     assert guarded.branch_names == plain.branch_names == ROLES
     assert torch.equal(plain.predict_proba(IMAGES), guarded.predict_proba(IMAGES))
 
 
-def test_the_evidence_is_what_encoders_and_heads_say(guarded):
-    seen = guarded.evidence(IMAGES)
+def test_the_inputs_are_what_encoders_and_heads_say(guarded):
+    seen = guarded.detector_inputs(IMAGES)
     features = {role: guarded.encoder(role)(IMAGES) for role in ENCODER_ROLES}
     assert torch.equal(seen.logits, guarded.branch_logits(IMAGES))
-    assert torch.equal(seen.undefended, guarded.branch("sentinel")(IMAGES))
-    blurred = guarded.encoder("sentinel")(smoothed(IMAGES))
-    assert torch.equal(seen.features, torch.cat([features["victim"], features["auxiliary"], blurred], dim=1))
-    assert torch.equal(seen.undefended_features, features["sentinel"])
+    assert torch.equal(seen.reference_logits, guarded.branch("reference")(IMAGES))
+    blurred = guarded.encoder("reference")(smoothed(IMAGES))
+    assert torch.equal(seen.hardened_features, torch.cat([features["victim"], features["auxiliary"]], dim=1))
+    assert torch.equal(seen.blurred_features, blurred)
+    assert torch.equal(seen.reference_features, features["reference"])
     guarded.configure(detector="gap")
-    assert guarded.evidence(IMAGES)[1:] == (None, None, None)  # the fourth pass is spared
+    assert guarded.detector_inputs(IMAGES)[1:] == (None,) * 4  # two passes are spared
 
 
 def test_scores_are_those_of_the_functions(guarded):
-    logits, undefended = guarded.branch_logits(IMAGES), guarded.branch("sentinel")(IMAGES)
-    expected = {
-        "gap": detection_score(logits),
-        "disagreement": disagreement_score(logits),
-        "sentinel": sentinel_score(logits, undefended=undefended),
-    }
-    for name, scores in expected.items():
-        guarded.configure(detector=name)
-        torch.testing.assert_close(guarded.detection_score(IMAGES), scores)
-        torch.testing.assert_close(guarded.score(IMAGES), scores)
+    guarded.configure(detector="gap")
+    expected = detection_score(guarded.branch_logits(IMAGES))
+    torch.testing.assert_close(guarded.detection_score(IMAGES), expected)
+    torch.testing.assert_close(guarded.score(IMAGES), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,36 +193,36 @@ def test_an_attack_on_the_public_victim_wakes_the_detector_of_features(guarded, 
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_new_heads_refit_that_of_the_sentinel_and_forget_the_detector(guarded, name):
+def test_new_heads_refit_that_of_the_reference_and_forget_the_detector(guarded, name):
     calibrated(guarded, name)
     encoders = {key: value.clone() for key, value in guarded.encoders.state_dict().items()}
-    before = guarded.heads["sentinel"]
+    before = guarded.heads["reference"]
     loader = DataLoader(TensorDataset(TRAINING[0], TRAINING[1] % 2), batch_size=16)
     guarded.fit_heads(loader, HeadConfig(epochs=2), progress=False)
     assert set(guarded.heads) == set(ENCODER_ROLES)
-    assert guarded.heads["sentinel"] is not before
-    assert guarded.branch("sentinel")(IMAGES).shape == (80, 2)
+    assert guarded.heads["reference"] is not before
+    assert guarded.branch("reference")(IMAGES).shape == (80, 2)
     assert all(torch.equal(value, encoders[key]) for key, value in guarded.encoders.state_dict().items())
     assert guarded.threshold is None
-    assert guarded.detector.config.name == name
+    assert guarded.detector.rule.name == name
     assert not guarded.detector.state_dict()
     with pytest.raises(StageError, match=r"Call calibrate\(benign_loader\) first"):
         guarded.detect(IMAGES)
     assert guarded.calibrate(IMAGES, fpr=0.1).detect(IMAGES).dtype == torch.bool
 
 
-def test_a_hardened_model_knows_no_head_of_the_sentinel(public):
-    model = ZePAD.from_encoders(*public, detector="sentinel")
+def test_a_hardened_model_knows_no_head_of_the_reference(public):
+    model = ZePAD.from_encoders(*public, detector="features")
     harden(model)
-    with pytest.raises(StageError, match=r"the sentinel branch has no head yet. Call fit_benign\(loader\) first"):
-        model.branch("sentinel")
+    with pytest.raises(StageError, match=r"the reference branch has no head yet. Call fit_benign\(loader\) first"):
+        model.branch("reference")
 
 
 # stages and settings
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_a_detector_that_needs_a_sentinel_is_refused_where_there_is_none(fitted, name):
+def test_a_detector_that_needs_a_reference_is_refused_where_there_is_none(fitted, name):
     before = (fitted.fusion, fitted.detector, fitted.threshold, fitted.provenance)
     with pytest.raises(
         ConfigError, match=rf"needs the undefended victim.*from_encoders\(\.\.\., detector=\"{name}\"\)"
@@ -282,7 +273,7 @@ def test_another_rule_changes_the_decision_and_no_encoder_head_or_detector(guard
     guarded.provenance["evaluation"] = {"images": 1}
     state = {key: value.clone() for key, value in guarded.state_dict().items()}
     detector, threshold, scores = guarded.detector, guarded.threshold, guarded.detection_score(IMAGES)
-    assert guarded.configure(fusion=FusionConfig(rule=rule, **RULES[rule])) is guarded
+    assert guarded.configure(fusion=build(rule)) is guarded
     assert guarded.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in guarded.state_dict().items())
     assert guarded.detector is detector
@@ -299,9 +290,9 @@ def test_another_rule_changes_the_decision_and_no_encoder_head_or_detector(guard
 def test_another_detector_changes_no_decision_and_has_no_threshold_yet(guarded, name):
     calibrated(guarded, "combined", fusion="bounded")
     state = {key: value.clone() for key, value in guarded.state_dict().items() if not key.startswith("detector.")}
-    fusion, decided = guarded.fusion, guarded.predict_proba(IMAGES)
-    guarded.configure(detector=DetectorConfig(name=name))
-    assert guarded.fusion is fusion
+    rule, decided = guarded.fusion, guarded.predict_proba(IMAGES)
+    guarded.configure(detector=resolve(name, argument="detector"))
+    assert guarded.fusion is rule
     assert torch.equal(guarded.predict_proba(IMAGES), decided)
     assert guarded.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in guarded.state_dict().items())
@@ -322,13 +313,13 @@ def test_an_unknown_setting_is_refused_and_changes_nothing(guarded, setting):
 def test_rule_and_detector_belong_to_the_identity_of_a_model(guarded):
     digests = {weights_digest(guarded.configure(fusion=rule)) for rule in RULES}
     digests |= {weights_digest(guarded.configure(detector=name)) for name in NAMES if name != "combined"}
-    digests |= {weights_digest(guarded.configure(fusion=FusionConfig(rule="bounded", vote=vote))) for vote in (1, 2)}
-    assert len(digests) == len(RULES) + 4 + 2
+    digests |= {weights_digest(guarded.configure(fusion=fusion.Bounded(vote=vote))) for vote in (1, 2)}
+    assert len(digests) == len(RULES) + 2 + 2
 
 
 def test_the_hardened_branches_are_safe_from_the_benign_one_in_a_whole_model(guarded):
     """The promise of `bounded` on a model: no head of the benign branch overturns a decision that leads enough."""
-    guarded.configure(fusion=FusionConfig(rule="bounded", vote=0.05))
+    guarded.configure(fusion=fusion.Bounded(vote=0.05))
     hardened = hardened_log_probabilities(guarded.branch_logits(IMAGES))
     best = hardened.topk(2, dim=-1).values
     safe = best[:, 0] - best[:, 1] > 0.05 + 1e-5
@@ -373,15 +364,15 @@ def test_a_detector_that_is_not_calibrated_comes_back_so(guarded, tmp_path, name
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_comes_back_with_its_parameters(guarded, tmp_path, rule):
-    guarded.configure(fusion=FusionConfig(rule=rule, **RULES[rule])).save_pretrained(tmp_path)
+    guarded.configure(fusion=build(rule)).save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert loaded.fusion.config == guarded.fusion.config
+    assert loaded.fusion == guarded.fusion
     assert torch.equal(loaded.predict_proba(IMAGES), guarded.predict_proba(IMAGES))
 
 
 @pytest.mark.parametrize("stage", ["built", "hardened", "fitted"])
-def test_a_model_with_a_sentinel_goes_on_from_the_stage_it_was_saved_at(public, tmp_path, stage):
-    original = ZePAD.from_encoders(*public, detector="sentinel")
+def test_a_model_with_a_reference_goes_on_from_the_stage_it_was_saved_at(public, tmp_path, stage):
+    original = ZePAD.from_encoders(*public, detector="features")
     if stage != "built":
         harden(original)
     if stage == "fitted":
@@ -401,29 +392,29 @@ def test_copies_score_the_same(guarded, name, duplicate):
     assert twin.threshold == guarded.threshold
 
 
-def test_a_victim_of_the_callers_is_the_architecture_of_the_sentinel_too(tmp_path):
+def test_a_victim_of_the_callers_is_the_architecture_of_the_reference_too(tmp_path):
     original = ZePAD.from_encoders(TinyEncoder(), "zepad:digits-simclr", detector="features")
     original.save_pretrained(tmp_path)
     records = read(tmp_path)["encoders"]
-    assert records["sentinel"]["architecture_of"] == "victim"
+    assert records["reference"]["architecture_of"] == "victim"
     assert_same(ZePAD.from_pretrained(tmp_path, victim=TinyEncoder()), original)
     with pytest.raises(CheckpointError, match=r"the victim encoder is .*victim=module"):
         ZePAD.from_pretrained(tmp_path)
 
 
 def test_encoders_of_known_sources_need_no_module(tmp_path):
-    original = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", detector="sentinel")
+    original = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", detector="features")
     original.save_pretrained(tmp_path)
     assert_same(ZePAD.from_pretrained(tmp_path), original)
 
 
-def test_saving_over_a_model_with_a_sentinel_leaves_nothing_of_it(saved, fitted):
+def test_saving_over_a_model_with_a_reference_leaves_nothing_of_it(saved, fitted):
     fitted.save_pretrained(saved)
     assert {path.name for path in saved.glob("*.safetensors")} == {f"{role}.safetensors" for role in (*ROLES, "heads")}
     assert_same(load(saved), fitted)
 
 
-def test_heads_alone_are_saved_with_the_sentinels_and_the_detector(saved, guarded, tmp_path):
+def test_heads_alone_are_saved_with_the_references_and_the_detector(saved, guarded, tmp_path):
     calibrated(guarded, "combined")
     home = Base(repo_id="me/x", revision="0" * 40)
     guarded._home = Home(base=home, files=read_config(saved / "config.json").files)  # as a push would leave it
@@ -436,13 +427,13 @@ def test_heads_alone_are_saved_with_the_sentinels_and_the_detector(saved, guarde
         shutil.copyfile(saved / f"{role}.safetensors", folder / f"{role}.safetensors")
     assert_same(load(folder), guarded)
 
-    guarded.encoder("sentinel").backbone.conv.bias.add_(1)
-    with pytest.raises(CheckpointError, match=r"sentinel.safetensors changed since the encoders were published"):
+    guarded.encoder("reference").backbone.conv.bias.add_(1)
+    with pytest.raises(CheckpointError, match=r"reference.safetensors changed since the encoders were published"):
         guarded.save_pretrained(folder, heads_only=True)
 
 
-def test_a_branch_alone_needs_no_sentinel_and_no_detector(saved, guarded):
-    for name in ("sentinel", "heads", "detector", "auxiliary", "benign"):
+def test_a_branch_alone_needs_no_reference_and_no_detector(saved, guarded):
+    for name in ("reference", "heads", "detector", "auxiliary", "benign"):
         (saved / f"{name}.safetensors").unlink()
     part = load(saved, branches=["victim"])
     assert list(part.encoders) == ["victim"]
@@ -453,7 +444,7 @@ def test_a_branch_alone_needs_no_sentinel_and_no_detector(saved, guarded):
         load(saved)
 
 
-def test_all_branches_without_the_sentinel_are_no_whole_model(saved):
+def test_all_branches_without_the_reference_are_no_whole_model(saved):
     part = load(saved, branches=list(ROLES))
     assert list(part.encoders) == list(ROLES)
     with pytest.raises(StageError, match=r"needs all encoders, .* loaded with victim, auxiliary, benign alone"):
@@ -463,7 +454,7 @@ def test_all_branches_without_the_sentinel_are_no_whole_model(saved):
 # damage
 
 
-@pytest.mark.parametrize("name", ["sentinel.safetensors", "detector.safetensors"])
+@pytest.mark.parametrize("name", ["reference.safetensors", "detector.safetensors"])
 def test_a_file_that_is_missing_truncated_or_changed_is_refused(saved, name):
     path = saved / name
     blob = path.read_bytes()
@@ -492,7 +483,7 @@ def test_a_detector_with_a_tensor_less_or_more_or_another_is_refused_although_th
         folder = tmp_path / str(index)
         shutil.copytree(tmp_path / "whole", folder)
         alter(folder, "detector.safetensors", change)
-        with pytest.raises(CheckpointError, match=rf"detector.safetensors does not fit Detector: .*{message}"):
+        with pytest.raises(CheckpointError, match=rf"detector.safetensors does not fit FittedDetector: .*{message}"):
             load(folder)
 
 
@@ -517,7 +508,7 @@ def test_a_fitted_detector_that_the_config_no_longer_lists_is_missed(guarded, tm
 
 @pytest.mark.parametrize("tensors", [{"weight": torch.ones(2)}, {}])
 def test_a_detector_that_is_never_fitted_has_no_file(guarded, tmp_path, tensors):
-    calibrated(guarded, "sentinel").save_pretrained(tmp_path)
+    calibrated(guarded, "gap").save_pretrained(tmp_path)
     (tmp_path / "detector.safetensors").write_bytes(write_tensors({}))
     alter(tmp_path, "detector.safetensors", lambda _: tensors)
     with pytest.raises(CheckpointError, match="detector.safetensors|is damaged"):
@@ -530,11 +521,11 @@ def test_a_detector_that_is_never_fitted_has_no_file(guarded, tmp_path, tensors)
         (("detector", "name"), "gap"),
         (("detector", "name"), "features"),
         (("detector", "surplus"), 1),
-        (("encoders", "sentinel", "features"), 9),
-        (("encoders", "sentinel", "architecture_of"), "sentinel"),
-        (("encoders", "sentinel", "architecture_of"), None),
-        (("heads", "sentinel"), "os.system"),
-        (("encoders", "sentinel"), None),
+        (("encoders", "reference", "features"), 9),
+        (("encoders", "reference", "architecture_of"), "reference"),
+        (("encoders", "reference", "architecture_of"), None),
+        (("heads", "reference"), "os.system"),
+        (("encoders", "reference"), None),
         (("threshold",), float("inf")),
     ],
 )
@@ -556,7 +547,7 @@ def fields(values, prefix=()):
             yield from fields(value, (*prefix, key))
 
 
-def test_every_field_of_a_model_with_a_sentinel_is_needed(saved):
+def test_every_field_of_a_model_with_a_reference_is_needed(saved):
     whole, accepted = read(saved), []
     for path in fields(whole):
         values = copy.deepcopy(whole)
@@ -594,7 +585,7 @@ def test_an_evaluation_of_a_detector_without_a_threshold_measures_none(guarded):
     assert report.attacks[0].detection is None
 
 
-@pytest.mark.parametrize("change", [{"fusion": "bounded"}, {"fusion": FusionConfig(sharpness=2.9)}])
+@pytest.mark.parametrize("change", [{"fusion": "bounded"}, {"fusion": fusion.RFDM(sharpness=2.9)}])
 def test_a_report_on_another_fusion_is_not_this_models(guarded, change):
     report = evaluate(guarded, [(IMAGES, LABELS)], [NOISE], sanity=False, progress=False)
     guarded.attach(report)

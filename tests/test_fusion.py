@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from zepad.functional import confidence, hardened_log_probabilities
 from zepad.fusion import AveragingRule, FusionRule, fuse_logits, fusion_weights
 from zepad.fusion.base import RULES as REGISTER
 from zepad.fusion.mixed import robust_transform
-from zepad.plugins import Register
+from zepad.plugins import PluginRecord, Register
 
 several = st.integers(2, 4)
 averaging = st.sampled_from(AVERAGING)
@@ -511,8 +511,8 @@ def test_a_rule_says_what_it_is(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_survives_json(rule):
     built = build(rule, **SETTINGS[rule])
-    record = json.loads(json.dumps(built.record()))
-    again = REGISTER.read(record["name"], record["settings"], origin="config.json")
+    record = PluginRecord(**json.loads(json.dumps(asdict(built.record()))))
+    again = REGISTER.read(record, origin="config.json")
     assert again == built
     assert type(again) is type(built)
 
@@ -636,7 +636,7 @@ def test_a_registered_rule_is_found_by_name_and_comes_back_from_its_record():
     assert rule == Loudest()
     given = Loudest(gain=2.0)
     assert register.resolve(given, argument="fusion") is given
-    assert register.read(**given.record(), origin="x") == given
+    assert register.read(given.record(), origin="x") == given
     assert given.summary() == "loudest (gain 2)"
     register.register("loudest", Loudest)  # as a notebook does that runs a cell again
 
@@ -684,6 +684,6 @@ def test_an_object_of_an_unregistered_class_is_refused():
 )
 def test_a_record_that_is_not_the_rules_own_is_refused(settings, message):
     with pytest.raises(CheckpointError, match=message):
-        REGISTER.read("bounded", settings, origin="config.json")
+        REGISTER.read(PluginRecord(name="bounded", settings=settings), origin="config.json")
     with pytest.raises(CheckpointError, match=r"'votes', which is not registered here.*Import the code that calls"):
-        REGISTER.read("votes", settings, origin="config.json")
+        REGISTER.read(PluginRecord(name="votes", settings=settings), origin="config.json")

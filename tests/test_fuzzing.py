@@ -198,7 +198,7 @@ class Saved:
 
 def settings_of(defense: ZePAD) -> list[Any]:
     """All that decides beside the weights."""
-    return [defense.fusion.config, *(defense.encoder(role).spec for role in ROLES)]
+    return [defense.fusion, *(defense.encoder(role).spec for role in ROLES)]
 
 
 def decide(defense: ZePAD) -> list[Tensor]:

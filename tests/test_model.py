@@ -16,7 +16,6 @@ from zepad import (
     BenignConfig,
     ConfigError,
     Encoder,
-    FusionConfig,
     HardenConfig,
     HeadConfig,
     InputError,
@@ -24,7 +23,8 @@ from zepad import (
     StageError,
     ZePAD,
 )
-from zepad.functional import detection_score, fuse_logits, fusion_weights
+from zepad.functional import detection_score
+from zepad.fusion import Mean, fuse_logits, fusion_weights
 
 QUICK = {
     "harden": HardenConfig(epochs=1, steps=1),
@@ -122,7 +122,7 @@ def test_deciding_restores_the_training_flags_and_dropout_never_decides(fitted: 
     expected = fitted.predict_proba(images)
     fitted.train()
     flags = {name: part.training for name, part in fitted.named_modules()}
-    assert flags["heads.victim"]
+    assert flags["branches.victim.head"]
     assert not flags["encoders.victim"]  # encoders stay frozen whatever train() says
     assert torch.equal(fitted.predict_proba(images), expected)
     assert {name: part.training for name, part in fitted.named_modules()} == flags
@@ -232,8 +232,8 @@ def test_settings_out_of_range_are_refused_with_the_remedy() -> None:
         HardenConfig(eps=8)
     with pytest.raises(ConfigError, match="HardenConfig has no field epoch; it has"):
         HardenConfig.from_dict({"epoch": 3})
-    with pytest.raises(ConfigError, match='rule must be "rfdm" or "mean" or .* or "candidates"; got \'vote\''):
-        FusionConfig(rule="vote")
+    with pytest.raises(ConfigError, match='fusion must be "rfdm" or "mean" or .*; got \'vote\''):
+        ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion="vote")
     with pytest.raises(ConfigError, match="num_classes must be at least 2, or None; got 1"):
         ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), num_classes=1)
     with pytest.raises(ConfigError, match="resume=True needs the checkpoint_dir"):
@@ -255,7 +255,7 @@ def test_copies_predict_the_same(fitted: ZePAD, duplicate) -> None:
 
 
 def test_fusion_rules_can_be_chosen(loader: DataLoader) -> None:
-    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion=FusionConfig(rule="mean"))
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion=Mean())
     defense.harden(loader, QUICK["harden"], progress=False)
     defense.fit_benign(loader, QUICK["benign"], head_config=QUICK["heads"], progress=False)
     images = toy_data(6)[0]
@@ -282,8 +282,8 @@ def test_the_progress_bar_shows_loss_accuracies_and_time_left(loader: DataLoader
 
 def test_the_public_names_are_these() -> None:
     assert sorted(zepad.__all__) == zepad.__all__ == [
-        "BenignConfig", "BranchReport", "CardDetails", "CheckpointError", "ConfigError", "DetectorConfig", "Encoder",
-        "EncoderSpec", "FusionConfig", "HardenConfig", "HeadConfig", "HubError", "InputError", "Preprocessing",
+        "BenignConfig", "BranchReport", "CardDetails", "CheckpointError", "ConfigError", "Encoder",
+        "EncoderSpec", "HardenConfig", "HeadConfig", "HubError", "InputError", "Preprocessing",
         "StageError", "TrainingError", "ZePAD", "ZePADError", "ZeroShotHead", "__version__",
     ]  # fmt: skip
     public = {name for name, value in vars(zepad).items() if not name.startswith("_") and not _is_module(value)}

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 import zepad.persistence.config
 import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, FusionConfig, HardenConfig, HeadConfig, ZePAD
+from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
+from zepad.fusion import RFDM
 from zepad.persistence import Base, Home, read_config
 from zepad.types import ROLES
 
@@ -59,7 +60,7 @@ def assert_same(one: ZePAD, other: ZePAD) -> None:
         assert torch.equal(value, second[key])
     facts = ("stage", "channels", "num_classes", "class_names", "threshold", "provenance")
     assert [getattr(one, fact) for fact in facts] == [getattr(other, fact) for fact in facts]
-    assert one.fusion.config == other.fusion.config
+    assert one.fusion == other.fusion
     for role in ROLES:
         assert one.encoder(role).preprocessing == other.encoder(role).preprocessing
         assert one.encoder(role).pooling == other.encoder(role).pooling
@@ -131,7 +132,7 @@ def test_a_fitted_model_comes_back_bit_for_bit(fitted: ZePAD, tmp_path: Path) ->
 
 @pytest.mark.parametrize("stage", ["built", "hardened", "fitted"])
 def test_a_model_goes_on_from_the_stage_it_was_saved_at(stage: str, tmp_path: Path) -> None:
-    original = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion=FusionConfig(rule="entropy", sharpness=2))
+    original = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion=RFDM(sharpness=2))
     if stage != "built":
         harden(original)
     if stage == "fitted":
@@ -820,9 +821,9 @@ _PIXELS = (*_ENCODER, "spec", "preprocessing")
         (("detector",), "gap"),
         (("detector", "name"), "vote"),
         (("detector", "name"), ["gap"]),
-        (("detector", "name"), "features"),  # whose sentinel is not there
-        (("encoders", "sentinel"), {}),
-        (("heads", "sentinel"), "mlp"),
+        (("detector", "name"), "features"),  # whose reference is not there
+        (("encoders", "reference"), {}),
+        (("heads", "reference"), "mlp"),
         (("encoders",), []),
         (("encoders", "victim"), None),
         (("encoders", "attacker"), {}),

@@ -21,7 +21,6 @@ from zepad import (
     BenignConfig,
     CheckpointError,
     ConfigError,
-    FusionConfig,
     HardenConfig,
     HeadConfig,
     InputError,
@@ -120,10 +119,10 @@ def test_fit_benign_and_fit_heads_leave_the_hardened_encoders_alone(loader: Data
 
 
 def test_heads_trained_along_can_be_kept_for_the_same_task(loader: DataLoader) -> None:
-    defense = build(detector="sentinel").harden(loader, FAST, progress=False)
+    defense = build(detector="features").harden(loader, FAST, progress=False)
     trained = {role: weights(head) for role, head in defense.heads.items()}
     defense.fit_benign(loader, BenignConfig(epochs=1), head_config=None, progress=False)
-    assert set(defense.heads) == {"victim", "auxiliary", "benign", "sentinel"}
+    assert set(defense.heads) == {"victim", "auxiliary", "benign", "reference"}
     assert all(same(weights(defense.heads[role]), before) for role, before in trained.items())
     assert defense.provenance["benign"]["head_config"] is None
     defense.harden(loader, FAST, progress=False)
@@ -419,7 +418,6 @@ def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None
         (HeadConfig, "batch_size", 1.5),
         (HeadConfig, "cache_bytes", "x"),
         (HeadConfig, "head_lr", float("inf")),
-        (FusionConfig, "sharpness", True),
     ],
 )
 def test_settings_of_the_wrong_type_are_refused_by_name(config: type, field: str, value: object) -> None:

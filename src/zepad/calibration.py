@@ -150,7 +150,9 @@ def _observe(
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK].to(device)
             with torch.no_grad():
-                found.append(DetectorInputs(*(None if p is None else p.float().cpu() for p in look(chunk))))
+                logits, *others = look(chunk)
+            kept = (None if part is None else part.float().cpu() for part in others)
+            found.append(DetectorInputs(logits.float().cpu(), *kept))
             if targets is None:
                 continue
             aims = targets[start : start + _CHUNK].to(device)

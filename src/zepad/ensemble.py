@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +14,16 @@ from . import detectors as _detectors
 from . import fusion as _fusion
 from .config import is_number, require
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
+from .errors import StageError
 from .functional import smoothed
 from .fusion import FusionRule
+from .inputs import check_images, image_batches
+from .inspection import BranchReport, inspect_branches
+from .modes import evaluating
 from .modules import Branch
+from .types import Loader
+
+_CHUNK = 256  # images of one tensor that are classified at a time
 
 
 class BranchEnsemble(nn.Module):
@@ -34,6 +43,7 @@ class BranchEnsemble(nn.Module):
         detector: The detector with what it was fitted to.
         threshold: Threshold of the detection score, or None.
         reference: The undefended victim with a head, or None.
+        class_names: One name per class, where they are known.
 
     Raises:
         ConfigError: If there is no branch, a rule or detector is unknown, or a threshold is not finite or has less than
@@ -64,6 +74,7 @@ class BranchEnsemble(nn.Module):
         self.fusion = _fusion.resolve(fusion, argument="fusion")
         self.detector = FittedDetector(_detectors.resolve(detector, argument="detector"))
         self.threshold = threshold
+        self.class_names: tuple[str, ...] | None = None
 
     @property
     def branch_names(self) -> tuple[str, ...]:
@@ -88,7 +99,7 @@ class BranchEnsemble(nn.Module):
         needs = self.detector.rule.needs
         hardened_features = reference_logits = reference_features = blurred_features = None
         if DetectorInput.HARDENED_FEATURES in needs:
-            branches = list(self.branches.values())
+            branches = [cast(Branch, branch) for branch in self.branches.values()]
             features = [branch.encoder(images) for branch in branches]
             logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
             # The benign branch is left out: what transfers to it moves its features the victim's way.
@@ -122,3 +133,88 @@ class BranchEnsemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return fused logits `(N, K)` of images `(N, C, H, W)` in [0, 1]. Differentiable."""
         return self.fuse(self.branch_logits(images))
+
+    def predict(self, images: Tensor | Loader) -> Tensor:
+        """Return the class of each image, int64 `(N,)`.
+
+        Args:
+            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+
+        Raises:
+            StageError: If the model is not ready.
+            InputError: If images do not fit.
+        """
+        return self._map("predict", images, lambda chunk: self(chunk).argmax(dim=-1))
+
+    def predict_proba(self, images: Tensor | Loader) -> Tensor:
+        """Return class probabilities `(N, K)`, the softmax of the fused logits. Arguments and errors as `predict`."""
+        return self._map("predict_proba", images, lambda chunk: self(chunk).softmax(dim=-1))
+
+    def detection_score(self, images: Tensor | Loader) -> Tensor:
+        """Return how suspicious each image is `(N,)`; larger is more suspicious.
+
+        Arguments and errors are those of `predict`; a detector that has to be calibrated first raises a StageError too.
+        """
+        return self._map("detection_score", images, self.score)
+
+    def detect(self, images: Tensor | Loader) -> Tensor:
+        """Return whether each image looks attacked, bool `(N,)`. Arguments and errors as `detection_score`."""
+        self._check("detect")
+        if self.threshold is None:
+            raise StageError(
+                f'the detector "{self.detector.rule.name}" has no threshold yet. Call calibrate(benign_loader) first.'
+            )
+        return self.detection_score(images) > self.threshold
+
+    def inspect(self, images: Tensor) -> BranchReport:
+        """Report what every branch says of each image `(N, C, H, W)`, how much it weighs, and the verdict.
+
+        Raises:
+            StageError: If the model is not ready.
+            InputError: If images do not fit.
+        """
+        check_images(images, channels=self._check("inspect"))
+        with self._deciding():
+            inputs = self.detector_inputs(images.to(self.device))
+            return inspect_branches(
+                inputs.logits,
+                self.fusion,
+                names=self.branch_names,
+                scores=self.detector(inputs) if self.detector.is_fitted else None,
+                threshold=self.threshold,
+                class_names=self.class_names,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return device_of(self)
+
+    def _check(self, call: str) -> int | None:
+        """Return the number of channels that images must have, where it is known.
+
+        Args:
+            call: The public call that is to be served. A subclass raises where it cannot serve the call yet.
+        """
+        del call
+        return None
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        with evaluating(self), torch.inference_mode():
+            yield
+
+    def _map(self, call: str, images: Tensor | Loader, function: Callable[[Tensor], Tensor]) -> Tensor:
+        channels = self._check(call)
+        with self._deciding():
+            results = [
+                function(chunk.to(self.device)).to(batch.device)
+                for batch in image_batches(images, channels=channels)
+                for chunk in batch.split(_CHUNK)
+            ]
+        return torch.cat(results)
+
+
+def device_of(*modules: nn.Module) -> torch.device:
+    """Return the device of the first weight; modules without any are on the CPU."""
+    return next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))

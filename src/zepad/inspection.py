@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .fusion import FusionRule
-from .types import ROLES, Role
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,7 +14,7 @@ class BranchReport:
     """The verdict on each image and what every branch contributed to it. Print it to read it.
 
     Attributes:
-        roles: The branches, in the order of the first axis below.
+        names: Names of the branches, in the order of the first axis below.
         branch_labels: Class each branch says, `(B, N)`.
         branch_probabilities: Probability it gives that class, `(B, N)`.
         confidences: RFDM confidence of each branch, `(B, N)`.
@@ -29,7 +28,7 @@ class BranchReport:
         class_names: One per class, or None.
     """
 
-    roles: tuple[Role, ...]
+    names: tuple[str, ...]
     branch_labels: Tensor
     branch_probabilities: Tensor
     confidences: Tensor
@@ -57,7 +56,7 @@ class BranchReport:
         lines += [
             f"  {role:<10} {self.name(int(self.branch_labels[b, i])):<14} {self.branch_probabilities[b, i]:>11.1%} "
             f"{self.confidences[b, i]:>11.3f}" + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
-            for b, role in enumerate(self.roles)
+            for b, role in enumerate(self.names)
         ]
         return "\n".join(lines)
 
@@ -72,6 +71,7 @@ def inspect_branches(
     logits: Tensor,
     fusion: FusionRule,
     *,
+    names: tuple[str, ...],
     scores: Tensor | None,
     threshold: float | None,
     class_names: tuple[str, ...] | None = None,
@@ -80,7 +80,8 @@ def inspect_branches(
 
     Args:
         logits: Hardened branches first, the benign branch last.
-        fusion: The rule in use.
+        fusion: The fusion rule in use.
+        names: Names of the branches, in the order of the logits.
         scores: Of the detector `(N,)`, where it can score.
         threshold: Of the detection score, where there is one.
         class_names: One per class, or None.
@@ -88,7 +89,7 @@ def inspect_branches(
     branch = logits.softmax(dim=-1).max(dim=-1)
     fused = fusion(logits).softmax(dim=-1).max(dim=-1)
     return BranchReport(
-        roles=ROLES,
+        names=names,
         branch_labels=branch.indices,
         branch_probabilities=branch.values,
         confidences=fusion.confidence(logits),

@@ -1,7 +1,6 @@
 """Attacks on a whole ensemble: surrogates that are what they say, a silent detector, and the worst of several."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import pytest
 import torch
@@ -31,10 +30,11 @@ from zepad.attacks import (
     one_branch,
 )
 from zepad.errors import ConfigError, InputError
-from zepad.functional import bounded, candidates, detection_score, mixed, rfdm
+from zepad.functional import detection_score
+from zepad.fusion import RFDM, Bounded, Mean, MixedNUTS
 
 EPS = 8 / 255
-FUSIONS = (rfdm, bounded, mixed, candidates)  # averaging and bounding rules
+FUSIONS = (RFDM(), Mean(), Bounded(), MixedNUTS())  # averaging and bounding rules
 
 
 def seeded(seed=1):
@@ -54,7 +54,7 @@ class Ensemble(nn.Module):
         return torch.stack([4 * branch(images) for branch in self.branches])
 
     def forward(self, images):
-        return rfdm(self.branch_logits(images))
+        return RFDM()(self.branch_logits(images))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_surrogates_are_functions_of_the_branches(ensemble, toy):
     torch.testing.assert_close(hardened_branches(ensemble.branch_logits)(toy[0]), sure.log())
 
 
-@pytest.mark.parametrize("fuse", [rfdm, partial(bounded, vote=2.0), lambda logits: logits.median(dim=0).values])
+@pytest.mark.parametrize("fuse", [RFDM(), Bounded(vote=2.0), lambda logits: logits.median(dim=0).values])
 def test_an_ensemble_under_another_fusion_is_that_fusion_of_its_branches(ensemble, toy, fuse):
     fused = fused_by(ensemble.branch_logits, fuse)(toy[0])
     assert torch.equal(fused, fuse(ensemble.branch_logits(toy[0])))
@@ -110,7 +110,7 @@ def test_the_benign_branch_has_no_part_in_the_hardened_branches(ensemble, toy):
         gap_score,
         lambda branches: one_branch(branches, 0),
         hardened_branches,
-        lambda branches: fused_by(branches, bounded),
+        lambda branches: fused_by(branches, Bounded()),
     ],
 )
 def test_surrogates_bring_the_mode_of_the_model_behind_a_method(toy, surrogate):
@@ -285,7 +285,7 @@ def test_a_calibrated_detector_is_evaded_through_its_own_score(fitted):
 # All branches at once.
 
 
-def joint(ensemble, fuse=bounded, eps=EPS, **settings):
+def joint(ensemble, fuse=Bounded(), eps=EPS, **settings):
     return JointAPGD(**{"eps": eps, "branch_logits": ensemble.branch_logits, "fuse": fuse, "steps": 5, **settings})
 
 
@@ -338,7 +338,7 @@ def halves():
 def test_what_a_saturated_vote_hides_from_the_gradient_is_found_by_attacking_all_branches(halves):
     """Lead of the hardened branches: 1 on the clean image, 0.5 at worst; with a vote of 0.8 both halves must fall."""
     model, clean, labels = halves
-    fused = fused_by(model.branch_logits, partial(bounded, vote=0.8))
+    fused = fused_by(model.branch_logits, Bounded(vote=0.8))
     points = clean.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(cross_entropy(fused(points), labels).sum(), points)
     assert gradient[:, :, :8].all()
@@ -346,11 +346,11 @@ def test_what_a_saturated_vote_hides_from_the_gradient_is_found_by_attacking_all
     for loss_fn in (cross_entropy, margin):
         blind = APGD(eps=0.1, steps=50, loss_fn=loss_fn)(fused, clean, labels, generator=seeded())
         assert (fused(blind).argmax(1) == labels).all()
-    attack = joint(model, eps=0.1, steps=50, fuse=partial(bounded, vote=0.8))
+    attack = joint(model, eps=0.1, steps=50, fuse=Bounded(vote=0.8))
     attacked = attack(fused, clean, labels, generator=seeded())
     assert (fused(attacked).argmax(1) == 1).all()
-    safe = joint(model, eps=0.1, steps=50, fuse=partial(bounded, vote=0.4))
-    fused = fused_by(model.branch_logits, partial(bounded, vote=0.4))
+    safe = joint(model, eps=0.1, steps=50, fuse=Bounded(vote=0.4))
+    fused = fused_by(model.branch_logits, Bounded(vote=0.4))
     assert (fused(safe(fused, clean, labels, generator=seeded())).argmax(1) == labels).all()  # the bound holds
 
 
@@ -361,7 +361,7 @@ def test_a_joint_attack_tries_the_likeliest_wrong_classes_one_after_another(halv
     model.benign = ((0.0, 0.0), (0.0, -50.0), (100.0, -50.0))
 
     def wins(classes):
-        attack = joint(model, eps=0.1, classes=classes, steps=30, fuse=partial(bounded, vote=0.8))
+        attack = joint(model, eps=0.1, classes=classes, steps=30, fuse=Bounded(vote=0.8))
         fused = attack.fuse(model.branch_logits(attack(model, clean, labels, generator=seeded())))
         return int((fused.argmax(1) == 2).sum())
 

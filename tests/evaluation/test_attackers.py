@@ -25,12 +25,12 @@ from zepad.attacks import (
     mean_logits,
     one_branch,
 )
-from zepad.config import FusionConfig
 from zepad.digests import digest_tensor
+from zepad.ensemble import BranchEnsemble
 from zepad.errors import ConfigError
 from zepad.evaluation import Attacker, against, universal_attacker
 from zepad.evaluation.identity import describe, digest
-from zepad.modules import Ensemble
+from zepad.fusion import RFDM
 
 EPS = 8 / 255
 
@@ -41,7 +41,7 @@ def linear(seed=0):
 
 
 def ensemble(**changes):
-    return Ensemble({"one": linear(0), "two": linear(1)}, **changes)
+    return BranchEnsemble({"one": linear(0), "two": linear(1)}, **changes)
 
 
 def attacker(attack, **changes):
@@ -118,8 +118,8 @@ DIFFERENT = [
     attacker(PGD3, target=against(one_branch(ensemble().branch_logits, 0))),
     attacker(PGD3, target=against(one_branch(ensemble().branch_logits, 1))),
     attacker(PGD3, target=against(ensemble())),
-    attacker(PGD3, target=against(ensemble(fusion=FusionConfig(rule="mean")))),
-    attacker(PGD3, target=against(ensemble(fusion=FusionConfig(sharpness=3.0000001)))),
+    attacker(PGD3, target=against(ensemble(fusion="mean"))),
+    attacker(PGD3, target=against(ensemble(fusion=RFDM(sharpness=3.0000001)))),
     attacker(PGD3, target=against(ensemble(threshold=0.2))),
     attacker(APGD(eps=EPS, steps=3)),
     attacker(Square(eps=EPS, queries=3)),

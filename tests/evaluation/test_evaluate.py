@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from tiny import TinyEncoder
 from zepad.attacks import PGD, UniversalPerturbation
+from zepad.ensemble import BranchEnsemble
 from zepad.errors import ConfigError, InputError
 from zepad.evaluation import Attacker, Rate, against, evaluate, universal_attacker
 from zepad.functional import confidence, detection_score
-from zepad.modules import Ensemble
 
 EPS = 8 / 255
 
@@ -48,7 +48,8 @@ def classifier(seed=0):
 
 
 def ensemble(threshold=0.01):
-    return Ensemble({name: classifier(seed) for seed, name in enumerate(("one", "two", "benign"))}, threshold=threshold)
+    branches = {name: classifier(seed) for seed, name in enumerate(("one", "two", "benign"))}
+    return BranchEnsemble(branches, threshold=threshold)
 
 
 def universal(seed, eps=0.3, size=16, **changes):
@@ -658,7 +659,7 @@ def test_a_fitted_defense_is_evaluated_with_branches_and_detector(fitted):
 
 
 def test_an_ensemble_of_its_branches_is_the_same_as_the_defense(fitted):
-    twin = Ensemble({name: fitted.branch(name) for name in fitted.branch_names}, threshold=fitted.threshold)
+    twin = BranchEnsemble({name: fitted.branch(name) for name in fitted.branch_names}, threshold=fitted.threshold)
     reports = [
         run(model, loaded(), [white(PGD(eps=EPS, steps=2)), universal(1)], samples=2) for model in (fitted, twin)
     ]

@@ -10,9 +10,9 @@ from torch import nn
 
 from tiny import toy_data
 from zepad.attacks import PGD
+from zepad.ensemble import BranchEnsemble
 from zepad.errors import CheckpointError, ConfigError, InputError
 from zepad.evaluation import Attacker, evaluate
-from zepad.modules import Ensemble
 
 EPS = 0.2
 IMAGES, LABELS = toy_data(25, size=4)
@@ -30,7 +30,7 @@ def colours(scale, noise=0.0):
 
 def ensemble(**changes):
     branches = {"one": colours(9.0), "two": colours(5.0, 0.5), "benign": colours(4.0, 1.0)}
-    return Ensemble(branches, **{"threshold": 0.05} | changes)
+    return BranchEnsemble(branches, **{"threshold": 0.05} | changes)
 
 
 @dataclass(frozen=True, kw_only=True)

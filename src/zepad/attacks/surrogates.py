@@ -94,15 +94,15 @@ def fused_by(branch_logits: BranchLogits, fuse: Callable[[Tensor], Tensor]) -> n
 
     Args:
         branch_logits: Map from images to stacked logits `(B, N, K)`, such as `defense.branch_logits`.
-        fuse: Map from stacked logits `(B, N, K)` to logits `(N, K)`, such as `zepad.functional.rfdm` or `defense.fuse`.
+        fuse: Map from stacked logits `(B, N, K)` to logits `(N, K)`, such as `zepad.fusion.RFDM()` or `defense.fuse`.
 
     Returns:
         A module that maps images to logits `(N, K)`.
 
     Examples:
         >>> import torch
-        >>> from zepad.functional import rfdm
-        >>> surrogate = fused_by(lambda images: torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]]), rfdm)
+        >>> branch_logits = lambda images: torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
+        >>> surrogate = fused_by(branch_logits, lambda logits: logits.mean(dim=0))
         >>> surrogate(torch.zeros(1, 3, 2, 2)).shape
         torch.Size([1, 2])
     """

@@ -103,7 +103,7 @@ def _draw_example(
         *(
             f"  {role:<10} {report.name(int(report.branch_labels[b, 0]))}  p {report.branch_probabilities[b, 0]:.2f}"
             + ("" if report.weights is None else f"  weight {report.weights[b, 0]:.2f}")
-            for b, role in enumerate(report.roles)
+            for b, role in enumerate(report.names)
         ),
         "",
     ]

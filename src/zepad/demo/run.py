@@ -173,7 +173,7 @@ def run_demo(
         hardened_branches={role: _branch_scores(role, recommended, own) for role, own in own_budget.items()},
         detection_auroc={"gap": _aurocs(paper), detector: _aurocs(recommended)},
         false_positive_rate=recommended.false_positive_rate.value if recommended.false_positive_rate else float("nan"),
-        vote=defense.fusion.vote,
+        vote=defense.fusion.settings()["vote"],
         eps=EPS,
         hardening_eps=hardening.eps,
         test_images=len(test),

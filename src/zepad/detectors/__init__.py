@@ -25,6 +25,7 @@ register("features", FeaturePrediction)
 register("combined", Combined)
 
 __all__ = [
+    "DETECTORS",
     "Combined",
     "ConfidenceGap",
     "Detector",

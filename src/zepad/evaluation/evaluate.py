@@ -60,8 +60,8 @@ def evaluate(
 ) -> EvalReport:
     """Measure what a classifier withstands.
 
-    Every attacker attacks every image. Any map from images to logits can be evaluated; a `ZePAD` or an `Ensemble` is
-    scored branch by branch too, and its detector is measured. The model is left as found and evaluated in evaluation
+    Every attacker attacks every image. Any map from images to logits can be evaluated. A `ZePAD` or a `BranchEnsemble`
+    is scored branch by branch too, and its detector is measured. The model is left as found and evaluated in evaluation
     mode, on the device it is on.
 
     Args:

@@ -29,6 +29,7 @@ register("mixed", MixedNUTS)
 
 __all__ = [
     "RFDM",
+    "RULES",
     "AveragingRule",
     "Bounded",
     "FusionRule",

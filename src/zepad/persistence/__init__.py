@@ -6,9 +6,8 @@ from .config import CONFIG_FILE, WEIGHT_FILES, Base, SavedConfig, SavedFile, par
 from .contents import Home, SavedModel, describe_model
 from .export import export_model
 from .hub import HubRepo
-from .loading import load_saved
-from .publishing import check_folder, download, publish_folder, push_model
-from .saving import save_model
+from .pretrained import Pretrained
+from .publishing import check_folder, download, publish_folder
 
 __all__ = [
     "CONFIG_FILE",
@@ -17,6 +16,7 @@ __all__ = [
     "CardDetails",
     "Home",
     "HubRepo",
+    "Pretrained",
     "Published",
     "SavedConfig",
     "SavedFile",
@@ -25,12 +25,9 @@ __all__ = [
     "describe_model",
     "download",
     "export_model",
-    "load_saved",
     "model_card",
     "parse_config",
     "publish_folder",
-    "push_model",
     "read_config",
-    "save_model",
     "write_card",
 ]

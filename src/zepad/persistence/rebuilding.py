@@ -13,7 +13,7 @@ from ..detectors import FittedDetector, Widths
 from ..encoders import Encoder, build_encoder, is_registered, wrap_module
 from ..errors import CheckpointError, ConfigError
 from ..modules import MLPHead
-from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, Role
+from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role
 from ..zero_shot import ZeroShotHead
 from .config import EncoderRecord, HeadKind, SavedConfig, stored_role
 from .weights import check_fit, load_strictly
@@ -52,7 +52,7 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
     if owner is None and not is_registered(record.spec.source):  # a copy of another role's encoder, the reference say
-        owner = next((other for other in modules if config.encoders[other].spec == record.spec), None)
+        owner = next((r for r in ROLES if r in modules and config.encoders[r].spec == record.spec), None)
     if owner is not None and owner in modules:
         module = modules[owner]
         own = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone

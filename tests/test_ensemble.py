@@ -1,4 +1,4 @@
-"""`Ensemble`, and what an evaluation takes for a model of several branches."""
+"""`BranchEnsemble`, and what an evaluation takes for a model of several branches."""
 
 import copy
 import inspect
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from tiny import toy_data
-from zepad.config import FusionConfig
-from zepad.errors import ConfigError
-from zepad.functional import detection_score, fuse_logits
-from zepad.modules import Ensemble
+from zepad.ensemble import BranchEnsemble
+from zepad.errors import ConfigError, StageError
+from zepad.functional import detection_score
+from zepad.fusion import RFDM, Bounded, Mean, fuse_logits
+from zepad.modules import Branch
 from zepad.types import Branched
 
 
@@ -21,17 +22,17 @@ def linear(classes=5):
 
 
 @pytest.mark.parametrize(
-    ("config", "settings"),
+    ("rule", "settings"),
     [
-        (None, {}),
-        (FusionConfig(rule="mean"), {"rule": "mean"}),
-        (FusionConfig(sharpness=1.0), {"sharpness": 1.0}),
-        (FusionConfig(rule="bounded", vote=2.0, sharpness=1.0), {"rule": "bounded", "vote": 2.0}),
+        ("rfdm", {}),
+        (Mean(), {"rule": "mean"}),
+        (RFDM(sharpness=1.0), {"sharpness": 1.0}),
+        (Bounded(vote=2.0), {"rule": "bounded", "vote": 2.0}),
     ],
 )
-def test_an_ensemble_fuses_what_its_branches_say(config, settings):
+def test_an_ensemble_fuses_what_its_branches_say(rule, settings):
     branches = {"one": linear(), "two": linear(), "three": linear()}
-    images, model = torch.rand(4, 3, 2, 2), Ensemble(branches, fusion=config)
+    images, model = torch.rand(4, 3, 2, 2), BranchEnsemble(branches, fusion=rule)
     logits = torch.stack([branch(images) for branch in branches.values()])
     assert torch.equal(model.branch_logits(images), logits)
     assert torch.equal(model(images), fuse_logits(logits, **settings))
@@ -42,9 +43,9 @@ def test_an_ensemble_fuses_what_its_branches_say(config, settings):
 
 def test_an_ensemble_of_the_branches_of_a_defense_is_the_defense_bit_for_bit(fitted):
     images, _ = toy_data(12)
-    twin = Ensemble(
+    twin = BranchEnsemble(
         {name: fitted.branch(name) for name in fitted.branch_names},
-        fusion=fitted.fusion.config,
+        fusion=fitted.fusion,
         threshold=fitted.threshold,
     ).eval()
     assert torch.equal(twin.branch_logits(images), fitted.branch_logits(images))
@@ -59,7 +60,7 @@ def test_an_ensemble_of_the_branches_of_a_defense_is_the_defense_bit_for_bit(fit
 
 def test_branches_are_held_not_copied():
     branch = linear()
-    model = Ensemble({"one": branch, "again": branch})
+    model = BranchEnsemble({"one": branch, "again": branch})
     assert len(list(model.parameters())) == 2
     with torch.no_grad():
         branch[1].weight.zero_()
@@ -74,15 +75,17 @@ def test_branches_are_held_not_copied():
         {"branches": {"one": linear()}, "threshold": 0.1},
         {"branches": {"one": linear(), "two": linear()}, "threshold": math.inf},
         {"branches": {"one": linear(), "two": linear()}, "threshold": math.nan},
+        {"branches": {"one": linear()}, "fusion": "votes"},
+        {"branches": {"one": linear()}, "detector": "votes"},
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError):
-        Ensemble(**settings)
+        BranchEnsemble(**settings)
 
 
 def test_models_of_several_branches_are_known_by_their_members(fitted):
-    for model in (fitted, Ensemble({"one": linear()})):
+    for model in (fitted, BranchEnsemble({"one": linear()})):
         assert isinstance(model, Branched)
         for member in Branched.__protocol_attrs__ if hasattr(Branched, "__protocol_attrs__") else ():
             inspect.getattr_static(model, member)  # how Python 3.12 and later look, blind to nn.Module's attributes
@@ -101,3 +104,26 @@ def test_the_protocol_asks_for_no_submodule():
         "fuse",
         "score",
     }
+
+
+def test_an_ensemble_predicts_detects_and_explains_itself():
+    images = torch.rand(5, 3, 2, 2)
+    model = BranchEnsemble({"one": linear(), "two": linear(), "clean": linear()}, threshold=0.0).eval()
+    with torch.no_grad():
+        fused, scores = model(images), model.score(images)
+    assert torch.equal(model.predict(images), fused.argmax(dim=1))
+    assert torch.equal(model.predict_proba([images[:2], images[2:]]), fused.softmax(dim=1))
+    assert torch.equal(model.detect(images), scores > 0)
+    report = model.inspect(images)
+    assert report.names == ("one", "two", "clean")
+    assert "clean" in str(report)
+    with pytest.raises(StageError, match="has no threshold yet"):
+        BranchEnsemble({"one": linear(), "two": linear()}).detect(images)
+
+
+def test_a_branch_without_a_head_says_so():
+    branch = Branch(nn.Flatten())
+    assert not branch.has_head
+    with pytest.raises(StageError, match="has no head yet"):
+        branch(torch.rand(1, 3, 2, 2))
+    assert Branch(nn.Flatten(), nn.Linear(12, 2)).has_head
