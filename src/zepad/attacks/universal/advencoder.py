@@ -135,9 +135,7 @@ class _GeneratorAttack(_UniversalAttack):
         for images in batches:
             if generator is None:
                 shape = images.shape[1:]
-                with torch.random.fork_rng(
-                    devices=[]
-                ):  # independent of what the loader has drawn
+                with torch.random.fork_rng(devices=[]):  # independent of what the loader has drawn
                     torch.manual_seed(self.seed)
                     generator = self._generator(shape[0], size(images), (shape[1], shape[2]))
                 generator.to(images.device)
