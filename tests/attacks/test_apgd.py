@@ -178,12 +178,12 @@ def test_no_weaker_than_pgd_with_as_many_steps(trained, loss_fn):
     eps, steps = 40 / 255, 10
 
     def survivors(attack):
-        runs = [attack(trained, clean, labels, generator=seeded(seed)) for seed in range(3)]
+        runs = [attack(trained, clean, labels, generator=seeded(seed)) for seed in range(2)]
         return sum(int((trained(x).argmax(1) == labels).sum()) for x in runs)
 
     ours = survivors(APGD(eps=eps, steps=steps, loss_fn=loss_fn))
     plain = survivors(PGD(eps=eps, steps=steps, step_size=eps / 4, loss_fn=loss_fn))
-    assert 0 < ours <= plain < 3 * 96
+    assert 0 < ours <= plain < 2 * 96
 
 
 def asked(model):
