@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -34,6 +34,7 @@ from zepad.functional import detection_score
 from zepad.fusion import RFDM, Bounded, Mean, MixedNUTS
 
 EPS = 8 / 255
+few = settings(laws, max_examples=20)  # each example runs an attack
 FUSIONS = (RFDM(), Mean(), Bounded(), MixedNUTS())  # averaging and bounding rules
 
 
@@ -138,7 +139,7 @@ def test_any_function_of_images_has_surrogates(ensemble, toy):
 # A detector-evading attack.
 
 
-@laws
+@few
 @given(
     images(),
     radii,
@@ -289,7 +290,7 @@ def joint(ensemble, fuse=Bounded(), eps=EPS, **settings):
     return JointAPGD(**{"eps": eps, "branch_logits": ensemble.branch_logits, "fuse": fuse, "steps": 5, **settings})
 
 
-@laws
+@few
 @given(images(), radii, st.sampled_from(("linf", "l2")), st.sampled_from(FUSIONS), seeds)
 def test_joint_attacks_stay_in_the_ball_and_never_help_the_defense(clean, eps, norm, fuse, seed):
     ensemble = Ensemble().eval()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +19,7 @@ from zepad.functional import BALLS
 
 NORMS = ("linf", "l2")
 EPS = 8 / 255
+few = settings(laws, max_examples=20)  # each example runs an attack
 
 
 def classifier(classes=3):
@@ -51,7 +52,7 @@ def trained():
     return model.eval()
 
 
-@laws
+@few
 @given(images(), radii, st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin, dlr)), st.integers(1, 8), seeds)
 def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, loss_fn, steps, seed):
     attack = APGD(eps=eps, steps=steps, norm=norm, loss_fn=loss_fn)
@@ -69,7 +70,7 @@ def misplaced(points, rows):
     return waves, torch.zeros_like(rows, dtype=torch.bool)
 
 
-@laws
+@few
 @given(images(), radii, st.sampled_from(NORMS), st.integers(1, 12), st.integers(1, 3), seeds)
 def test_the_result_is_the_best_point_that_was_looked_at(clean, eps, norm, steps, restarts, seed):
     """The image itself is one of them. Written out: remember everything, take the maximum."""
@@ -177,12 +178,12 @@ def test_no_weaker_than_pgd_with_as_many_steps(trained, loss_fn):
     eps, steps = 40 / 255, 10
 
     def survivors(attack):
-        runs = [attack(trained, clean, labels, generator=seeded(seed)) for seed in range(3)]
+        runs = [attack(trained, clean, labels, generator=seeded(seed)) for seed in range(2)]
         return sum(int((trained(x).argmax(1) == labels).sum()) for x in runs)
 
     ours = survivors(APGD(eps=eps, steps=steps, loss_fn=loss_fn))
     plain = survivors(PGD(eps=eps, steps=steps, step_size=eps / 4, loss_fn=loss_fn))
-    assert 0 < ours <= plain < 3 * 96
+    assert 0 < ours <= plain < 2 * 96
 
 
 def asked(model):

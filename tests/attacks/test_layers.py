@@ -51,7 +51,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize(("build", "expected"), ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-@pytest.mark.parametrize("prefix", ["", "backbone.", "1."])
+@pytest.mark.parametrize("prefix", ["", *(pytest.param(p, marks=pytest.mark.slow) for p in ("backbone.", "1."))])
 def test_stages_are_found_also_inside_wrappers(build, expected, prefix):
     with torch.device("meta"):
         model = build()

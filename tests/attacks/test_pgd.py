@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -30,6 +30,7 @@ from zepad.errors import ConfigError, InputError
 
 NORMS = ("linf", "l2")
 EPS = 8 / 255
+few = settings(laws, max_examples=20)  # each example runs an attack
 
 # Every attack of the package with one signature: what holds for one model holds for all of them.
 ATTACKS = {
@@ -86,7 +87,7 @@ def toy_classifier():
     return model.eval()
 
 
-@laws
+@few
 @given(images(), radii, st.sampled_from(NORMS), st.integers(0, 3), st.booleans(), seeds)
 def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, steps, random_start, seed):
     attack = PGD(eps=eps, steps=steps, step_size=eps, norm=norm, random_start=random_start)
@@ -236,7 +237,7 @@ def test_momentum_agrees_with_a_loop_written_out(toy, norm):
     assert not torch.equal(attack(model, clean, labels), replace(attack, momentum=0.0)(model, clean, labels))
 
 
-@laws
+@few
 @given(st.sampled_from(NORMS), st.integers(2, 4), st.sampled_from((cross_entropy, margin, dlr)), seeds)
 def test_restarts_never_lower_the_loss_of_any_image(norm, restarts, loss_fn, seed):
     model, (clean, labels) = classifier().eval(), toy_data(6, size=8)
@@ -264,7 +265,7 @@ def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
     assert torch.equal(PGD(eps=EPS, steps=5, random_start=False)(model, *toy), given(model, *toy))
 
 
-@laws
+@few
 @given(st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin)), seeds)
 def test_each_step_raises_a_convex_loss(norm, loss_fn, seed):
     """A projected gradient step never lowers a convex function, however long it is."""

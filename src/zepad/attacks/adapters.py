@@ -50,9 +50,9 @@ def _without_parameter_gradients(model: ImageModel) -> Iterator[None]:
 def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[int, int, int]) -> Any:
     """Return a classifier of the Adversarial Robustness Toolbox (ART), for any of its evasion attacks.
 
-    Pixels lie in [0, 1], the loss is the cross-entropy, and ART works on NumPy arrays. The model is not copied and keeps
-    its device, modes, parameters and gradients. ART sees none of them, so attacks that need access to layers are not
-    supported. A plain function is called on the CPU.
+    Pixels lie in [0, 1], the loss is the cross-entropy, and ART works on NumPy arrays. The model is not copied and
+    keeps its device, modes, parameters and gradients. ART sees none of them, so attacks that need access to layers are
+    not supported. A plain function is called on the CPU.
 
     Args:
         model: Map from images to logits `(N, K)`.

@@ -17,7 +17,7 @@ Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 The verdict is true where the attack has succeeded and needs no better point.
 """
 
-_MOMENTUM = 0.75  # the paper's alpha
+_MOMENTUM = 0.75  # alpha of the paper: the weight of the new step
 _RISES = 0.75  # rho of the paper: the share of steps that must raise the loss
 
 
@@ -73,7 +73,7 @@ def ascend(
         if not len(left):
             break
         start = BALLS[norm].random(images[left], eps, generator)
-        points, losses, verdicts = _climb(evaluate, images[left], left, start, BALLS[norm], eps, steps)
+        points, losses, verdicts = _Search(evaluate, images[left], left, BALLS[norm], eps).run(start, steps)
         better = verdicts | (losses > highest[left])
         best[left[better]], highest[left[better]] = points[better], losses[better]
         won[left] = verdicts
@@ -100,59 +100,57 @@ class _Climb(NamedTuple):
         return _Climb(*(field[rows] for field in self))
 
 
-def _climb(
-    evaluate: Evaluate, images: Tensor, rows: Tensor, start: Tensor, ball: Ball, eps: float, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    checkpoints = _checkpoints(steps)
+class _Search:
+    """One restart: the best points `(n, C, H, W)` so far with their losses and verdicts, both `(n,)`."""
 
-    def differentiate(at: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            points = (images[at] + delta).clamp(0, 1).requires_grad_()
-            loss, won = evaluate(points, rows[at])
-            (gradient,) = torch.autograd.grad(loss.sum(), points)
-        return loss.detach(), won, gradient
+    def __init__(self, evaluate: Evaluate, images: Tensor, rows: Tensor, ball: Ball, eps: float) -> None:
+        self.evaluate, self.images, self.rows, self.ball, self.eps = evaluate, images, rows, ball, eps
+        self.points = images.clone()
+        self.losses = images.new_zeros(len(images))
+        self.verdicts = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
-    def project(base: Tensor, delta: Tensor) -> Tensor:
-        return project_pixels(base, ball.project(delta, eps))
+    def run(self, start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        checkpoints, last_checkpoint = _checkpoints(steps), 0
+        climb = self._begin(start)
+        for count in range(1, steps + 1):
+            if not len(climb.at):
+                break
+            climb = self._advance(climb, _MOMENTUM if count > 1 else 1.0)
+            if count in checkpoints:
+                climb = _check_progress(climb, count - last_checkpoint)
+                last_checkpoint = count
+        self.points[climb.at] = self.images[climb.at] + climb.best
+        self.losses[climb.at] = climb.best_loss
+        return self.points.clamp(0, 1), self.losses, self.verdicts
 
-    def settle(climb: _Climb, won: Tensor) -> _Climb:
-        """Record the images whose verdict is true, and drop them from the search."""
-        if not won.any():
-            return climb
-        winners = climb.keep(won)
-        points[winners.at] = images[winners.at] + winners.delta
-        losses[winners.at], verdicts[winners.at] = winners.loss, True
-        return climb.keep(~won)
+    def _begin(self, start: Tensor) -> _Climb:
+        images = self.images
+        at = torch.arange(len(images), device=images.device)
+        delta = project_pixels(images, start)
+        loss, won, gradient = self._differentiate(at, delta)
+        self.losses = loss.clone()
+        climb = _Climb(
+            at=at,
+            delta=delta,
+            previous=delta,
+            gradient=gradient,
+            loss=loss,
+            best=delta,
+            best_gradient=gradient,
+            best_loss=loss,
+            best_at_checkpoint=loss,
+            step=images.new_full((len(images), *[1] * (images.ndim - 1)), 2 * self.eps),
+            rises=torch.zeros_like(at),
+            halved=torch.zeros_like(won),
+        )
+        return self._settle(climb, won)
 
-    at = torch.arange(len(images), device=images.device)
-    delta = project_pixels(images, start)
-    loss, won, gradient = differentiate(at, delta)
-    points, losses, verdicts = images.clone(), loss.clone(), won.clone()
-    step = images.new_full((len(images), *[1] * (images.ndim - 1)), 2 * eps)
-    climb = _Climb(
-        at=at,
-        delta=delta,
-        previous=delta,
-        gradient=gradient,
-        loss=loss,
-        best=delta,
-        best_gradient=gradient,
-        best_loss=loss,
-        best_at_checkpoint=loss,
-        step=step,
-        rises=torch.zeros_like(at),
-        halved=torch.zeros_like(won),
-    )
-    climb = settle(climb, won)
-    last_checkpoint = 0
-    for count in range(1, steps + 1):
-        if not len(climb.at):
-            break
-        base, momentum = images[climb.at], _MOMENTUM if count > 1 else 1.0
-        target = project(base, climb.delta + climb.step * ball.steepest(climb.gradient))
+    def _advance(self, climb: _Climb, momentum: float) -> _Climb:
+        base = self.images[climb.at]
+        target = self._project(base, climb.delta + climb.step * self.ball.steepest(climb.gradient))
         moved = momentum * (target - climb.delta) + (1 - momentum) * (climb.delta - climb.previous)
-        delta = project(base, climb.delta + moved)
-        loss, won, gradient = differentiate(climb.at, delta)
+        delta = self._project(base, climb.delta + moved)
+        loss, won, gradient = self._differentiate(climb.at, delta)
         better = loss > climb.best_loss
         climb = climb._replace(
             delta=delta,
@@ -164,13 +162,26 @@ def _climb(
             best_loss=torch.where(better, loss, climb.best_loss),
             rises=climb.rises + (loss > climb.loss),
         )
-        climb = settle(climb, won)
-        if count in checkpoints:
-            climb = _check_progress(climb, count - last_checkpoint)
-            last_checkpoint = count
-    points[climb.at] = (images[climb.at] + climb.best).clamp(0, 1)
-    losses[climb.at] = climb.best_loss
-    return points.clamp(0, 1), losses, verdicts
+        return self._settle(climb, won)
+
+    def _differentiate(self, at: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            points = (self.images[at] + delta).clamp(0, 1).requires_grad_()
+            loss, won = self.evaluate(points, self.rows[at])
+            (gradient,) = torch.autograd.grad(loss.sum(), points)
+        return loss.detach(), won, gradient
+
+    def _project(self, base: Tensor, delta: Tensor) -> Tensor:
+        return project_pixels(base, self.ball.project(delta, self.eps))
+
+    def _settle(self, climb: _Climb, won: Tensor) -> _Climb:
+        """Record the images whose verdict is true, and drop them from the search."""
+        if not won.any():
+            return climb
+        winners = climb.keep(won)
+        self.points[winners.at] = self.images[winners.at] + winners.delta
+        self.losses[winners.at], self.verdicts[winners.at] = winners.loss, True
+        return climb.keep(~won)
 
 
 def _check_progress(climb: _Climb, window: int) -> _Climb:

@@ -1,0 +1,56 @@
+"""An attack from outside the package: any object that fits the `Attack` protocol works wherever ours do."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tiny import TinyEncoder, toy_data
+from zepad.attacks import PGD, Transfer, WorstOf
+from zepad.evaluation import Attacker, evaluate
+
+EPS = 64 / 255
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """The fast gradient sign method as a third party would write it: no base class, no registration."""
+
+    eps: float
+    norm: str = "linf"
+
+    def __call__(self, model, images, targets, *, generator=None):  # noqa: ARG002 - it draws no random number
+        images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(images), targets)
+            (gradient,) = torch.autograd.grad(loss, images)
+        return (images + self.eps * gradient.sign()).clamp(0, 1).detach()
+
+
+def trained():
+    model, (images, labels) = nn.Sequential(TinyEncoder(), nn.Linear(8, 3)), toy_data(24, size=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_an_attack_from_outside_is_evaluated_and_combined_like_ours():
+    model, (images, labels) = trained(), toy_data(24, size=8)
+    fgsm = FGSM(eps=EPS)
+    attacks = {
+        "FGSM": fgsm,
+        "transferred": Transfer(attack=fgsm, surrogate=model),
+        "worst": WorstOf(attacks=(fgsm, PGD(eps=EPS, steps=3))),
+    }
+    attackers = [Attacker(name=name, knowledge="white-box", attack=attack) for name, attack in attacks.items()]
+    report = evaluate(model, [(images, labels)], attackers, sanity=False, progress=False)
+    robust = {row.name: row.outcome.robust_accuracy.value for row in report.attacks}
+    expected = (model(fgsm(model, images, labels)).argmax(1) == labels).float().mean().item()
+    assert report.benign_accuracy.value == 1
+    assert robust["FGSM"] == robust["transferred"]
+    assert abs(robust["FGSM"] - expected) < 1e-6
+    assert robust["worst"] <= robust["FGSM"] < 1
