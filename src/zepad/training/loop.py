@@ -170,7 +170,8 @@ class _Loop:
                 self.state.record(epoch, record)
                 self._save(epoch)
         self.state.install_best(self.accelerator.num_processes)
-        self.accelerator.free_memory()
+        if self.device.type != "cpu":  # there it would only collect garbage, which takes longer than a small epoch
+            self.accelerator.free_memory()
         return self.state.history
 
     def _train_epoch(self, epoch: int, seed: int, bar: Any) -> dict[str, float]:
