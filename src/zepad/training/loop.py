@@ -124,7 +124,7 @@ class _Meter:
 
 
 class _Loop:
-    """One run at work, so that the loop reads as what it does."""
+    """The parts of one run, shared by the steps of the loop."""
 
     def __init__(self, branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -> None:
         self.run, self.recipe, self.config, self.attack = run, run.recipe, run.config, run.attack
