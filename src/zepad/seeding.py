@@ -11,16 +11,23 @@ import torch
 
 
 def derive_seed(*parts: int) -> int:
-    """Return a seed that depends on every part, such as run, stage, epoch and process."""
+    """Return a seed that depends on every part.
+
+    Args:
+        *parts: Integers of zero or more, such as seed, run, epoch and process.
+    """
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch for a while and give the caller's generators back as they were.
+    """Seed Python, NumPy and torch for a while, then restore the state of the caller's generators.
 
     Shuffling loaders and random transforms draw from the global generators. Training is seeded per epoch, so that a run
-    resumed at an epoch sees what an undisturbed run sees; an attack depends on its own seed alone.
+    resumed at an epoch draws the same numbers as an undisturbed run; an attack depends on its own seed alone.
+
+    Args:
+        seed: Seed of all three generators.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms use the global one
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

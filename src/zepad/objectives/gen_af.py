@@ -41,7 +41,7 @@ def gen_af(
         genetic_weight: Weight of the genetic regularisation per row. The reference weighs its sum over a batch of
             256 with 20, which is 20 * 256 here and kept short runs from learning: held-out digits after 80 updates,
             benign and PGD-20 accuracy, 96.3 and 75.3 % with 1, 92.3 and 74.0 % with 10, 25.0 and 11.3 % with 20 * 256.
-            Choose it by validation data for long runs.
+            Choose it on validation images for long runs.
         redundant_share: Share of the layers that stage 2 trains, in (0, 1]; at least one is.
         radius: Radius of the ball in which a layer is perturbed, relative to the norm of its weights.
         probes: Number of attacked images on which layers are compared.

@@ -19,6 +19,9 @@ def make_accelerator(seed: int) -> Accelerator:
     """Return an Accelerator that splits every batch of the loader over the processes.
 
     The number of updates and the batch of each update are then the same for any number of processes.
+
+    Args:
+        seed: Seed of the order in which images are drawn.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     # Told to use the CPU, Accelerate also joins processes that have nothing else; left alone it would not.
@@ -36,14 +39,19 @@ def training_device() -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:
-    """Return the autocast context of a precision; `"auto"` is bfloat16 where the hardware computes in it."""
+    """Return the context manager in which forward passes have a precision.
+
+    Args:
+        device: Device that computes.
+        precision: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware computes in it.
+    """
     if precision == "fp32" or (precision == "auto" and not has_native_bf16(device)):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
+    """Return whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since torch 2.10
@@ -54,6 +62,10 @@ def has_native_bf16(device: torch.device) -> bool:
 
 def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:
     """Shard a DataLoader over the processes; any other iterable is read as it is by a single process.
+
+    Args:
+        accelerator: Accelerator of the run.
+        loader: The user's loader, or a part of it.
 
     Raises:
         InputError: If several processes are asked to share something that is no DataLoader or splits unevenly.

@@ -124,7 +124,7 @@ class _Meter:
 
 
 class _Loop:
-    """One run at work, so that the loop reads as what it does."""
+    """The parts of one run, shared by the steps of the loop."""
 
     def __init__(self, branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -> None:
         self.run, self.recipe, self.config, self.attack = run, run.recipe, run.config, run.attack
@@ -170,7 +170,8 @@ class _Loop:
                 self.state.record(epoch, record)
                 self._save(epoch)
         self.state.install_best(self.accelerator.num_processes)
-        self.accelerator.free_memory()
+        if self.device.type != "cpu":  # there it would only collect garbage, which takes longer than a small epoch
+            self.accelerator.free_memory()
         return self.state.history
 
     def _train_epoch(self, epoch: int, seed: int, bar: Any) -> dict[str, float]:
