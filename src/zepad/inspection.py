@@ -1,4 +1,4 @@
-"""What each branch makes of each image, for a person who debugs one."""
+"""A report on what each branch says of each image."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .fusion import FusionRule
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BranchReport:
-    """The verdict on each image and what every branch contributed to it. Print it to read it.
+    """The decision on each image and what every branch contributed to it. Printing it shows a table per image.
 
     Attributes:
         names: Names of the branches, in the order of the first axis below.
-        branch_labels: Class each branch says, `(B, N)`.
-        branch_probabilities: Probability it gives that class, `(B, N)`.
+        branch_labels: Class that each branch predicts, int64 `(B, N)`.
+        branch_probabilities: Probability that each branch gives that class, `(B, N)`.
         confidences: RFDM confidence of each branch, `(B, N)`.
-        weights: Weight of each branch in the fusion, `(B, N)`; sums to 1 over the branches. None for a rule that
-            averages no logits.
-        labels: Class of the fused decision, `(N,)`.
+        weights: Weight of each branch in the fusion, `(B, N)`, which sums to 1 over the branches. None for a rule that
+            does not average logits.
+        labels: Class of the fused decision, int64 `(N,)`.
         probabilities: Probability of that class, `(N,)`.
-        scores: Detection score, `(N,)`; larger is more suspicious. None while the detector has to be calibrated.
-        flagged: Score above the threshold, bool `(N,)`; None without one.
-        threshold: Of the score, or None.
-        class_names: One per class, or None.
+        scores: Detection score, `(N,)`; larger is more suspicious. None until the detector is calibrated.
+        flagged: Whether the score is above the threshold, bool `(N,)`; None without a threshold.
+        threshold: Threshold of the detection score, or None before there is one.
+        class_names: Name of each class, or None.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class BranchReport:
     class_names: tuple[str, ...] | None = None
 
     def name(self, label: int) -> str:
-        """Return the name of a class, its number where there is none."""
+        """Return the name of a class, or its number if classes have no names."""
         return self.class_names[label] if self.class_names else str(label)
 
     def __str__(self) -> str:
@@ -79,12 +79,11 @@ def inspect_branches(
     """Report on stacked logits `(B, N, K)`.
 
     Args:
-        logits: Hardened branches first, the benign branch last.
-        fusion: The fusion rule in use.
-        names: Names of the branches, in the order of the logits.
-        scores: Of the detector `(N,)`, where it can score.
-        threshold: Of the detection score, where there is one.
-        class_names: One per class, or None.
+        logits: Logits of the hardened branches, then of the benign branch.
+        fusion: Fusion rule in use.
+        scores: Detection scores `(N,)`, or None if the detector cannot score yet.
+        threshold: Threshold of the detection score, or None.
+        class_names: Name of each class, or None.
     """
     branch = logits.softmax(dim=-1).max(dim=-1)
     fused = fusion(logits).softmax(dim=-1).max(dim=-1)

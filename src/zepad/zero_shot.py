@@ -23,7 +23,7 @@ IMAGENET_TEMPLATES = (
 )
 """The seven prompts that suffice for ImageNet, in place of CLIP's eighty (github.com/openai/CLIP, notebooks)."""
 
-_BATCH = 256  # texts per pass
+_BATCH = 256  # number of texts per forward pass
 
 
 class ZeroShotHead(nn.Module):
@@ -33,13 +33,13 @@ class ZeroShotHead(nn.Module):
     are normalised and compared in float32, also under autocast: the logits are float32, or float64 for such features.
 
     Args:
-        weight: One embedding per class, `(K, D)`; its rows are brought to length one.
-        scale: What CLIP calls `logit_scale.exp()`.
-        bias: What SigLIP calls `logit_bias`.
+        weight: Embedding of each class, `(K, D)`; its rows are normalised to length one.
+        scale: Factor of the cosines, `logit_scale.exp()` in CLIP.
+        bias: Offset of the logits, `logit_bias` in SigLIP.
 
     Attributes:
-        features: `D`.
-        classes: `K`.
+        features: Number of features, `D`.
+        classes: Number of classes, `K`.
 
     Raises:
         InputError: If the embeddings are no matrix, not finite or zero, or scale and bias are no finite numbers.
@@ -78,14 +78,14 @@ class ZeroShotHead(nn.Module):
             self.register_buffer(name, number.reshape(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return logits `(N, K)` of features `(N, D)`."""
         dtype = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(features.device.type, enabled=False):
             cosines = F.normalize(features.to(dtype), dim=-1) @ self.weight.to(dtype).T
             return cosines * self.scale.to(dtype) + self.bias.to(dtype)
 
     def extra_repr(self) -> str:
-        """Show the sizes and the scale."""
+        """Show the number of features and classes, and the scale."""
         return f"features={self.features}, classes={self.classes}, scale={self.scale.item():g}"
 
     @classmethod
@@ -96,17 +96,17 @@ class ZeroShotHead(nn.Module):
         class_names: Sequence[str],
         templates: Sequence[str] = ("a photo of a {}.",),
     ) -> ZeroShotHead:
-        """Make the head that names its classes in words.
+        """Make the head from the names of its classes.
 
         The embedding of a class is the mean over all templates of the normalised text embeddings, normalised again
         (CLIP, section 3.1.4, prompt ensembling).
 
         Args:
-            model: Of open_clip, or a transformers `CLIPModel` or `SiglipModel`: image and text tower together. Left
-                as found; the head is on its device.
-            tokenizer: The model's own: `open_clip.get_tokenizer(name)`, or `AutoTokenizer.from_pretrained(name)`.
-            class_names: Different names, in the order of the labels.
-            templates: Sentences with `{}` where the name goes, such as `IMAGENET_TEMPLATES`.
+            model: Model with image and text tower, of open_clip or a transformers `CLIPModel` or `SiglipModel`. It is
+                not changed, and the head is on its device.
+            tokenizer: Tokenizer of the model: `open_clip.get_tokenizer(name)` or `AutoTokenizer.from_pretrained(name)`.
+            class_names: Names of the classes, all different, in the order of the labels.
+            templates: Sentences with `{}` in place of the name, such as `IMAGENET_TEMPLATES`.
 
         Raises:
             InputError: If there is no name or template, a name occurs twice, a template has no `{}`, the model has
@@ -142,9 +142,9 @@ def check_heads(
     """Return the heads of some roles if they fit their encoders and each other.
 
     Args:
-        heads: What the caller passed, by role.
-        roles: For which there must be a head; heads of further roles in `features` are left out.
-        features: Width of each encoder's output, by role.
+        heads: Heads that the caller passed, by role.
+        roles: Roles that must have a head; heads of further roles in `features` are left out.
+        features: Number of features of each encoder, by role.
 
     Raises:
         ConfigError: Naming what is missing or does not fit.
@@ -199,13 +199,13 @@ def _embed_batch(model: Any, tokenizer: Callable[..., Any], texts: list[str]) ->
             f"the text tower of {type(model).__name__} did not take tokens of shape {shapes}: {error} Pass the "
             "tokenizer that belongs to the model."
         ) from error
-    embeddings: Tensor = getattr(output, "pooler_output", output)  # a record since transformers 5
+    embeddings: Tensor = getattr(output, "pooler_output", output)  # transformers 5 returns a record
     return embeddings.float()
 
 
 def _tokenize_for_transformers(model: Any, tokenizer: Callable[..., Any], texts: list[str]) -> dict[str, Any]:
     config = model.config
-    # SigLIP was trained on texts padded to full length and reads its embedding off the last position.
+    # SigLIP was trained on texts padded to full length and takes its embedding from the last position.
     padding = "max_length" if config.model_type.startswith("siglip") else True
     length = config.text_config.max_position_embeddings
     tokens = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")

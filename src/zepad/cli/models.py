@@ -16,7 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture, the numbers and the saved model.")] = Path(
         "zepad-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Of heads, attacks and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of heads, attacks and training.")] = 0,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Attack two public encoders, harden them, and compare: real images, no network, a minute or two on two cores."""

@@ -10,19 +10,19 @@ import typer
 
 from .root import JSON_OPTION, app
 
-_TOKEN = typer.Option(help="Of the Hub; the stored one by default.", envvar="HF_TOKEN", show_envvar=True)
+_TOKEN = typer.Option(help="Access token of the Hub; the stored one by default.", envvar="HF_TOKEN", show_envvar=True)
 
 
 @app.command()
 def push(
     path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
-    repo_id: Annotated[str, typer.Argument(help="Where to: user/name. Created if need be.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository to publish in: user/name. Created if need be.")],
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Visibility; your account's default if not given.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to, created if need be.")] = None,
     token: Annotated[str | None, _TOKEN] = None,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Push a model with zepad",
+    message: Annotated[str, typer.Option(help="Message of the commit.")] = "Push a model with zepad",
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Publish a saved model on the Hugging Face Hub, in one commit or not at all."""
@@ -38,7 +38,7 @@ def push(
 
 @app.command()
 def pull(
-    repo_id: Annotated[str, typer.Argument(help="Where from: user/name.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository to copy: user/name.")],
     path: Annotated[Path, typer.Argument(help="Folder to write.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     token: Annotated[str | None, _TOKEN] = None,
@@ -59,11 +59,15 @@ def pull(
 @app.command()
 def card(
     path: Annotated[Path, typer.Argument(help="Folder of a saved model; its README.md is written anew.")],
-    repo_id: Annotated[str | None, typer.Option(help="Where it will be published, for the usage lines.")] = None,
-    license_id: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(help="Repository it will be published in, for the usage lines.")
+    ] = None,
+    license_id: Annotated[
+        str | None, typer.Option("--license", help="Licence of the model, such as apache-2.0.")
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Hub id of training data; repeat for more.")] = None,
     base_model: Annotated[list[str] | None, typer.Option(help="Hub id of a public encoder; repeat for more.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Repeat for more.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Further tag of the card; repeat for more.")] = None,
 ) -> None:
     """Write the model card: metadata for the Hub, threat model, measured numbers with their attackers, limits."""
     from ..persistence import CardDetails, check_folder, model_card, write_card

@@ -26,9 +26,14 @@ ROOT = typer.Option(help="Folder of the named data sets.")
 DOWNLOAD = typer.Option("--download", help="Fetch a named data set that is missing.")
 SIZE = typer.Option(min=1, help="Resize images to this height and width.")
 EPS = typer.Option(help="L-infinity budget in [0, 1] pixel units, such as 10/255.")
-SEED = typer.Option(min=0, help="Of attacks and random subsets.")
+SEED = typer.Option(min=0, help="Seed of attacks and random subsets.")
 UNIVERSAL = typer.Option(help="Universal attacks to fit, separated by commas; an empty text for none.")
 FIVE = "AdvEncoder,PAP,UAP,UAPGD,SSP"
+STEPS = typer.Option(min=1, help="Number of APGD steps.")
+QUERIES = typer.Option(min=1, help="Number of Square queries per image.")
+LIMIT = typer.Option(min=1, help="Evaluate this many test images at most.")
+TRAIN_LIMIT = typer.Option(min=1, help="Give the attacker this many images at most.")
+PERTURBATIONS = typer.Option(help="File that zepad attack wrote; repeat for more.")
 QUIET = typer.Option("--quiet", help="Show no progress.")
 
 
@@ -58,7 +63,7 @@ def attack(
     data: Annotated[str, DATA] = "digits",
     method: Annotated[str, typer.Option(help="AdvEncoder, PAP, UAP, UAPGD or SSP.")] = "AdvEncoder",
     eps: Annotated[str, EPS] = "10/255",
-    split: Annotated[str, typer.Option(help="Of the data: train or test.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the data: train or test.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many images at most.")] = None,
     size: Annotated[int | None, SIZE] = None,
     root: Annotated[Path | None, ROOT] = None,
@@ -84,14 +89,16 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of the report; what is there already is not computed again.")],
     data: Annotated[str, DATA] = "digits",
     eps: Annotated[str, EPS] = "10/255",
-    steps: Annotated[int, typer.Option(min=1, help="Of APGD.")] = 50,
-    queries: Annotated[int, typer.Option(min=1, help="Of Square.")] = 1000,
-    victim: Annotated[str | None, typer.Option(help="The public victim encoder; the saved model's by default.")] = None,
-    auxiliary: Annotated[str | None, typer.Option(help="The public auxiliary encoder; likewise.")] = None,
+    steps: Annotated[int, STEPS] = 50,
+    queries: Annotated[int, QUERIES] = 1000,
+    victim: Annotated[str | None, typer.Option(help="Public victim encoder; by default the saved model's.")] = None,
+    auxiliary: Annotated[
+        str | None, typer.Option(help="Public auxiliary encoder; by default the saved model's.")
+    ] = None,
     universal: Annotated[str, UNIVERSAL] = FIVE,
-    perturbation: Annotated[list[Path] | None, typer.Option(help="Saved by zepad attack; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many test images at most.")] = None,
-    train_limit: Annotated[int | None, typer.Option(min=1, help="Give the attacker this many images at most.")] = None,
+    perturbation: Annotated[list[Path] | None, PERTURBATIONS] = None,
+    limit: Annotated[int | None, LIMIT] = None,
+    train_limit: Annotated[int | None, TRAIN_LIMIT] = None,
     size: Annotated[int | None, SIZE] = None,
     root: Annotated[Path | None, ROOT] = None,
     download: Annotated[bool, DOWNLOAD] = False,
@@ -101,7 +108,7 @@ def evaluate(
 ) -> None:
     """Attack a model in every way there is and write report.html, report.md, report.json and report.png.
 
-    The attackers' images are the train split of the data, the scored ones its test split.
+    The attackers' images are the train split of the data, and the test split is scored.
     """
     from ..evaluation import save_report
     from ..evaluation.rendering import markdown_tables
@@ -140,14 +147,18 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the reports and of compare.html and compare.md.")],
     data: Annotated[str, DATA] = "digits",
     eps: Annotated[str, EPS] = "10/255",
-    steps: Annotated[int, typer.Option(min=1, help="Of APGD.")] = 50,
-    queries: Annotated[int, typer.Option(min=1, help="Of Square.")] = 1000,
-    victim: Annotated[str | None, typer.Option(help="The public victim encoder; the first saved model's.")] = None,
-    auxiliary: Annotated[str | None, typer.Option(help="The public auxiliary encoder; likewise.")] = None,
+    steps: Annotated[int, STEPS] = 50,
+    queries: Annotated[int, QUERIES] = 1000,
+    victim: Annotated[
+        str | None, typer.Option(help="Public victim encoder; by default the first saved model's.")
+    ] = None,
+    auxiliary: Annotated[
+        str | None, typer.Option(help="Public auxiliary encoder; by default the saved model's.")
+    ] = None,
     universal: Annotated[str, UNIVERSAL] = FIVE,
-    perturbation: Annotated[list[Path] | None, typer.Option(help="Saved by zepad attack; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate this many test images at most.")] = None,
-    train_limit: Annotated[int | None, typer.Option(min=1, help="Give the attacker this many images at most.")] = None,
+    perturbation: Annotated[list[Path] | None, PERTURBATIONS] = None,
+    limit: Annotated[int | None, LIMIT] = None,
+    train_limit: Annotated[int | None, TRAIN_LIMIT] = None,
     size: Annotated[int | None, SIZE] = None,
     root: Annotated[Path | None, ROOT] = None,
     download: Annotated[bool, DOWNLOAD] = False,
@@ -267,7 +278,7 @@ def _chosen_attacks(names: list[str], eps: float, seed: int) -> dict[str, Univer
 
 
 def _public_encoders(defense: Any) -> dict[str, Encoder]:
-    """The encoders a saved model started from, where their source can build them again with their weights."""
+    """Return the encoders that a saved model started from, if their source can build them with their weights."""
     from ..encoders import build_encoder
     from ..types import HARDENED_ROLES
 
@@ -282,7 +293,7 @@ def _encoder(name: str) -> Encoder:
 
 
 def _undefended(name: str, loader: DataLoader[Any], classes: int, seed: int, progress: bool) -> nn.Module:
-    """A public encoder with a head fitted to the task: what a defense is compared with."""
+    """Return a public encoder with a head fitted to the task, which a defense is compared with."""
     from ..config import HeadConfig
     from ..encoders import probe
     from ..modules import Branch

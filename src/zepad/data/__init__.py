@@ -1,4 +1,4 @@
-"""Data sets by name. Images are float in [0, 1], `(3, H, W)`, un-normalised."""
+"""Data sets by name. Images are float32 `(3, H, W)` in [0, 1], not normalised."""
 
 from .embedded import digits
 from .images import ImageDataset, LabelledImages, Pictures, read_image

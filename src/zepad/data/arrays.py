@@ -21,7 +21,7 @@ _KEYS = "either images and labels, or webp (or encoded), offsets and labels; cla
 def read_npz(path: Path) -> tuple[ArrayImages | EncodedImages, Tensor, list[str]]:
     """Read images, labels and class names from a `.npz` file into memory; encoded images stay encoded.
 
-    Nothing is ever unpickled. The keys:
+    Nothing is ever unpickled. The file has the keys:
 
     - `images`: uint8, or float in [0, 1]; `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)` with 1 or 3 channels.
     - or `webp` (or `encoded`), uint8 `(bytes,)`: image files of any format, one after the other, and `offsets`,

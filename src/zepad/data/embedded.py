@@ -15,8 +15,8 @@ def digits(split: Literal["train", "test"], *, size: int | tuple[int, int] = 32)
     """Return scikit-learn's handwritten digits, enlarged from 8x8 grey to `size` x `size` x 3; nothing is downloaded.
 
     Args:
-        split: `"train"` (1,300 images) or `"test"` (497), a fixed random split.
-        size: Height and width; enlarged bilinearly.
+        split: `"train"` (1,300 images) or `"test"` (497 images) of a fixed random split.
+        size: Height and width of the images after bilinear interpolation, or one number for both.
 
     Raises:
         ConfigError: If the split is unknown.

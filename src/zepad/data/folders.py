@@ -33,8 +33,8 @@ def split_folders(path: Path) -> tuple[Path, Path] | None:
             )
     here, there = set(_class_names(train)), set(_class_names(test))
     if here != there:
-        alone = [f"{name} only in {part}" for part, names in (("train", here - there), ("test", there - here))
-                 for name in sorted(names)]  # fmt: skip
+        alone = [f"{name} only in train" for name in sorted(here - there)]
+        alone += [f"{name} only in test" for name in sorted(there - here)]
         raise InputError(
             f"{train} and {test} must have the same classes, or their labels mean different things; found "
             f"{_some(alone)}. Rename or remove those folders."
@@ -68,10 +68,10 @@ def image_files(path: Path) -> list[Path]:
 
 
 def check_classes(path: Path, names: list[str], wanted: tuple[str, ...]) -> None:
-    """Refuse a folder whose classes are not exactly those of the data set it should hold.
+    """Refuse a folder whose classes are not exactly those of the data set that it should hold.
 
     Raises:
-        InputError: Naming the classes that are missing and those too many.
+        InputError: Naming the classes that are missing and those that are unknown.
     """
     missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
     if missing or extra:

@@ -23,9 +23,9 @@ class LabelledImages(TensorDataset):
     """Images and labels in memory, with class names.
 
     Attributes:
-        images: `(N, C, H, W)` in [0, 1].
-        labels: int64 `(N,)`.
-        classes: One name per class.
+        images: Images `(N, C, H, W)` in [0, 1].
+        labels: Labels, int64 `(N,)`.
+        classes: Name of each class.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str]) -> None:
@@ -34,7 +34,7 @@ class LabelledImages(TensorDataset):
 
 
 class Pictures(Protocol):
-    """Images in a fixed order: a tensor `(N, 3, H, W)` in [0, 1], or anything that reads one image when asked."""
+    """Images in a fixed order: a tensor `(N, 3, H, W)` in [0, 1], or an object that reads one image at a time."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -46,14 +46,14 @@ class Pictures(Protocol):
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """A map-style data set of `(image, label)`: a float32 `(3, H, W)` in [0, 1] and an int.
 
-    Images are read when they are asked for. Labels are at hand without reading any.
+    Images are read when they are asked for. Labels are known without reading any image.
 
     Attributes:
         pictures: All images of the source.
-        indices: int64, which of them this data set has, in order.
-        labels: int64 `(N,)`, in that order.
-        classes: One name per class.
-        size: Height and width every image is resized to, or None for the images' own.
+        indices: Indices of the images that this data set holds, int64 `(N,)`.
+        labels: Labels of these images, int64 `(N,)`.
+        classes: Name of each class.
+        size: Height and width that every image is resized to, or None for the images' own.
 
     Examples:
         >>> import torch
@@ -86,7 +86,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return image, int(self.labels[index])
 
     def select(self, positions: Tensor) -> ImageDataset:
-        """Return the images at these positions, int64, in the order given."""
+        """Return the data set of the images at `positions`, int64, in that order."""
         return ImageDataset(
             self.pictures, self.labels[positions], self.classes, size=self.size, indices=self.indices[positions]
         )
@@ -103,8 +103,8 @@ def read_image(path: Path, *, channels: int = 3) -> Tensor:
     """Read an image file as float `(channels, H, W)` in [0, 1].
 
     Args:
-        path: Any format Pillow reads, of 8 bits per channel. Transparency is dropped.
-        channels: 3 for colour, 1 for grey.
+        path: Path of a file in any format that Pillow reads, with 8 bits per channel. Transparency is dropped.
+        channels: Number of channels: 3 for colour, 1 for grey.
 
     Raises:
         InputError: If the file is no image, or no image has that many channels.
@@ -114,7 +114,7 @@ def read_image(path: Path, *, channels: int = 3) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images in files of their own."""
+    """Images in one file each."""
 
     paths: tuple[Path, ...]
 
@@ -125,17 +125,17 @@ class ImageFiles:
         return read_image(self.paths[index])
 
     def name(self, index: int) -> str:
-        """Return what an error calls this image."""
+        """Return the name of an image for error messages."""
         return str(self.paths[index])
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Return height and width, of which the file's first bytes tell."""
+        """Return height and width, read from the header of the file."""
         return _shape(self.paths[index], self.name(index))
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Image files joined in memory, number `i` lying from `offsets[i]` to `offsets[i + 1]`."""
+    """Image files joined in memory; file `i` lies from `offsets[i]` to `offsets[i + 1]`."""
 
     source: str
     joined: NDArray[np.uint8]
@@ -148,11 +148,11 @@ class EncodedImages:
         return _decode(self._file(index), self.name(index), 3)
 
     def name(self, index: int) -> str:
-        """Return what an error calls this image."""
+        """Return the name of an image for error messages."""
         return f"image {index} of {self.source}"
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Return height and width, of which the file's first bytes tell."""
+        """Return height and width, read from the header of the file."""
         return _shape(self._file(index), self.name(index))
 
     def _file(self, index: int) -> BinaryIO:
@@ -180,7 +180,7 @@ def from_pixels(pixels: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
 
 
-# Pillow's decoders raise all of these for damaged files.
+# Errors that Pillow's decoders raise for damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 

@@ -1,4 +1,4 @@
-"""One way to every data set: `load_data("cifar10", "train")`, `load_data("folder:birds", "test")`."""
+"""One function for every data set: `load_data("cifar10", "train")`, `load_data("folder:birds", "test")`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def load_data(
 ) -> ImageDataset:
     """Load a data set by name, from a folder of images or from a `.npz` file. docs/data.md has the layouts.
 
-    Images of gtsrb and of folders are read from disk one at a time, all others lie in memory.
+    Images of gtsrb and of folders are read from disk one at a time; all others are held in memory.
 
     Args:
         source: One of
@@ -66,26 +66,26 @@ def load_data(
             - `"animals10"`, `"imagenet20"`: `root/<name>/{train,test}/<class>/*.jpg`, or `root/<name>/<class>/*.jpg`.
               Animals-10 has the ten class folders of Kaggle's archive (`cane` to `scoiattolo`); ImageNet20 is
               whichever 20 class folders of ImageNet (`n01440764`, ...) are there;
-            - `"folder:PATH"`: `PATH/{train,test}/<class>/` or `PATH/<class>/`, images of any format Pillow reads;
+            - `"folder:PATH"`: `PATH/{train,test}/<class>/` or `PATH/<class>/`, images of any format that Pillow reads;
             - `"npz:PATH"`, or a path that ends in `.npz`: `images` or `webp` and `offsets`, and `labels`. `{split}` in
-              the path stands for the name of the split, for a file each.
+              the path stands for the name of the split, if each split has a file of its own.
         split: `"train"` or `"test"`. A folder or file without a split of its own is split at random, class by class:
-            one image in five is for testing, always the same ones. `"all"` takes such a source whole.
-        size: Height and width to stretch every image to (bilinear, antialiased), or one number for both. None keeps
-            the images' own, which must then all be the same; for gtsrb, animals10 and imagenet20 it is 64, as in the
-            paper.
+            one image in five, always the same ones, is for testing. `"all"` takes such a source whole.
+        size: Height and width that every image is stretched to (bilinear, antialiased), or one number for both. None
+            keeps the images' own, which must then all be the same; for gtsrb, animals10 and imagenet20 None means 64,
+            the size in the paper.
         root: Folder of the named data sets; None takes the environment variable `ZEPAD_DATA`, else
             `~/.cache/zepad/data`.
         download: Fetch cifar10, stl10, svhn or gtsrb where files are missing. The others are never downloaded.
         limit: Take a random subset of at most this many images. A smaller one is part of a larger one.
-        seed: Chooses the subset. It has no say in what is train and what is test.
+        seed: Seed of the random subset. It does not change what is train and what is test.
 
     Returns:
         A map-style data set of `(image, label)`, float32 `(3, H, W)` in [0, 1] and int, with `.classes`.
 
     Raises:
         ConfigError: If a setting is out of range or the source unknown.
-        InputError: If files are missing, damaged or not laid out as they should be, with what to do about it.
+        InputError: If files are missing, damaged or laid out in another way.
 
     Examples:
         >>> data = load_data("digits", "test", limit=100)

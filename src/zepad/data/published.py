@@ -1,4 +1,4 @@
-"""Published data sets, as torchvision downloads, checks and reads them."""
+"""Published data sets, which torchvision downloads, checks and reads."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def read_published(
 
     Args:
         name: `"cifar10"`, `"stl10"`, `"svhn"` or `"gtsrb"`.
-        root: The folder of all data sets.
+        root: Folder that holds all data sets.
         split: `"train"` or `"test"`.
-        download: Fetch what is missing; torchvision checks its md5 digest before it is unpacked.
+        download: Fetch missing files; torchvision checks their md5 digest before they are unpacked.
 
     Raises:
         InputError: If files are missing, damaged or cannot be downloaded.
@@ -85,7 +85,7 @@ def _read(name: str, root: Path, split: Literal["train", "test"], download: bool
         return ArrayImages(cifar10.data.transpose(0, 3, 1, 2)), torch.tensor(cifar10.targets), list(cifar10.classes)
     if name == "stl10":
         stl10 = datasets.STL10(root, split, download=download)
-        # Not stl10.classes: those stand in a file that torchvision neither requires nor checks.
+        # stl10.classes comes from a file that torchvision neither requires nor checks.
         return ArrayImages(stl10.data), torch.tensor(stl10.labels, dtype=torch.int64), list(_STL10)
     if name == "svhn":
         svhn = datasets.SVHN(root, split, download=download)

@@ -23,18 +23,18 @@ def draw(
     attacked: dict[str, Tensor],
     eps: float,
 ) -> None:
-    """Write a PNG: above, one image per attack with its magnified perturbation; below, confidences per branch.
+    """Write a PNG: one image per attack with its magnified perturbation above, confidences per branch below.
 
     Args:
-        path: Of the PNG.
+        path: Path of the PNG file.
         defense: A fitted model.
-        undefended: Images to logits.
-        images: Test images.
-        labels: Their classes.
-        attacked: The same images under each attack, by name.
-        eps: Budget; perturbations are shown with -eps black and +eps white.
+        undefended: The undefended classifier, images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`.
+        images: Test images `(N, 3, H, W)` in [0, 1].
+        labels: Labels of the test images, int64 `(N,)`.
+        attacked: The test images under each attack, by name.
+        eps: L-infinity budget in [0, 1] pixel units; perturbations are drawn from black (-eps) to white (+eps).
     """
-    # The object interface: no global state, no display.
+    # The object interface of matplotlib needs neither global state nor a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,7 +81,7 @@ def _draw_example(
     with torch.no_grad():
         before, after = undefended(images).argmax(1), undefended(attacked).argmax(1)
     fooled = ((before == labels) & (after != labels)).nonzero().flatten()
-    # Another of the images that fool the undefended classifier in every row; any image if none does.
+    # Each row shows another image that fools the undefended classifier, or any image if none does.
     chosen = int(fooled[which % len(fooled)]) if len(fooled) else which
     image, adversarial = images[chosen], attacked[chosen]
     perturbation = ((adversarial - image) / eps + 1) / 2

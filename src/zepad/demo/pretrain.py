@@ -1,7 +1,7 @@
 """Make the two encoders that ship with zepad, without a single label: `python -m zepad.demo.pretrain OUT`.
 
-SimCLR and Barlow Twins on the training half of the digits; they stand for the public encoders a user would download.
-Takes about five minutes on two cores. Labels serve only to report a linear probe at the end.
+SimCLR and Barlow Twins are trained on the training half of the digits and stand for the public encoders that a user
+would download. Training takes about five minutes on two cores. Labels are used only for the linear probe at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPOCHS, BATCH, PEAK_LR = 60, 256, 3e-3
 
 
 def augment(images: Tensor) -> Tensor:
-    """Return a random affine view with random contrast, tint and noise; digits keep their meaning."""
+    """Return a random affine view of each image with random contrast, tint and noise."""
     n = len(images)
 
     def uniform(scale: float) -> Tensor:
@@ -50,7 +50,7 @@ def simclr_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 def barlow_twins_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Cross-correlation to identity, off-diagonal weight 5e-3 (Zbontar et al., ICML 2021, arXiv 2103.03230)."""
+    """Barlow Twins loss with off-diagonal weight 5e-3 (Zbontar et al., ICML 2021, arXiv 2103.03230)."""
     first, second = ((z - z.mean(0)) / z.std(0) for z in (first, second))
     correlation = first.T @ second / len(first)
     diagonal = correlation.diagonal()
@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int, int]] = {
     "digits-simclr": (simclr_loss, 128, 0),
     "digits-barlow-twins": (barlow_twins_loss, 256, 1),
 }
-"""Loss, width of the projector's output, seed."""
+"""Loss, width of the projector's output and seed of each encoder."""
 
 
 def pretrain(name: str, images: Tensor) -> SmallResNet:

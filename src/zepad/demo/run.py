@@ -29,7 +29,7 @@ HARDENING = HardenConfig(eps=25 / 255, epochs=10)
 VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
 RECOMMENDED: tuple[str, str] = ("bounded", "features")
 _BATCH = 128
-_VALIDATION = 200  # training images that nothing is trained on: the fusion and the detector are calibrated on them
+_VALIDATION = 200  # number of training images that only calibrate the fusion and the detector
 _ATTACKS = ("universal", "per_image", "white_box")
 
 
@@ -38,8 +38,8 @@ class Scores:
     """Accuracies of one classifier, in [0, 1].
 
     Attributes:
-        benign_accuracy: On the test images as they are.
-        robust_accuracy: By attack: universal, per_image, white_box.
+        benign_accuracy: Accuracy on the test images as they are.
+        robust_accuracy: Accuracy under each attack: universal, per_image, white_box.
     """
 
     benign_accuracy: float
@@ -51,20 +51,20 @@ class DemoResult:
     """Everything the demo measured.
 
     Attributes:
-        undefended: The victim encoder with a head, as it was downloaded.
-        zepad: The defense as in the paper: fused by RFDM.
-        recommended: The same branches under the fusion that this library recommends.
-        hardened_branches: Each hardened branch alone; its white-box attack is aimed at this branch, within the budget
-            of the hardening.
-        detection_auroc: By detector, the paper's confidence gap and the recommended one, and by attack.
-        false_positive_rate: Of the recommended detector on benign test images; 5 % were asked for.
-        vote: What calibration let the benign branch say in the recommended fusion.
-        eps: Budget of the attacks, in [0, 1] pixel units.
+        undefended: Scores of the victim encoder with a head, as it was downloaded.
+        zepad: Scores of the defense with the paper's fusion, RFDM.
+        recommended: Scores of the same branches under the fusion that this library recommends.
+        hardened_branches: Scores of each hardened branch alone. Its white-box attack is aimed at this branch, within
+            the budget of the hardening.
+        detection_auroc: AUROC by detector, the paper's confidence gap and the recommended one, and by attack.
+        false_positive_rate: Rate of benign test images that the recommended detector flags; 5 % were asked for.
+        vote: Bound of the benign branch's vote that calibration chose for the recommended fusion.
+        eps: L-infinity budget of the attacks, in [0, 1] pixel units.
         hardening_eps: Budget of the hardening, and of the white-box attack on a hardened branch alone.
-        test_images: Number of images behind each accuracy.
-        seed: Of the run.
+        test_images: Number of test images that were scored.
+        seed: Seed of the run.
         reload_equal: Whether the saved model predicts the same after loading.
-        seconds: Wall-clock time.
+        seconds: Wall-clock time in seconds.
     """
 
     undefended: Scores
@@ -99,13 +99,13 @@ def run_demo(
     """Run the whole story and leave `picture.png`, `result.json`, `report/` and `model/` in a folder.
 
     Args:
-        out: Created if need be; proved writable before anything is computed.
-        seed: Of heads, attacks and training.
+        out: Folder of the results. It is created if need be, and checked to be writable before anything is computed.
+        seed: Seed of heads, attacks and training.
         hardening: Recipe of the two hardened encoders; its seed is replaced.
         benign: Recipe of the benign branch; its seed is replaced.
         limit: Number of test images that are attacked and scored at most; None takes all 497.
-        progress: Show training bars.
-        say: Called with one line per step.
+        progress: Show progress bars of the training.
+        say: Function that is called with one line of text per step.
 
     Raises:
         InputError: If the folder cannot be written.
@@ -230,7 +230,7 @@ def _aurocs(report: EvalReport) -> dict[str, float]:
 
 
 class _Fast(nn.Module):
-    """A model in half precision where that is faster: good enough to craft on, not to score with."""
+    """A model in half precision where that is faster, to craft attacks on but not to score with."""
 
     def __init__(self, model: ImageModel) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class _Fast(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Crafted:
-    """Attacked images that were crafted before, on the public encoder: no model has a say in them."""
+    """Attacked images that were crafted on the public encoder, whatever model they are asked for."""
 
     eps: float
     attacked: Tensor
@@ -261,8 +261,8 @@ class _Crafted:
 class _WhiteBoxes:
     """PGD on cross-entropy through the model; for what is left PGD on the margin of the mean logits, then joint APGD.
 
-    Fusions hide gradients: RFDM in its weights, a bounded vote where it is certain. The mean of the logits and an
-    attack on every branch at once show them.
+    Fusions hide gradients: RFDM in its weights, a bounded vote where it is certain. The mean of the logits and a joint
+    attack on all branches reveal them.
     """
 
     eps: float
@@ -304,6 +304,6 @@ def _scores(report: EvalReport) -> Scores:
 
 
 def _branch_scores(role: str, ensemble: EvalReport, own: EvalReport) -> Scores:
-    """A hardened branch under the attacks on the public encoder, and under a white box aimed at the branch itself."""
+    """Return the scores of a hardened branch under attacks on the public encoder and its own white-box attack."""
     shared = {row.name: row.rates.branches[role].value for row in ensemble.group("semi-black-box")}
     return Scores(benign_accuracy=own.benign_accuracy.value, robust_accuracy={**shared, **_scores(own).robust_accuracy})

@@ -1,4 +1,4 @@
-"""Encoders: the wrapper that owns preprocessing, and the sources encoders come from."""
+"""Encoders: the wrapper that owns preprocessing, and the sources that encoders come from."""
 
 from .encoder import Encoder, probe
 from .given import EncoderLike, as_encoder, probe_role

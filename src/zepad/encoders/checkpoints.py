@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 # Lightning keeps objects of the training run beside the weights: settings, callbacks, schedulers. `weights_only=True`
-# refuses them, so those whose full name begins like this are read into stand-ins that do nothing. Whatever else a file
-# names is refused.
+# refuses them, so objects whose full name starts with one of these prefixes are read into stand-ins that do nothing.
+# Any other name in a file is refused.
 _RECORDS = (
     "argparse.Namespace",
     "builtins.bool",
@@ -43,28 +43,28 @@ _RECORDS = (
     "torch.optim.",
     "typing.",
 )
-_MAPPINGS = ("AttributeDict", "defaultdict")  # which are filled item by item, as torch allows for a true dict alone
+_MAPPINGS = ("AttributeDict", "defaultdict")  # filled item by item, which torch allows for a true dict alone
 
-_HEAD = 512  # bytes that tell what a file is
+_HEAD = 512  # number of leading bytes from which the kind of a file is recognised
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the state dict of a checkpoint, on the CPU.
 
-    A Lightning checkpoint, a bare state dict saved by `torch.save`, and a safetensors file are read alike. The prefix
-    `module.` of a model wrapped in DataParallel is taken away, once, where every key has it. Nothing in the file is
-    run: `torch.load` is called with `weights_only=True`, always.
+    A Lightning checkpoint, a bare state dict saved by `torch.save` and a safetensors file are all read. The prefix
+    `module.` of a model wrapped in DataParallel is removed once if every key has it. Nothing in the file is executed:
+    `torch.load` is always called with `weights_only=True`.
 
     Args:
-        path: Of the file.
+        path: Path of the checkpoint file.
 
     Returns:
-        Values by key. They are tensors, but for the odd extra state of a module.
+        The state dict. Its values are tensors, except for the extra state that some modules keep.
 
     Raises:
-        CheckpointError: If there is no such file, it is no checkpoint or a damaged one, it names an object that is
-            neither a tensor nor a known record of training.
+        CheckpointError: If the file is missing, damaged or no checkpoint, or names an object that is neither a tensor
+            nor a known record of training.
     """
     path = Path(path)
     content = _read(path)
@@ -79,7 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:
-    """Name the first few, and how many more there are."""
+    """Join the first `limit` names and say how many more there are."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
@@ -104,7 +104,7 @@ def _read(path: Path) -> object:
         return _unpickle(path, zipped=head.startswith(b"PK"))
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way it likes
+    except Exception as error:  # a damaged pickle can raise anything
         # Not chained: torch's own text advises to turn the protection off.
         raise CheckpointError(
             f"{path} is damaged, cut short or no checkpoint ({type(error).__name__}: {_reason(error)}). "
@@ -113,7 +113,7 @@ def _read(path: Path) -> object:
 
 
 def _foreign(path: Path, head: bytes) -> str:
-    """Name a file that is no checkpoint and say what to do; empty for one that may be a checkpoint."""
+    """Describe a file that is no checkpoint and what to do about it; return "" for one that may be a checkpoint."""
     if not head:
         return "empty. Download or copy it again."
     if head.startswith(b"version https://git-lfs"):
@@ -128,7 +128,7 @@ def _foreign(path: Path, head: bytes) -> str:
                 names = archive.namelist()
         except BadZipFile:
             return "cut short: its end, with the table of contents, is missing. Download or copy it again."
-        except Exception:  # a damaged table of contents fails in any way it likes
+        except Exception:  # a damaged table of contents can raise anything
             return "damaged: its table of contents makes no sense. Download or copy it again."
         if not any(name.endswith("/data.pkl") for name in names):
             return "a zip archive that torch.save did not write. Unpack it and name the checkpoint in it."
@@ -136,7 +136,7 @@ def _foreign(path: Path, head: bytes) -> str:
 
 
 def _unpickle(path: Path, *, zipped: bool) -> object:
-    # Only the zip format, torch's since 1.6, can be asked for its names; an older file must do without records.
+    # Only the zip format, the default since torch 1.6, lists the names it needs. Older files must hold tensors alone.
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
     refused = sorted(name for name in names if not name.startswith(_RECORDS))
     if refused:
@@ -149,7 +149,7 @@ def _unpickle(path: Path, *, zipped: bool) -> object:
 
 
 class _Inert:
-    """Takes whatever arguments and state a file gives, keeps none and does nothing."""
+    """Stand-in that accepts any arguments and state, keeps nothing and does nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -170,6 +170,6 @@ def _stand_in(name: str) -> type:
 
 
 def _reason(error: Exception) -> str:
-    """The one telling sentence of an error of torch."""
+    """Return the one informative sentence of an error that torch raised."""
     sentence = str(error).rpartition("WeightsUnpickler error: ")[2].partition(". ")[0]
     return next(iter(sentence.splitlines()), "")

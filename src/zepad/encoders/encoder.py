@@ -1,4 +1,4 @@
-"""The wrapper that makes any backbone a map from raw images in [0, 1] to feature vectors."""
+"""The wrapper that turns any backbone into a map from raw images in [0, 1] to feature vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError, InputError
 from .preprocessing import Preprocessing
 from .spec import POOLINGS, EncoderSpec, Pooling
 
-_PROBE_SIZES = (32, 64, 224)  # tried in turn on a backbone that states no input size
+_PROBE_SIZES = (32, 64, 224)  # tried in turn if a backbone states no input size
 
 
 class Encoder(nn.Module):
@@ -24,15 +24,17 @@ class Encoder(nn.Module):
     explicit `pooling`, because nothing in them tells which token stands for the image.
 
     Args:
-        backbone: Any module that maps images to a feature tensor. It is taken as it is: not copied, and a classifier
-            it carries stays (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model).
-        preprocessing: What the backbone expects; the default is the spec's, or passes images through untouched.
-        pooling: `"class_token"` (the first) or `"mean"`, for token sequences alone; the default is the spec's.
+        backbone: Any module that maps images to a feature tensor. It is not copied, and a classifier in it is kept
+            (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model).
+        preprocessing: Resize and normalisation that the backbone expects. The default is that of `spec`, and without
+            one the images are passed on as they are.
+        pooling: How token sequences become one vector: `"class_token"` takes the first token, `"mean"` averages all.
+            The default is that of `spec`.
         spec: Where the backbone comes from, so that it can be rebuilt without the caller.
-        origin: Hub id of the pre-trained weights, where known: what a model card names as its base.
+        origin: Hub id of the pre-trained weights if it is known; a model card names it as the base model.
 
     Attributes:
-        spec: Source, name and arguments, and the preprocessing and pooling in use.
+        spec: Source, name and arguments of the backbone, and the preprocessing and pooling in use.
 
     Examples:
         >>> import torch
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
         device = None if reference is None else reference.device
         for name in ("mean", "std"):
             values = getattr(self.preprocessing, name)
-            # Not persistent: the config is the one place that stores preprocessing.
+            # The buffers are not persistent because config.json is the one place that stores preprocessing.
             buffer = None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
@@ -76,7 +78,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: If the backbone's output is not a feature tensor.
         """
-        # shape[0], not len(): an exported graph would hold the length of its example.
+        # len() would put the batch size of the example into an exported graph; shape[0] does not.
         return self._pool(self.backbone(self._prepare(images)), images.shape[0])
 
     def _prepare(self, images: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class Encoder(nn.Module):
                     images = images.float()
                 images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
                 images = images.clamp(0, 1)  # bicubic overshoots
-        # The backbone's precision, whatever that of the images, mean and std.
+        # Images are converted to the precision of the backbone, whatever their own.
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
         images = images.to(dtype)
         if self.mean is not None and self.std is not None:
@@ -105,35 +107,34 @@ class Encoder(nn.Module):
         if not output.is_floating_point() or output.ndim not in (2, 3, 4) or output.shape[0] != count:
             raise InputError(
                 f"an encoder must map {count} images to floating-point features of shape ({count}, D), "
-                f"({count}, D, H, W) "
-                f"or ({count}, T, D); {type(self.backbone).__name__} returned {output.dtype} of shape "
-                f"{tuple(output.shape)}."
+                f"({count}, D, H, W) or ({count}, T, D); {type(self.backbone).__name__} returned {output.dtype} of "
+                f"shape {tuple(output.shape)}."
             )
         if output.ndim == 4:
             return output.mean(dim=(2, 3))
         if output.ndim == 3:
             if self.pooling is None:
                 raise InputError(
-                    f"{type(self.backbone).__name__} returns tokens of shape {tuple(output.shape)}; say "
-                    f"which stand for the "
-                    'image: Encoder(backbone, pooling="class_token") for the first, pooling="mean" for their average.'
+                    f"{type(self.backbone).__name__} returns tokens of shape {tuple(output.shape)}; say which stand "
+                    'for the image: Encoder(backbone, pooling="class_token") for the first, pooling="mean" for their '
+                    "average."
                 )
             return output[:, 0] if self.pooling == "class_token" else output.mean(dim=1)
         return output
 
     def extra_repr(self) -> str:
-        """Show source, preprocessing and pooling."""
+        """Show the spec, the pooling and the preprocessing."""
         return f"spec={str(self.spec)!r}, pooling={self.pooling!r}, {self.preprocessing}"
 
 
 def probe(encoder: Encoder) -> tuple[int, int]:
-    """Find the number of input channels and features with one dummy image.
+    """Find the number of input channels and features of an encoder with dummy images.
 
     Args:
-        encoder: Left as found: weights, buffers, training flags.
+        encoder: The encoder. Its weights, buffers and training flags are left as they are.
 
     Returns:
-        `(channels, features)`.
+        The number of input channels and the number of features.
 
     Raises:
         InputError: If no dummy image gets through, or the output is no feature tensor.
@@ -142,14 +143,14 @@ def probe(encoder: Encoder) -> tuple[int, int]:
     mean = encoder.preprocessing.mean
     channel_counts = (3, 1) if mean is None else (len(mean),)
     reference = next(encoder.parameters(), torch.zeros(()))
-    scout = copy.deepcopy(encoder).eval()  # a forward may touch buffers; the scout's are thrown away
+    copied = copy.deepcopy(encoder).eval()  # a forward pass may change buffers
     failure: Exception | None = None
     for channels in channel_counts:
         for size in sizes:
             image = torch.full((2, channels, *size), 0.5, dtype=reference.dtype, device=reference.device)
             try:
                 with torch.no_grad():
-                    features = scout(image)
+                    features = copied(image)
             except InputError:
                 raise
             except Exception as error:

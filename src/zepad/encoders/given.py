@@ -29,7 +29,7 @@ def as_encoder(role: str, source: EncoderLike, preprocess: Preprocessing | None 
         InputError: If `source` is none of these.
         ConfigError: If a spec is wrong.
         CheckpointError: If a file of weights is damaged or of another layout.
-        HubError: If pre-trained weights cannot be had.
+        HubError: If pre-trained weights cannot be downloaded.
     """
     if isinstance(source, str):
         source = EncoderSpec.parse(source)

@@ -1,4 +1,4 @@
-"""What a backbone expects of its input, as a value that travels with the weights."""
+"""What a backbone expects of its input, as a value that is saved with the weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Preprocessing(_JSONConfig):
     """Resize and normalisation that turn images in [0, 1] into what a backbone was trained on.
 
     Attributes:
-        mean: Per channel, in [0, 1] pixel units; None leaves the pixels as they are.
-        std: Per channel, positive; given together with `mean`.
-        size: `(height, width)` that images are resized to, or None to take them as they come.
-        interpolation: Of the resize; antialiased except for `"nearest"`.
+        mean: Mean of each channel in [0, 1] pixel units; None leaves the pixels as they are.
+        std: Standard deviation of each channel, positive; given together with `mean`.
+        size: Height and width that images are resized to, or None to keep their own.
+        interpolation: Interpolation of the resize, antialiased except for `"nearest"`.
 
     Examples:
         >>> Preprocessing.imagenet(size=(224, 224)).mean
@@ -34,7 +34,7 @@ class Preprocessing(_JSONConfig):
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        """Check every field; lists, as JSON has them, become tuples.
+        """Check every field and turn lists, which JSON has in place of tuples, into tuples.
 
         Raises:
             ConfigError: Naming the field, the value and what was expected.
@@ -63,8 +63,8 @@ class Preprocessing(_JSONConfig):
         """Return the ImageNet mean and std, the default of most public encoders.
 
         Args:
-            size: As the attribute.
-            **changes: Other fields.
+            size: Height and width that images are resized to, or None to keep their own.
+            **changes: Values of other fields.
         """
         return cls(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=size, **changes)
 

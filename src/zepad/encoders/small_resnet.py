@@ -1,4 +1,4 @@
-"""A narrow residual network, small enough to be hardened on two cores in half a minute."""
+"""A narrow residual network that is hardened on two cores in half a minute."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """One residual block in each of four stages; images `(N, 3, H, W)` to features `(N, 8 * width)`.
+    """A residual network of four stages with one block each: images `(N, 3, H, W)` to features `(N, 8 * width)`.
 
     Args:
-        width: Channels of the stem and the first stage; each further stage doubles them.
+        width: Number of channels of the stem and of the first stage; each further stage doubles it.
     """
 
     def __init__(self, width: int = 16) -> None:
@@ -39,5 +39,5 @@ class SmallResNet(nn.Module):
         self.stages = nn.Sequential(_Block(width, width, 1), *wider)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features averaged over space."""
+        """Return features `(N, 8 * width)`, averaged over space."""
         return self.stages(F.relu(self.bn1(self.conv1(x)))).mean(dim=(2, 3))  # type: ignore[no-any-return]

@@ -28,16 +28,16 @@ _FORM_TEXTS = {"fixed": "<model>", "tag": "<model>@<weights>", "file": "<file>",
 # architecture.
 _NAMED_BY_WEIGHTS = ("file", "repository")
 
-# Above what any published vision model asks for: a config from elsewhere must not ask for hours or for all memory.
+# Larger than in any published vision model: a config from elsewhere must not ask for hours or for all memory.
 _MOST, _MOST_LAYERS = 2**16, 256
 
-# Arguments of timm and torchvision that choose weights, some of them from any path: a published config must not.
+# Arguments of timm and torchvision that choose weights, some of them from any path. A published config may have none.
 _WEIGHTS = ("pretrained", "checkpoint", "weights", "cache_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(_JSONConfig):
-    """A name that a known source can build an architecture from, and how images go in and features come out.
+    """The name of an encoder at its source, its arguments, and how images go in and features come out.
 
     It holds names and numbers, never code.
 
@@ -46,12 +46,13 @@ class EncoderSpec(_JSONConfig):
             solo-learn and lightly), `"zepad"` (encoders shipped inside this package), a name given to
             `register_source`, or `"custom"` for a module that only the caller can build.
         name: The architecture's name at its source; empty for `"custom"`.
-        arguments: Keyword arguments of the architecture: JSON scalars, or lists of them.
-        preprocessing: What the backbone expects; None takes it from the model's own configuration.
+        arguments: Keyword arguments of the architecture: JSON scalars, or lists of them. Integers are at most 65,536.
+        preprocessing: Resize and normalisation that the backbone expects; None takes those of the model's own
+            configuration.
         pooling: How token sequences become one feature vector; None takes the model's own way.
-        weights: Which pre-trained weights are meant: a file for solo and lightly, a tag for open_clip and torchvision,
-            a Hub id or folder for transformers. Used when pre-trained weights are asked for, and never saved with a
-            model.
+        weights: Name of the pre-trained weights: a file for solo and lightly, a tag for open_clip and torchvision, a
+            Hub id or folder for transformers. It is used when pre-trained weights are asked for, and never saved with
+            a model.
 
     Examples:
         >>> spec = EncoderSpec.parse("timm:resnet18")
@@ -148,7 +149,7 @@ class EncoderSpec(_JSONConfig):
 
 
 def _is_scalar(value: object) -> bool:
-    """A number, a flag, nothing, or a word; text with ':' or '/' could be an address or a path."""
+    """Whether a value is a finite number, a flag, None or a word; text with ':' or '/' may be an address or a path."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Checkpoints of lightly: ResNets pre-trained by its benchmarks and examples."""
+"""Checkpoints of lightly: ResNets that its benchmarks and examples pre-trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AVERAGES: tuple[str, ...] = ("teacher_backbone", "key_backbone", "backbone_mome
 
 
 def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
-    """Build the ResNet that a file holds, or one of a name."""
+    """Build the ResNet that a file holds, or the one that the spec names."""
     check_request(spec, pretrained=pretrained)
     if spec.arguments:
         raise ConfigError(f"a lightly encoder takes no arguments; got {spec.arguments}.")
@@ -32,9 +32,9 @@ def load_lightly(path: str | Path, *, ema: bool = False) -> Encoder:
     """Load the encoder of a lightly checkpoint: ResNet-18, -34 or -50, every key of it.
 
     Args:
-        path: Of the file; nothing in it is run.
+        path: Path of the checkpoint file; nothing in it is executed.
         ema: Load the exponential moving average of the trained weights: the teacher of BYOL and DINO, the key encoder
-            of MoCo. What lightly itself evaluates is the trained encoder, but for DINO, where it is the teacher.
+            of MoCo. lightly itself evaluates the teacher for DINO and the trained encoder for every other method.
 
     Raises:
         CheckpointError: If the file cannot be read, holds no such encoder, or one whose keys or shapes do not match.

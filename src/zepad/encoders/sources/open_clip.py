@@ -1,4 +1,4 @@
-"""Image towers of open_clip: CLIP, SigLIP, CoCa and their kin."""
+"""Image towers of open_clip: CLIP, SigLIP, CoCa and similar models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..spec import EncoderSpec
 from .recognition import building_error, same_function
 
 _TOWERS = ("ModifiedResNet", "TimmModel", "VisionTransformer")
-_MAX_SIDE = 2048  # four times the largest published; position embeddings grow with its square
+_MAX_SIDE = 2048  # four times the largest published side; position embeddings grow with its square
 
-# open_clip builds an image tower only together with a text tower. This one is all but nothing and asks the Hub for
-# nothing, where the text towers of some names would have their configuration downloaded.
+# open_clip builds an image tower only together with a text tower. This one is as small as can be, and its configuration
+# is not downloaded as that of some text towers would be.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 
 
@@ -40,7 +40,7 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
 
     Raises:
         ConfigError: If a name, tag or argument is not known, or open_clip is not installed.
-        HubError: If the weights cannot be had.
+        HubError: If the weights cannot be downloaded.
     """
     try:
         import open_clip
@@ -165,7 +165,7 @@ def _candidates(tower: nn.Module) -> Iterator[EncoderSpec]:
         try:
             with torch.device("meta"):
                 candidate = _random_tower(arguments, config)
-        except Exception:  # noqa: S112 - of several, one may not take this size
+        except Exception:  # noqa: S112 - not every architecture takes this size
             continue
         if {key: value.shape for key, value in candidate.state_dict().items()} == shapes:
             fitting.append(EncoderSpec(source="open_clip", name=name, arguments=arguments))
@@ -173,7 +173,7 @@ def _candidates(tower: nn.Module) -> Iterator[EncoderSpec]:
 
 
 def _alike(config: dict[str, Any], tower: nn.Module) -> bool:
-    """Whether a name could be this tower's; rules most out before anything is built."""
+    """Whether a name could be that of this tower. It rules out most names before anything is built."""
     trunk: Any = getattr(tower, "trunk", None)
     named = config["vision_cfg"].get("timm_model_name")
     if trunk is not None or named is not None:
@@ -182,7 +182,7 @@ def _alike(config: dict[str, Any], tower: nn.Module) -> bool:
 
 
 def _preprocessing(config: dict[str, Any], size: Any) -> Preprocessing:
-    """Return what a preprocessing configuration of open_clip says, and its default where it is silent."""
+    """Return the preprocessing that a configuration of open_clip states, with defaults for what it leaves out."""
     import open_clip
 
     mode: Any = config.get("interpolation")

@@ -1,4 +1,4 @@
-"""What the sources share: proof that a spec stands for a module, and what to say when one cannot be built."""
+"""What the sources share: the proof that a spec rebuilds a module, and the error for a spec that cannot be built."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def same_function(built: Encoder, backbone: nn.Module, preprocessing: Preprocessing) -> bool:
-    """Whether a freshly built encoder is this very function: same keys and shapes, and same features with its weights.
+    """Whether a freshly built encoder has the keys and shapes of a module and, with its weights, the same features.
 
     Args:
-        built: What the spec builds; its weights are overwritten.
-        backbone: The module in question; left as found.
-        preprocessing: Of the module.
+        built: The encoder that the spec builds; its weights are overwritten.
+        backbone: The module that the spec should stand for; it is not changed.
+        preprocessing: Preprocessing of that module.
     """
     try:
         rebuilt = built.backbone

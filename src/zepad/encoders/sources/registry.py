@@ -1,4 +1,4 @@
-"""The sources that encoders come from, by name, and what is built and recognised through them."""
+"""The register of sources by name, and building and recognising encoders through it."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def register_source(name: str, build: Build, *, wrap: Wrap | None = None, weight
         >>> from zepad.encoders import Encoder, SmallResNet, build_encoder
         >>> def build(spec, *, pretrained):
         ...     return Encoder(SmallResNet(**spec.arguments), spec=spec)
-        >>> register_source("lab", build)
-        >>> build_encoder(EncoderSpec.parse("lab:small")).spec.source
-        'lab'
+        >>> register_source("mylab", build)
+        >>> build_encoder(EncoderSpec.parse("mylab:small")).spec.source
+        'mylab'
     """
     plain = isinstance(name, str) and bool(re.fullmatch(r"[a-z][a-z0-9_-]*", name)) and name != "custom"
     require(plain, "name", name, 'lower-case letters, digits, "_" and "-", and not "custom"')
@@ -88,14 +88,14 @@ def build_encoder(spec: EncoderSpec, *, pretrained: bool = False) -> Encoder:
     """Build the encoder a spec names, without its classifier and with its own preprocessing.
 
     Args:
-        spec: Any source but `"custom"`. Its preprocessing and pooling, where given, take the place of the model's own.
-        pretrained: Load the source's pre-trained weights (which are downloaded if they are not cached); otherwise the
-            weights are random and the network is not touched.
+        spec: Spec of any source but `"custom"`. Its preprocessing and pooling, if given, replace the model's own.
+        pretrained: Load the source's pre-trained weights, which are downloaded if they are not cached. Otherwise the
+            weights are random and the network is not used.
 
     Raises:
         ConfigError: If the source is not registered, does not know the name, or its package is not installed.
         CheckpointError: If a file of weights is damaged or of another layout.
-        HubError: If the weights cannot be had.
+        HubError: If the weights cannot be downloaded.
     """
     if spec.source == "custom":
         raise ConfigError("a custom encoder can only be built by its owner. Pass the module itself.")

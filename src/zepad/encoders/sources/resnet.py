@@ -1,4 +1,4 @@
-"""ResNets of torchvision's layout in other projects' checkpoints: stems, and loading in which every key must match."""
+"""ResNets of torchvision's layout in other projects' checkpoints: their stems, and strict loading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..spec import EncoderSpec
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 
-# Where `nn.Sequential(*resnet.children())` puts the children that have weights.
+# Index at which `nn.Sequential(*resnet.children())` puts each child that has weights.
 _NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
 Kind = tuple[tuple[int, ...], bool]
@@ -41,7 +41,7 @@ STEMS = {
     "zepad": Stem(kernel=3, stride=1, padding=1, pool=False),
     "zepad-7x7": Stem(kernel=7, stride=1, padding=1, pool=False),
 }
-"""torchvision's own; solo-learn's for CIFAR; what ZePAD's reference code makes of files of either kernel."""
+"""Stems of torchvision, of solo-learn for CIFAR, and of ZePAD's reference code for files of either kernel."""
 
 
 def build_resnet(name: str, stem: str = "torchvision") -> nn.Module:
@@ -65,7 +65,7 @@ def build_resnet(name: str, stem: str = "torchvision") -> nn.Module:
 
 
 def check_request(spec: EncoderSpec, *, pretrained: bool) -> None:
-    """Refuse pre-trained weights without a file, and an architecture that only a file could tell.
+    """Refuse a request for pre-trained weights without a file, or for an architecture without a name.
 
     Raises:
         ConfigError: Saying what to name.
@@ -82,7 +82,7 @@ def check_request(spec: EncoderSpec, *, pretrained: bool) -> None:
 
 
 def check_name(spec: EncoderSpec, found: str) -> None:
-    """Refuse a file of another architecture than the one named beside it.
+    """Refuse a file that holds another architecture than the spec names.
 
     Raises:
         ConfigError: Naming both.
@@ -103,13 +103,13 @@ def load_resnet(path: str | Path, state: Mapping[str, Any], group: str, *, stem:
     are read. A classifier `backbone.fc.*` is left out.
 
     Args:
-        path: For messages.
-        state: Of the whole checkpoint; its other parts are not looked at.
-        group: The part, such as `"backbone"`.
-        stem: Of `STEMS`.
+        path: Path of the checkpoint, for messages.
+        state: State dict of the whole checkpoint; its other parts are not looked at.
+        group: Name of the part, such as `"backbone"`.
+        stem: Name of one of `STEMS`.
 
     Returns:
-        The architecture's name and the loaded module.
+        The name of the architecture and the loaded module.
 
     Raises:
         CheckpointError: Naming every kind of key that is missing, unexpected or of another shape, or not finite.
@@ -163,7 +163,7 @@ def kind_of(value: object) -> Kind | None:
 
 @cache
 def _layout(name: str, stem: str, prefix: str, numbered: bool) -> dict[str, Kind]:
-    """The keys that a file has for an architecture, in the module's own order."""
+    """Return the keys and kinds that a file has for an architecture, in the order of the module."""
     with torch.device("meta"):
         state = build_resnet(name, stem).state_dict()
     kinds = {}

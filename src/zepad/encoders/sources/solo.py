@@ -1,4 +1,4 @@
-"""Checkpoints of solo-learn: ResNets pre-trained by its self-supervised methods."""
+"""Checkpoints of solo-learn: ResNets that its self-supervised methods pre-trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PREPROCESSING = {
 
 
 def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
-    """Build the ResNet that a file holds, or one of a name, with the stem of the arguments."""
+    """Build the ResNet that a file holds, or the one that the spec names, with the stem of the arguments."""
     check_request(spec, pretrained=pretrained)
     stem = spec.arguments.get("stem")
     if set(spec.arguments) - {"stem"}:
@@ -46,10 +46,10 @@ def load_solo(path: str | Path, *, stem: str | None = None, ema: bool = False) -
     The online classifier, projectors, predictors, prototypes and queues are left out.
 
     Args:
-        path: Of the file; nothing in it is run.
-        stem: How the first convolution is applied, which weights do not tell. `"solo"`, as solo-learn trained on CIFAR
-            (3x3, stride 1, padding 2, no max-pool), is the default for a 3x3 convolution, and `"torchvision"` (7x7,
-            stride 2, padding 3, max-pool) for a 7x7 one. `"zepad"` is what ZePAD's reference code makes of either:
+        path: Path of the checkpoint file; nothing in it is executed.
+        stem: How the first convolution is applied, which the weights do not tell. The default for a 3x3 convolution is
+            `"solo"`, as solo-learn trained on CIFAR (stride 1, padding 2, no max-pool), and for a 7x7 one
+            `"torchvision"` (stride 2, padding 3, max-pool). `"zepad"` is what ZePAD's reference code makes of either:
             stride 1, padding 1, no max-pool, images resized to 64x64. The stem sets the preprocessing: CIFAR's mean and
             std at any size for `"solo"`, ImageNet's for the others.
         ema: Load the exponential moving average that BYOL, MoCo v2+, MoCo v3, ReSSL and DINO train with.
@@ -65,16 +65,17 @@ def load_solo_probe(path: str | Path, *, stem: str | None = None, ema: bool = Fa
     """Load the encoder together with the linear classifier that solo-learn trained on it, online.
 
     Args:
-        path: As for `load_solo`.
-        stem: As for `load_solo`.
-        ema: The averaged encoder and the classifier trained on it, which solo-learn keeps on request.
+        path: Path of the checkpoint file; nothing in it is executed.
+        stem: How the first convolution is applied; `load_solo` lists the choices.
+        ema: Load the averaged encoder and the classifier that was trained on it, which solo-learn keeps on request.
 
     Returns:
-        Encoder, then linear layer: images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`, in evaluation mode.
+        The encoder followed by a linear layer: images `(N, 3, H, W)` in [0, 1] to logits `(N, K)`, in evaluation mode.
 
     Raises:
-        CheckpointError: As for `load_solo`, or if the file has no classifier.
-        ConfigError: As for `load_solo`.
+        CheckpointError: If the file cannot be read, holds no such encoder or no classifier, or one whose keys or shapes
+            do not match.
+        ConfigError: If the stem is unknown or contradicts the kernel in the file.
     """
     state = read_checkpoint(path)
     encoder = _load(path, state, stem, ema)
@@ -118,7 +119,7 @@ def _load(path: str | Path, state: Mapping[str, Any], stem: str | None, ema: boo
 
 
 def _stem(path: str | Path, first: object, wanted: str | None) -> str:
-    """The stem to use for a first convolution: the one wanted, if it has that kernel."""
+    """Return the stem for a first convolution: the one asked for if its kernel fits, or the default."""
     kernel = first.shape[-1] if isinstance(first, Tensor) and first.ndim == 4 else None
     if wanted is None:
         return "solo" if kernel == 3 else "torchvision"

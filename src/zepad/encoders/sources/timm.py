@@ -54,7 +54,7 @@ def wrap(module: nn.Module) -> Encoder | None:
 
 
 def _sizes(model: nn.Module) -> list[dict[str, Any]]:
-    """The argument of a transformer built for another image size than its pre-training's, where there is one."""
+    """Return the argument of a transformer that was built for another image size than it was pre-trained with."""
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return [{"img_size": list(built_for)}] if built_for else []
 
@@ -68,7 +68,7 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
 
     config = resolve_model_data_config(model)
     mode: Any = config["interpolation"] if config["interpolation"] in ("nearest", "bilinear", "bicubic") else "bilinear"
-    # A model built for another size than its pre-training says so in its patch embedding alone.
+    # Only the patch embedding of a model tells that it was built for another size than it was pre-trained with.
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return Preprocessing(
         mean=tuple(config["mean"]),

@@ -65,7 +65,7 @@ def wrap(module: nn.Module) -> Encoder | None:
 def _names() -> list[str]:
     from torchvision import models
 
-    return list(models.list_models(module=models))  # classification alone: no backbone is downloaded behind our back
+    return list(models.list_models(module=models))  # classification models alone: others may download a backbone
 
 
 def _remove_classifier(model: nn.Module) -> None:
@@ -86,7 +86,7 @@ def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
     from torchvision.models import get_model_weights
 
     transforms = get_model_weights(name).DEFAULT.transforms()
-    size = int(getattr(model, "image_size", transforms.crop_size[0]))  # only a vision transformer insists on one
+    size = int(getattr(model, "image_size", transforms.crop_size[0]))  # a vision transformer takes no other size
     return Preprocessing(
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),

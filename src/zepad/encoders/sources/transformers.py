@@ -34,13 +34,13 @@ class _Architecture:
     """How one type of model is built and read.
 
     Attributes:
-        model: Its class in transformers.
-        output: The field of the class's output that describes the image, or holds the tokens that do.
-        pooling: Of tokens.
-        colors: Mean and std of the processor that its published weights come with.
-        interpolation: Of that processor.
-        largest: The side that processor crops to where the configuration states a larger one.
-        arguments: Of the class.
+        model: Name of the class in transformers.
+        output: Field of the class's output that describes the image, or holds the tokens that do.
+        pooling: How tokens become one vector; None where the output is no sequence of tokens.
+        colors: Mean and std of the image processor that its published weights come with.
+        interpolation: Interpolation of that image processor.
+        largest: Side in pixels that the image processor crops to where the configuration states a larger one.
+        arguments: Keyword arguments of the class beside the configuration.
     """
 
     model: str
@@ -53,7 +53,7 @@ class _Architecture:
 
 
 def _tokens(model: str, **fields: Any) -> _Architecture:
-    """Read the class token below the last layer norm: a ViT's pooler is random in most published weights."""
+    """Take the class token after the last layer norm, because the pooler is random in most published weights."""
     return _Architecture(model=model, output="last_hidden_state", pooling="class_token", **fields)
 
 
@@ -82,7 +82,7 @@ _ARCHITECTURES = {
     "vit_msn": _tokens("ViTMSNModel"),
 }
 
-# What is fetched of a repository: never a pickle, an adapter of other weights, or code.
+# Files that are fetched from a repository. Pickles, adapters of other weights and code are never among them.
 _FILES = (
     "config.json",
     "processor_config.json",
@@ -100,7 +100,7 @@ class VisionTower(nn.Module):
 
     Attributes:
         model: The model; its weights fit the one it was copied from.
-        output: The field of the record that is returned.
+        output: Name of the field of the record that is returned.
     """
 
     def __init__(self, model: nn.Module, output: str) -> None:
@@ -114,7 +114,7 @@ class VisionTower(nn.Module):
         return features
 
     def extra_repr(self) -> str:
-        """Show what is returned."""
+        """Show the name of the returned field."""
         return f"output={self.output!r}"
 
 
@@ -123,8 +123,9 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
 
     The features are `image_embeds` of CLIP, the pooled output of SigLIP, BEiT, Swin and the convolutional networks,
     and the class token after the last layer norm of the other transformers; `pooling="mean"` averages all their
-    tokens instead. ViT's own pooler is left out: most published weights lack it. Of a classifier it is what its last
-    layer reads, except that DINOv2's reads the mean of the patches too, and CLIP's and SigLIP's read nothing else.
+    tokens instead. ViT's own pooler is left out, because most published weights lack it. For a classification model
+    these are the inputs of its last layer, except that DINOv2's also reads the mean of the patches, and that CLIP's and
+    SigLIP's read nothing but that mean.
 
     A spec names its architecture in full: `name` is a model type and `arguments` are fields of that type's own
     configuration class. No other field is accepted: not those of every configuration, which choose precision,
@@ -132,14 +133,14 @@ def build(spec: EncoderSpec, *, pretrained: bool) -> Encoder:
     than 32 GB is refused.
 
     Args:
-        spec: Without weights, `name` and `arguments`. With them, `weights` is a Hub id or a folder.
+        spec: `name` and `arguments` to build with random weights; `weights`, a Hub id or a folder, to load them.
         pretrained: Load the weights, in float32. Only safetensors are fetched and read. Mean, std and size are those
             of the image processor that was saved with them, where one was.
 
     Raises:
         ConfigError: If the type or an argument is not supported, or transformers is not installed.
         CheckpointError: If there are no safetensors, or they do not hold exactly the weights of the encoder.
-        HubError: If the repository cannot be had.
+        HubError: If the repository cannot be downloaded.
     """
     if pretrained:
         return _pretrained(spec)
@@ -231,7 +232,7 @@ def _stated(auto: Any, folder: Path, spec: EncoderSpec) -> EncoderSpec:
 
 
 def _tower(module: nn.Module) -> tuple[str, PreTrainedModel] | None:
-    """Copy the part that sees: the module, or the child of a model that is known to hold one."""
+    """Copy the vision tower: the module itself, or the child of a model that is known to hold one."""
     kind = type(module).__name__
     parts: Any = module.children() if kind == "SiglipModel" or kind.endswith("ForImageClassification") else [module]
     if kind == "CLIPModel":
@@ -345,7 +346,7 @@ def _processor(folder: Path) -> dict[str, Any]:
 
 
 def _stated_preprocessing(stated: dict[str, Any], default: Preprocessing) -> Preprocessing:
-    """Return what an image processor's settings say. Its crop becomes part of the resize."""
+    """Return the preprocessing that an image processor states. Its crop becomes part of the resize."""
     size: Any = (stated.get("crop_size") if stated.get("do_center_crop", True) else None) or stated.get("size")
     if isinstance(size, dict):
         side = size.get("shortest_edge")
