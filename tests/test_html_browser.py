@@ -21,6 +21,8 @@ import pytest
 import example_reports as examples
 from zepad.evaluation.rendering import comparison_html, html_page
 
+pytestmark = pytest.mark.slow
+
 REQUIRED = os.environ.get("ZEPAD_REQUIRE_BROWSER") == "1"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 NAMES = [*sorted(examples.EXAMPLES), "comparison"]

@@ -33,7 +33,11 @@ from zepad.evaluation.report import EvalReport
 from zepad.evaluation.statistics import Rate
 
 VOID = {"meta", "link", "img", "rect", "line", "path", "circle"}
-EVERY = sorted(examples.EXAMPLES)
+EVERY = [pytest.param(name, marks=pytest.mark.slow if name == "large" else ()) for name in sorted(examples.EXAMPLES)]
+DRAWN = [
+    pytest.param(name, marks=() if name in ("full", "empty_rates") else pytest.mark.slow)
+    for name in sorted(examples.EXAMPLES)
+]
 
 
 @cache
@@ -362,12 +366,12 @@ def changed(report: EvalReport, index: int, **changes: object) -> EvalReport:
         (lambda r: changed(r, 0, settings={**r.attacks[0].settings, "steps": 5}), "another settings.steps"),
     ],
 )
-@pytest.mark.parametrize("compare", [comparison_html, comparison_markdown])
-def test_reports_that_do_not_compare_are_refused(compare, make, message: str) -> None:
+def test_reports_that_do_not_compare_are_refused(make, message: str) -> None:
     one, two = (examples.report(model=name, samples=()) for name in ("one", "two"))
-    compare([one, two])
-    with pytest.raises(InputError, match=message):
-        compare([one, make(two)])
+    for compare in (comparison_html, comparison_markdown):
+        compare([one, two])
+        with pytest.raises(InputError, match=message):
+            compare([one, make(two)])
 
 
 def test_a_comparison_of_nothing_is_refused() -> None:
@@ -381,7 +385,7 @@ def test_a_report_compares_with_one_read_from_json() -> None:
     assert "| ZePAD | two |" in comparison_markdown([one, two])
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", DRAWN)
 def test_the_picture_is_drawn_whatever_is_missing(name: str) -> None:
     picture = Image.open(io.BytesIO(overview_png(example(name))))
     picture.load()

@@ -186,7 +186,7 @@ def test_without_a_threshold_there_is_no_detector():
         assert report.threshold is report.false_positive_rate is report.attacks[0].detection is None
 
 
-@pytest.mark.parametrize("size", [1, 7, 30])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_the_batch_size_changes_nothing(size):
     model = ensemble()
     whole, parts = (run(model, loaded(n), CROWD, samples=3) for n in (30, size))

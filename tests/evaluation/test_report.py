@@ -28,7 +28,7 @@ from zepad.evaluation import (
 )
 from zepad.evaluation.attackers import THREAT_MODELS
 
-laws = settings(max_examples=40, deadline=None)
+laws = settings(max_examples=20, deadline=None)
 
 names = st.text(max_size=5)
 numbers = st.floats(allow_nan=False, allow_infinity=False)

@@ -65,7 +65,7 @@ def strip(report):
     return replace(report, provenance={}, attacks=attacks)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_evaluation_goes_on_to_the_same_report(tmp_path, at):
     """Of three batches and two attackers the second attacker is interrupted at its `at`-th batch."""
     undisturbed = run(None, attackers(Counted(), Counted(steps=3)), samples=12)

@@ -12,7 +12,7 @@ from strategies import seeds
 from zepad.errors import InputError
 from zepad.evaluation import Rate, auroc, detection, fpr_at_tpr, statistics
 
-laws = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+laws = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 

@@ -43,7 +43,9 @@ def test_two_classes_leave_out_what_compares_more():
     assert not any("-T-" in name or "DLR" in name for name in names(ensemble(), 2))
 
 
-@pytest.mark.parametrize("rule", ["rfdm", "bounded", "mixed"])
+@pytest.mark.parametrize(
+    "rule", ["bounded", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("rfdm", "mixed"))]
+)
 def test_every_attacker_stays_in_its_ball_whatever_the_fusion(rule):
     model = ensemble(fusion=rule, threshold=0.1)
     images = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(0))

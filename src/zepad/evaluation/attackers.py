@@ -86,7 +86,7 @@ class Attacker:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Name, budget, target and every other setting of the attack, JSON-ready; they differ where attackers differ."""
+        """Name, budget, target and every other setting, JSON-ready; they differ where attackers differ."""
         described = describe(self.attack.perturbation if isinstance(self.attack, ApplyPerturbation) else self.attack)
         settings: dict[str, Any] = described if isinstance(described, dict) else {"attack": described}
         if self.target is not the_model:
