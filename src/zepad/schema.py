@@ -6,8 +6,9 @@ A class that is read this way carries `__pydantic_config__ = STRICT`. Its `__pos
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,11 +52,18 @@ def parse_json(cls: type[_T], text: str | bytes, *, origin: str) -> _T:
         CheckpointError: Naming each field that is missing, unknown, of another type or out of range.
     """
     try:
-        return _complete(TypeAdapter(cls).validate_json(text), TypeAdapter(Any).validate_json(text))
+        value: _T = _adapter(cast(Any, cls)).validate_json(text)
+        return _complete(value, _adapter(Any).validate_json(text))
     except ValidationError as error:
         raise CheckpointError(f"{origin} is damaged: {_describe(error)}. Save or download it again.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{origin} is damaged: {error}. Save or download it again.") from error
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    # Built once: pydantic compiles the annotations of the class each time, and reading a file shall compile nothing.
+    return TypeAdapter(cls)
 
 
 def _complete(value: _T, given: Any) -> _T:
