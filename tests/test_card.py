@@ -302,7 +302,7 @@ def test_no_name_breaks_the_card(fitted: ZePAD, tmp_path: Path, name: str) -> No
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 def test_no_name_breaks_the_metadata(fitted_config: SavedConfig, name: str, data: str) -> None:
     evaluation = {
         "data": data,
@@ -417,7 +417,7 @@ def _paths(values: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=100)
 def test_a_hostile_provenance_gives_a_card_or_a_checkpoint_error(
     fitted_config: SavedConfig, data: st.DataObject
 ) -> None:

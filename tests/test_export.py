@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,21 @@ def assert_says_the_same(path: Path, defense: ZePAD, size: tuple[int, int] = SIZ
     assert expected["weights"].std(dim=0).min() > 0.01
 
 
+@pytest.fixture(scope="module")
+def named(_fitted: ZePAD) -> ZePAD:
+    """A defense with class names and a threshold that need care. For reading only."""
+    defense = copy.deepcopy(_fitted)
+    defense.class_names, defense.threshold = ("röd", 'gr"ün', "蓝"), 0.123456789012345678
+    return defense
+
+
+@pytest.fixture(scope="module")
+def exported(named: ZePAD, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files that `named` was exported to, by suffix."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {suffix: export_model(named, folder / f"defense{suffix}", image_size=SIZE) for suffix in SUFFIXES}
+
+
 # parity ---------------------------------------------------------------------------------------------------------
 
 
@@ -100,6 +117,7 @@ def test_the_file_says_what_the_defense_says(fitted: ZePAD, suffix: str, tmp_pat
     assert_says_the_same(path, defense)
 
 
+@pytest.mark.slow
 def test_public_architectures_can_be_exported(fitted: ZePAD, tmp_path: Path) -> None:
     import timm
     from torchvision.models import resnet18
@@ -143,9 +161,11 @@ def test_the_antialiased_resize_of_the_runtime_is_ours(tmp_path: Path) -> None:
     torch.testing.assert_close(resized, resizes(images), rtol=0, atol=1e-5)
 
 
-def test_a_pt2_runs_without_this_library_and_to_the_last_bit(fitted: ZePAD, tmp_path: Path) -> None:
+def test_a_pt2_runs_without_this_library_and_to_the_last_bit(
+    named: ZePAD, exported: dict[str, Path], tmp_path: Path
+) -> None:
     images = toy_data(5)[0]
-    export_model(fitted, tmp_path / "defense.pt2", image_size=SIZE)
+    shutil.copy(exported[".pt2"], tmp_path)
     torch.save(images, tmp_path / "images.pt")
     code = """
 import sys, torch
@@ -155,9 +175,10 @@ sys.exit("zepad" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "said.pt")["logits"], fitted(images))
+        assert torch.equal(torch.load(tmp_path / "said.pt")["logits"], named(images))
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_the_graph_and_move_with_it(
     fitted: ZePAD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,23 +194,21 @@ def test_large_weights_lie_beside_the_graph_and_move_with_it(
 # what travels along ---------------------------------------------------------------------------------------------
 
 
-def test_names_and_threshold_travel_along(fitted: ZePAD, tmp_path: Path) -> None:
-    fitted.class_names, fitted.threshold = ("röd", 'gr"ün', "蓝"), 0.123456789012345678
-    onnx, pt2 = (export_model(fitted, tmp_path / f"defense{suffix}", image_size=SIZE) for suffix in SUFFIXES)
-    session = ort.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+def test_names_and_threshold_travel_along(named: ZePAD, exported: dict[str, Path]) -> None:
+    session = ort.InferenceSession(exported[".onnx"], providers=["CPUExecutionProvider"])
     files = {"zepad.json": ""}
-    torch.export.load(pt2, extra_files=files)
+    torch.export.load(exported[".pt2"], extra_files=files)
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata == json.loads(files["zepad.json"])
     assert (metadata["library"], metadata["version"]) == ("zepad", zepad.__version__)
-    assert json.loads(metadata["class_names"]) == list(fitted.class_names)
-    assert json.loads(metadata["threshold"]) == fitted.threshold
+    assert json.loads(metadata["class_names"]) == list(named.class_names)
+    assert json.loads(metadata["threshold"]) == named.threshold
 
 
-def test_inputs_and_outputs_are_named_and_the_batch_is_open(fitted: ZePAD, tmp_path: Path) -> None:
-    session = ort.InferenceSession(export_model(fitted, tmp_path / "defense.onnx", image_size=(10, 12)))
+def test_inputs_and_outputs_are_named_and_the_batch_is_open(exported: dict[str, Path]) -> None:
+    session = ort.InferenceSession(exported[".onnx"])
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
-        ("images", "tensor(float)", ["batch", 3, 10, 12])
+        ("images", "tensor(float)", ["batch", 3, *SIZE])
     ]
     shapes = {output.name: output.shape for output in session.get_outputs()}
     assert shapes == {
@@ -198,10 +217,9 @@ def test_inputs_and_outputs_are_named_and_the_batch_is_open(fitted: ZePAD, tmp_p
         "weights": ["batch", 3],
         "detection_score": ["batch"],
     }
-    assert session.get_modelmeta().custom_metadata_map["class_names"] == "null"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.slow), ".pt2"])
 def test_the_defense_is_left_as_it_was_and_nothing_is_said(
     fitted: ZePAD, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,7 +247,9 @@ def test_the_defense_is_left_as_it_was_and_nothing_is_said(
 # sizes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [((10, 12), (10, 12), (10, 12)), (None, (10, 12), None)])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(((10, 12), (10, 12), (10, 12)), marks=pytest.mark.slow), (None, (10, 12), None)]
+)
 def test_the_encoders_size_is_the_default(fitted: ZePAD, sizes: Any, tmp_path: Path) -> None:
     path = export_model(with_sizes(fitted, *sizes), tmp_path / "defense.pt2")
     assert answers(path, torch.rand(3, 3, 10, 12))["logits"].shape == (3, 3)
@@ -263,14 +283,16 @@ def test_other_suffixes_are_refused_with_the_known(fitted: ZePAD, name: str, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+@pytest.mark.parametrize("package", ["onnx", pytest.param("onnxscript", marks=pytest.mark.slow)])
 def test_a_missing_package_names_the_extra(
     fitted: ZePAD, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"{package}.*pip install 'zepad\[onnx\]'"):
         export_model(fitted, tmp_path / "defense.onnx", image_size=SIZE)
-    export_model(fitted, tmp_path / "defense.pt2", image_size=SIZE)  # which needs neither
+    files = {"zepad.json": ""}
+    torch.export.load(export_model(fitted, tmp_path / "defense.pt2", image_size=SIZE), extra_files=files)
+    assert json.loads(json.loads(files["zepad.json"])["class_names"]) is None  # a .pt2 needs neither package
 
 
 def test_a_defense_that_is_not_fitted_is_refused(tmp_path: Path) -> None:
@@ -319,8 +341,8 @@ def test_an_encoder_that_is_no_graph_is_refused(
 def test_a_failed_export_leaves_the_older_file_and_nothing_else(
     fitted: ZePAD, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = export_model(fitted, tmp_path / "defense.pt2", image_size=SIZE)
-    older = path.read_bytes()
+    path, older = tmp_path / "defense.pt2", b"an older file"
+    path.write_bytes(older)
 
     def half(program: object, target: Path, **arguments: object) -> None:
         Path(target).write_bytes(b"half")

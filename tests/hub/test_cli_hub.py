@@ -71,6 +71,13 @@ class CommandLine:
         return Done(code, out, err)
 
 
+@pytest.fixture(params=["lfs", pytest.param("xet", marks=pytest.mark.slow)])
+def client(request: pytest.FixtureRequest) -> HubClient:
+    """Either client; what Xet does to bytes, the tests of publishing and loading try by default."""
+    either: HubClient = request.getfixturevalue(request.param)
+    return either
+
+
 @pytest.fixture
 def zepad(client: HubClient, tmp_path: Path) -> CommandLine:
     return CommandLine(client, tmp_path)

@@ -13,18 +13,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "hub.md"
 SETUP = """
 import os
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from zepad import BenignConfig, HardenConfig, ZePAD
+from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.data import digits
 
 os.environ["HF_TOKEN"] = token
 os.chdir(folder)
 data = digits("train")
-train = DataLoader(Subset(data, range(64)), batch_size=32)
+train = DataLoader(Subset(data, range(32)), batch_size=32)
 defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
 defense.harden(train, HardenConfig(epochs=1, steps=1), progress=False)
-defense.fit_benign(train, BenignConfig(epochs=1), progress=False)
+defense.fit_benign(train, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
 defense.save_pretrained("my-model")
-other_loader = DataLoader(TensorDataset(data.images[:64], data.labels[:64] % 2), batch_size=32)
+other_loader = DataLoader(TensorDataset(data.images[:32], data.labels[:32] % 2), batch_size=32)
 """
 
 CHECK = """

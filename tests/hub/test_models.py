@@ -94,8 +94,9 @@ SAMPLES = {
 }
 
 
-# A ViT-B-32 is the real thing, and a third of a gigabyte.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "open_clip" else name for name in SAMPLES]
+# One sample of each kind; the rest takes minutes, and the ViT-B-32 of open_clip is a third of a gigabyte.
+DEFAULT = ("custom", "packaged", "one weight")
+NAMES = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLES]
 
 
 @functools.cache
@@ -227,6 +228,13 @@ class Loaded:
         assert_same(self.decided, decide(defense))
 
 
+@pytest.fixture(params=["lfs", pytest.param("xet", marks=pytest.mark.slow)])
+def client(request: pytest.FixtureRequest) -> HubClient:
+    """Either client; what Xet does to bytes, the tests of publishing and loading try by default."""
+    either: HubClient = request.getfixturevalue(request.param)
+    return either
+
+
 @pytest.fixture
 def remote(client: HubClient, tmp_path: Path) -> Remote:
     return Remote(client, tmp_path)
@@ -298,7 +306,7 @@ def test_a_branch_and_a_private_repository(remote: Remote, hub: HubServer) -> No
     remote.load(token=READER).assert_is(zero_shot())
 
 
-@pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("how", ["local_files_only", pytest.param("HF_HUB_OFFLINE", marks=pytest.mark.slow)])
 def test_what_was_loaded_once_loads_offline(plain: Remote, offline: HubClient, hub: HubServer, how: str) -> None:
     sha = plain.push(fitted("custom"), modules=TINY)
     plain.load(modules=TINY)

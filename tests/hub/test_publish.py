@@ -263,8 +263,8 @@ STEPS = {
 
 
 @pytest.mark.parametrize(("mode", "step"), [(mode, step) for mode, steps in STEPS.items() for step in steps])
-@pytest.mark.parametrize("action", ["status", "reset"])
-@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("action", ["status", pytest.param("reset", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("there", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_that_fails_for_good_publishes_nothing(
     request: pytest.FixtureRequest, hub: HubServer, folder: Path, mode: str, step: str, action: Any, there: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""A fitted defense as one file that serves without this library: ONNX, or PyTorch's own exported program."""
+"""Export of a fitted defense to one file that runs without this library: ONNX, or PyTorch's exported program."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..fusion import AveragingRule, FusionRule
 from ..modes import evaluating
 
 METADATA_FILE = "zepad.json"
-"""Where a `.pt2` keeps, as JSON, what an `.onnx` keeps in its `metadata_props`."""
+"""File inside a `.pt2` that holds, as JSON, what an `.onnx` has in its `metadata_props`."""
 
 
 class Exportable(Protocol):
-    """What an export needs of a fitted defense, an `nn.Module` as a `ZePAD` is."""
+    """The attributes of a fitted defense that an export needs; a `ZePAD` has them."""
 
     fusion: FusionRule
     channels: int
@@ -44,7 +44,7 @@ class Exportable(Protocol):
 
 
 class _Deployed(nn.Module):
-    """All that a defense says of each image, in one graph and by name; a dict, for `.pt2` files know no own types."""
+    """The outputs of a defense by name, as one graph. It returns a dict, since `.pt2` files know no types of ours."""
 
     def __init__(self, defense: Exportable) -> None:
         super().__init__()
@@ -68,30 +68,31 @@ class _Deployed(nn.Module):
 
 
 def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
-    """Write a fitted defense, resize and normalisation included, to one file that needs no zepad to run.
+    """Write a fitted defense, resize and normalisation included, to one file that runs without zepad.
 
     The graph maps `images`, float32 `(N, C, H, W)` in [0, 1] for any N from 1 on, to `logits (N, K)`,
     `probabilities (N, K)`, the `weights (N, B)` of the branches (victim, auxiliary, benign) where the fusion rule has
     any, and the `detection_score (N,)` unless the detector must still be calibrated; an image is suspicious where that
-    exceeds the threshold. Values are not checked. Library, version, class names and threshold travel along: in the
-    `metadata_props` of an `.onnx`, in the extra file `zepad.json` of a `.pt2`.
+    exceeds the threshold. Pixel values are not checked. Library, version, class names and threshold are stored in the
+    `metadata_props` of an `.onnx` and in the extra file `zepad.json` of a `.pt2`.
 
-    * `.onnx`: for any runtime that knows the antialiased Resize of opset 18 where an encoder resizes. The weights are
-      inside; as one such file ends at 2 GB, weights beyond 1.5 GB lie beside it, in a file of the same name with
-      `.data` appended: keep the two together.
-    * `.pt2`: for `torch.export.load(path).module()`, which returns a dict; on the device where the defense is now.
+    * An `.onnx` runs in any runtime that has the antialiased Resize of opset 18, where an encoder resizes. The weights
+      are inside. One such file ends at 2 GB, so that weights beyond 1.5 GB lie beside it in a file of the same name
+      with `.data` appended: keep the two together.
+    * A `.pt2` is loaded by `torch.export.load(path).module()`, which returns a dict, on the device where the defense
+      is now.
 
     Args:
-        defense: Fitted; it is left as it is.
-        path: With the suffix `.onnx` or `.pt2`. An older file there is replaced, but only once the new one is whole.
-        image_size: `(height, width)` of the images to come; None takes the size that the encoders state. Another size
-            than theirs is resized inside the graph, as the encoders always do.
+        defense: The fitted defense. It is not changed.
+        path: Path with the suffix `.onnx` or `.pt2`. An older file is replaced once the new one is whole.
+        image_size: `(height, width)` of the images that the graph takes. None takes the size that the encoders state;
+            images of another size are resized inside the graph.
 
     Returns:
-        The path.
+        The path of the file.
 
     Raises:
-        ConfigError: If the suffix or the size is no good, no size is known, or the packages for ONNX are missing.
+        ConfigError: If suffix or size are invalid, no size is known, or the packages for ONNX are missing.
         StageError: If the defense is not fitted.
         InputError: If an encoder does not take images of that size, or cannot be written as a graph.
         CheckpointError: If the file cannot be written.
