@@ -1,4 +1,4 @@
-"""A model whose detector keeps the undefended victim: what the reference is, and that all of it comes back from disk."""
+"""A model that keeps the undefended victim: what the reference is, and that all of it comes back from disk."""
 
 from __future__ import annotations
 

@@ -81,6 +81,7 @@ def inspect_branches(
     Args:
         logits: Logits of the hardened branches, then of the benign branch.
         fusion: Fusion rule in use.
+        names: Names of the branches, in the order of the logits.
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.
         class_names: Name of each class, or None.

@@ -286,7 +286,7 @@ def test_a_calibrated_detector_is_evaded_through_its_own_score(fitted):
 # All branches at once.
 
 
-def joint(ensemble, fuse=Bounded(), eps=EPS, **settings):
+def joint(ensemble, fuse=FUSIONS[2], eps=EPS, **settings):
     return JointAPGD(**{"eps": eps, "branch_logits": ensemble.branch_logits, "fuse": fuse, "steps": 5, **settings})
 
 
