@@ -125,7 +125,8 @@ def archive(kind: str) -> bytes:
         (b"\n <HTML><body>404", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
         (archive("w:"), "is a packed archive. Unpack it"),
-        (archive("w:gz"), "is a packed archive. Unpack it"),
+        # The name must not hold the bytes: gzip writes the time into them, and workers must agree on names.
+        pytest.param(archive("w:gz"), "is a packed archive. Unpack it", id="tar.gz"),
         (archive("w:xz"), "is a packed archive. Unpack it"),
         (archive("zip"), "is a zip archive that torch.save did not write. Unpack it"),
         (FORMATS["zip"]()[:-1], "is cut short: its end.*Download or copy it again"),

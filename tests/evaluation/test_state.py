@@ -136,7 +136,7 @@ def one_pixel_off():
     [
         ({"model": one_bit_off()}, "model_digest"),
         ({"model": with_buffer_off()}, "model_digest"),
-        ({"model": ensemble(fusion=None, threshold=0.06)}, "threshold"),
+        ({"model": ensemble(threshold=0.06)}, "threshold"),
         ({"model": ensemble(threshold=None)}, "threshold"),
         ({"loader": relabelled()}, "data_digest"),
         ({"loader": one_pixel_off()}, "data_digest"),
