@@ -1,4 +1,4 @@
-"""Run the examples as tests: Python blocks of README.md and docs/*.md, and the doctests in the docstrings of src."""
+"""Run the examples as tests: Python blocks of README.md, CONTRIBUTING.md and docs/*.md, and the doctests in the docstrings of src."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _leave_folder(namespace: dict[str, Any]) -> None:
 # The blocks of a page share their names and a temporary working folder.
 _pages = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "CONTRIBUTING.md", "docs/*.md"],
     setup=_enter_folder,
     teardown=_leave_folder,
 )

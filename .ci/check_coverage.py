@@ -1,17 +1,24 @@
-"""The parts whose mistakes nobody would see must be covered by more than 95 %."""
+"""Hold the coverage of lines against 95 %: of the whole package, and of each part whose mistakes nobody would see."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
+import tempfile
+from pathlib import Path
 
 from coverage import Coverage
 
 measured = Coverage()
 measured.load()
-failed = False
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "coverage.json"
+    measured.json_report(outfile=str(file))
+    totals = json.loads(file.read_text())["totals"]
+shares = {"all lines": 100 * totals["covered_lines"] / totals["num_statements"]}
 for part in ("functional/*", "modules.py", "persistence/*"):
-    share = measured.report(include=[f"*/zepad/{part}"], file=io.StringIO())
+    shares[part] = measured.report(include=[f"*/zepad/{part}"], file=io.StringIO())
+for part, share in shares.items():
     sys.stdout.write(f"coverage of {part}: {share:.1f} %\n")
-    failed |= share <= 95
-sys.exit(failed)
+sys.exit(min(shares.values()) < 95)
