@@ -1,4 +1,7 @@
-"""Run the examples as tests: Python blocks of README.md, CONTRIBUTING.md and docs/*.md, and the doctests in the docstrings of src."""
+"""Run the examples as tests.
+
+They are the Python blocks of README.md, CONTRIBUTING.md and docs/*.md, and the doctests in the docstrings of src.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Each attack is a per-image or universal feature attack crafted on public encoders; the benign branch alone is scored.
 
 python benchmarks/benign_default.py --data digits --eps 25 --seeds 3
-python benchmarks/benign_default.py --data imagenette64 --shared ../shared --images 3000 --eps 10 --seeds 1
+python benchmarks/benign_default.py --data imagenette64 --shared PATH --images 3000 --eps 10 --seeds 1
 python benchmarks/benign_default.py --data folder:imagenette --images 3000 --eps 10 --seeds 1
 """
 

@@ -1,7 +1,7 @@
 """Harden two CLIP models without a label, and classify by class names: open_clip end to end.
 
 python examples/clip_zero_shot.py                                        # the embedded digits, minutes on two cores
-python examples/clip_zero_shot.py --train cifar10_train_a.npz --test cifar10_test.npz --limit 10000 --eps 8
+python examples/clip_zero_shot.py --train cifar10 --test cifar10 --limit 10000 --eps 8   # below ZEPAD_DATA
 
 The two CLIPs are small and trained here, on captions such as "a photo of a {class}.", so that nothing has to be
 downloaded. They saw the classes they are asked for: the numbers show what hardening keeps of them, and nothing about
@@ -46,7 +46,7 @@ def small_clip(role: str) -> nn.Module:
 
 
 def train_clip(model: nn.Module, images: Tensor, labels: Tensor, captions: Tensor, epochs: int) -> None:
-    """Pull every image to the caption of its class, away from those of the others. Captions are `(T, K, tokens)`."""
+    """Train on pairs of an image and the caption of its class. Captions are `(T, K, tokens)`: templates by classes."""
     loader = DataLoader(TensorDataset(images * 2 - 1, labels), batch_size=128, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * len(loader))
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         train_clip(model, images, labels, captions, options.clip_epochs)
 
     heads = {role: ZeroShotHead.from_text(m, tokenizer, train.classes, TEMPLATES) for role, m in clips.items()}
-    heads["benign"] = heads["auxiliary"]  # whose copy the benign encoder is
+    heads["benign"] = heads["auxiliary"]  # the benign encoder starts as a copy of it
     defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
     undefended = Branch(defense.encoder("victim"), heads["victim"]).eval()  # hardening will install another encoder
 
@@ -111,14 +111,14 @@ def _all(data: Any) -> tuple[Tensor, Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", default="digits", help="a name or file that load_data takes")
-    parser.add_argument("--test", default="digits")
-    parser.add_argument("--limit", type=int, help="training images")
-    parser.add_argument("--test-limit", type=int)
-    parser.add_argument("--eps", type=float, default=16, help="budget, in 255ths")
-    parser.add_argument("--lr", type=float, default=5e-4, help="of hardening")
+    parser.add_argument("--train", default="digits", help="training images: a name or file that load_data takes")
+    parser.add_argument("--test", default="digits", help="test images: a name or file that load_data takes")
+    parser.add_argument("--limit", type=int, help="number of training images; all by default")
+    parser.add_argument("--test-limit", type=int, help="number of test images; all by default")
+    parser.add_argument("--eps", type=float, default=16, help="radius of the L-infinity ball, in 255ths")
+    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate of hardening")
     parser.add_argument("--clip-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, help="of hardening; enough for 300 updates by default")
+    parser.add_argument("--epochs", type=int, help="number of epochs of hardening; by default enough for 900 updates")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(run(parser.parse_args(arguments)), indent=1))
 
