@@ -99,7 +99,7 @@ def test_a_state_dict_goes_into_a_model_built_alike(fitted: ZePAD, tmp_path: Pat
 
 def test_a_state_dict_with_heads_does_not_go_into_a_model_without(fitted: ZePAD) -> None:
     built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
-    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"heads\.victim"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"branches\.victim\.head"):
         built.load_state_dict(fitted.state_dict())
     with pytest.raises(StageError, match="harden"):
         built(IMAGES)

@@ -48,7 +48,8 @@ def with_encoders(defense: ZePAD, *encoders: nn.Module, size: tuple[int, int] = 
             logits = head(features)
             head[-1].weight.mul_((1 / logits.std(dim=0))[:, None])
             head[-1].bias.copy_((head[-1].bias - logits.mean(dim=0)) / logits.std(dim=0))
-        defense.encoders[role], defense.heads[role] = encoder, head
+        branch = defense.branch(role)
+        branch.encoder, branch.head = encoder, head
     return defense.requires_grad_(False).eval()
 
 

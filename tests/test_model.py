@@ -123,7 +123,7 @@ def test_deciding_restores_the_training_flags_and_dropout_never_decides(fitted: 
     fitted.train()
     flags = {name: part.training for name, part in fitted.named_modules()}
     assert flags["branches.victim.head"]
-    assert not flags["encoders.victim"]  # encoders stay frozen whatever train() says
+    assert not flags["branches.victim.encoder"]  # encoders stay frozen whatever train() says
     assert torch.equal(fitted.predict_proba(images), expected)
     assert {name: part.training for name, part in fitted.named_modules()} == flags
 

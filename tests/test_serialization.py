@@ -155,11 +155,12 @@ def test_saving_writes_these_files_and_the_config_vouches_for_them(saved: Path) 
 
 def test_weight_files_hold_what_predict_needs_and_nothing_else(saved: Path, fitted: ZePAD) -> None:
     stored = {
-        f"encoders.{role}.backbone.{k}"
+        f"branches.{role}.encoder.backbone.{k}"
         for role in ROLES
         for k in read_tensors((saved / f"{role}.safetensors").read_bytes())
     }
-    stored |= {f"heads.{key}" for key in read_tensors((saved / "heads.safetensors").read_bytes())}
+    heads = read_tensors((saved / "heads.safetensors").read_bytes())
+    stored |= {f"branches.{role}.head.{key}" for role, _, key in (name.partition(".") for name in heads)}
     assert stored == fitted.state_dict().keys()
 
 
@@ -290,7 +291,7 @@ def test_heads_alone_are_a_model_beside_the_encoders_they_were_fitted_on(
 
 
 def test_a_head_of_another_class_is_no_head_to_save(saved: Path, fitted: ZePAD) -> None:
-    fitted.heads["victim"] = nn.Linear(8, 3)
+    fitted.branch("victim").head = nn.Linear(8, 3)
     with pytest.raises(CheckpointError, match="must be an MLPHead or a ZeroShotHead to be saved; got Linear"):
         fitted.save_pretrained(saved)
     assert load(saved).stage == "fitted", "the older save is whole"
@@ -662,8 +663,8 @@ def test_a_config_of_another_library_is_refused(saved: Path, values: object) -> 
 
 
 def test_a_newer_format_says_who_wrote_it_and_how_to_read_it(saved: Path) -> None:
-    write(saved, {**read(saved), "format": 4, "library_version": "9.8.7", "a_field_of_the_future": 1})
-    with pytest.raises(CheckpointError, match=r"has format 4, written by zepad 9.8.7; .*pip install -U zepad"):
+    write(saved, {**read(saved), "format": 5, "library_version": "9.8.7", "a_field_of_the_future": 1})
+    with pytest.raises(CheckpointError, match=r"has format 5, written by zepad 9.8.7; .*pip install -U zepad"):
         load(saved)
 
 
@@ -677,30 +678,30 @@ def test_a_format_from_before_the_first_release_is_refused(saved: Path, version:
 def test_an_older_format_is_brought_up_to_date_step_by_step(
     saved: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Format 2, had it been released: another name of a field, and of a role in the files."""
+    """A format before, as it might have been: another name of a field, and of a role in the files."""
 
     def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         return {"stage" if name == "step" else name: value for name, value in values.items()}
 
-    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {2: upgrade})
-    monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {2: {"victim": "prey"}})
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: upgrade})
+    monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {3: {"victim": "prey"}})
     (saved / "victim.safetensors").rename(saved / "prey.safetensors")
     heads = read_tensors((saved / "heads.safetensors").read_bytes())
     vouch(saved, "heads.safetensors", write_tensors({k.replace("victim.", "prey."): t for k, t in heads.items()}))
     values = read(saved)
     values["step"] = values.pop("stage")
     values["files"]["prey.safetensors"] = values["files"].pop("victim.safetensors")
-    write(saved, {**values, "format": 2})
+    write(saved, {**values, "format": 3})
     loaded = load(saved)
     assert_same(loaded, fitted)
     loaded.save_pretrained(saved)
     assert read(saved)["format"] == zepad.persistence.config.FORMAT
 
-    write(saved, {**values, "format": 2, "files": []})
+    write(saved, {**values, "format": 3, "files": []})
     with pytest.raises(CheckpointError, match=r"is damaged: files"):
         load(saved)
-    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {2: lambda values: values["lost"]})
-    with pytest.raises(CheckpointError, match=r"is damaged: it is not what format 2 was \(KeyError: 'lost'\)"):
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: lambda values: values["lost"]})
+    with pytest.raises(CheckpointError, match=r"is damaged: it is not what format 3 was \(KeyError: 'lost'\)"):
         load(saved)
 
 
@@ -876,7 +877,7 @@ def test_a_value_of_another_type_or_out_of_range_is_refused(saved: Path, path: t
     values = read(saved)
     at(values, path[:-1])[path[-1]] = value
     write(saved, values)
-    with pytest.raises(CheckpointError, match=r"is damaged|does not fit|expected"):
+    with pytest.raises(CheckpointError, match=r"is damaged|does not fit|expected|is not registered"):
         load(saved)
 
 

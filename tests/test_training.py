@@ -34,7 +34,7 @@ from zepad.attacks import PGD
 from zepad.data import digits
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
-from zepad.modules import Branch, MLPHead
+from zepad.modules import Branch, MLPHead, NoHead
 from zepad.objectives import Batch, ObjectiveOutput, benign_recipe, fare, zepad_objective, zepad_recipe
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads, harden_branch, train_benign
@@ -140,7 +140,8 @@ def test_heads_of_another_task_or_none_cannot_be_kept(loader: DataLoader) -> Non
         defense.fit_benign(more_classes, head_config=None, progress=False)
     assert defense.stage == "hardened"
     unlabelled = build().harden(loader, FAST, objective=fare(), progress=False)
-    unlabelled.heads.clear()
+    for role in ("victim", "auxiliary"):
+        unlabelled.branch(role).head = NoHead()
     with pytest.raises(StageError, match="no heads to keep. Pass head_config="):
         unlabelled.fit_benign(loader, head_config=None, progress=False)
 

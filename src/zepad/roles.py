@@ -35,13 +35,13 @@ class RoleEnsemble(BranchEnsemble):
 
     @property
     def encoders(self) -> nn.ModuleDict:
-        """Encoders by role: victim, auxiliary, benign, for some detectors reference. A view: do not assign to it."""
-        return _view({role: branch.encoder for role, branch in self._parts().items()})
+        """Encoders by role: victim, auxiliary, benign, for some detectors reference. A view that refuses changes."""
+        return _View({role: branch.encoder for role, branch in self._parts().items()})
 
     @property
     def heads(self) -> nn.ModuleDict:
-        """Heads by role, once there are any. A view: do not assign to it."""
-        return _view({role: branch.head for role, branch in self._parts().items() if branch.has_head})
+        """Heads by role, once there are any. A view that refuses changes."""
+        return _View({role: branch.head for role, branch in self._parts().items() if branch.has_head})
 
     def encoder(self, name: str) -> Encoder:
         """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
@@ -104,7 +104,28 @@ class RoleEnsemble(BranchEnsemble):
             self.branches[role] = branch
 
 
-def _view(modules: dict[str, nn.Module]) -> nn.ModuleDict:
-    view = nn.ModuleDict(modules)
-    view.training = any(module.training for module in modules.values())
-    return view
+class _View(nn.ModuleDict):
+    """Modules by role, to be read. What is assigned here would be lost, so it is refused."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.training = any(module.training for module in modules.values())
+        for role, module in modules.items():
+            self.add_module(role, module)
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._refuse()
+
+    def __delitem__(self, key: str) -> None:
+        self._refuse()
+
+    def clear(self) -> None:
+        """Refuse to change the model.
+
+        Raises:
+            ConfigError: Always.
+        """
+        self._refuse()
+
+    def _refuse(self) -> None:
+        raise ConfigError("encoders and heads are views. Change a part of the model with model.branch(role).head = ...")

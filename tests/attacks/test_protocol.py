@@ -46,9 +46,9 @@ def test_an_attack_from_outside_is_evaluated_and_combined_like_ours():
         "transferred": Transfer(attack=fgsm, surrogate=model),
         "worst": WorstOf(attacks=(fgsm, PGD(eps=EPS, steps=3))),
     }
-    attackers = [Attacker(name=name, knowledge="white-box", attack=attack) for name, attack in attacks.items()]
+    attackers = [Attacker(name=name, threat_model="white-box", attack=attack) for name, attack in attacks.items()]
     report = evaluate(model, [(images, labels)], attackers, sanity=False, progress=False)
-    robust = {row.name: row.outcome.robust_accuracy.value for row in report.attacks}
+    robust = {row.name: row.rates.robust_accuracy.value for row in report.attacks}
     expected = (model(fgsm(model, images, labels)).argmax(1) == labels).float().mean().item()
     assert report.benign_accuracy.value == 1
     assert robust["FGSM"] == robust["transferred"]

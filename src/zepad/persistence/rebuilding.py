@@ -51,7 +51,9 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     """
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
-    if owner is None and not is_registered(record.spec.source):  # a copy of another role's encoder, the reference say
+    if (
+        owner is None and record.spec.source != "custom" and not is_registered(record.spec.source)
+    ):  # a copy of another role's encoder, the reference say
         owner = next((r for r in ROLES if r in modules and config.encoders[r].spec == record.spec), None)
     if owner is not None and owner in modules:
         module = modules[owner]
