@@ -52,7 +52,7 @@ def calibrate(
     fpr: float,
     benign_floor: float | None,
     eps: float,
-    channels: int,
+    channels: int | None,
     num_classes: int | None,
     device: torch.device,
 ) -> Calibrated:
@@ -69,7 +69,7 @@ def calibrate(
         benign_floor: Benign accuracy in [0, 1] that the fusion must keep; None asks for that of the undefended victim
             where the detector looks at it, and else for that of the benign branch alone.
         eps: L-infinity budget of the attack for rules that need attacked images, in [0, 1] pixel units.
-        channels: Number of channels of the images.
+        channels: Number of channels of the images, or None.
         num_classes: Number of classes that bounds the labels, or None.
         device: Device that images are moved to.
 
@@ -135,7 +135,7 @@ def _observe(
     look: Callable[[Tensor], DetectorInputs],
     loader: Loader | Tensor,
     attack: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None,
-    channels: int,
+    channels: int | None,
     num_classes: int | None,
     device: torch.device,
 ) -> tuple[DetectorInputs, Tensor | None, Tensor | None]:

@@ -5,26 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from . import detectors, fusion, training
+from . import training
 from .assembly import assemble
-from .calibration import calibrate
-from .config import BenignConfig, HardenConfig, HeadConfig, check_budget
+from .config import BenignConfig, HardenConfig, HeadConfig
 from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, InputError, StageError
 from .evaluation import EvalReport, weights_digest
 from .fusion import FusionRule
-from .modes import evaluating
 from .modules import Branch
 from .objectives import Objective, Recipe
 from .persistence import Home, Pretrained, SavedModel, describe_model, export_model
-from .provenance import recorded, without
-from .roles import RoleEnsemble
+from .provenance import recorded
+from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
@@ -84,7 +81,6 @@ class ZePAD(
         self.stage: Stage = "built"
         self.channels = channels
         self.num_classes = num_classes
-        self.provenance: dict[str, Any] = {}
         self._declared_classes = num_classes
         self._features = dict(features)
         self._shared_architecture = dict(shared_architecture or {})
@@ -129,7 +125,7 @@ class ZePAD(
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
-        rule, scores = _resolve_rule(fusion), _resolve_detector(detector)
+        rule, scores = resolve_rule(fusion), resolve_detector(detector)
         parts = assemble(victim, auxiliary, benign, preprocess=preprocess, with_reference=scores.needs_reference())
         model = cls(
             parts.encoders,
@@ -325,97 +321,6 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "zero_shot", {"classes": classes})
         return self
 
-    def configure(self, *, fusion: FusionRule | str | None = None, detector: Detector | str | None = None) -> ZePAD:
-        """Take another fusion rule or another detector; nothing is trained, and every encoder and head stays.
-
-        Args:
-            fusion: A rule or its name; None keeps the present one.
-            detector: A detector or its name; None keeps the present one. Another detector has no threshold until
-                `calibrate`, unless it brings one.
-
-        Returns:
-            The model itself. What was measured of it is forgotten.
-
-        Raises:
-            ConfigError: If there is no such rule or detector, or the detector needs the undefended victim and the model
-                was built without it.
-        """
-        rule = self.fusion if fusion is None else _resolve_rule(fusion)
-        scores = None if detector is None else _resolve_detector(detector)
-        if scores is not None and scores.needs_reference() and self.reference is None:
-            raise ConfigError(
-                f'the detector "{scores.name}" needs the undefended victim, which this model was built without. '
-                f'Build it with from_encoders(..., detector="{scores.name}").'
-            )
-        self.fusion = rule
-        if scores is not None:
-            self._renew_detector(scores)
-        self.provenance = without(self.provenance, "calibration")
-        return self
-
-    def calibrate(
-        self,
-        loader: Loader | Tensor,
-        *,
-        fpr: float = 0.05,
-        benign_floor: float | None = None,
-        fit_loader: Loader | Tensor | None = None,
-        eps: float | None = None,
-    ) -> ZePAD:
-        """Choose the settings of the fusion, fit the detector and set its threshold, on validation images.
-
-        The images must be ones that no training has seen, that of the public encoders included: an encoder knows
-        its own training images too well to say how it does on others.
-
-        * Where the loader yields labels and the rule has settings to choose, they become as robust as the benign
-          accuracy allows (`FusionRule.calibrate`). Without labels they stay as they are.
-        * The threshold is such that a benign image is flagged with probability at most `fpr`. A detector that has to
-          be fitted is fitted on `fit_loader`, or else on every other image, and the threshold set on the rest.
-
-        Args:
-            loader: Benign images as a tensor or a loader, with labels or without.
-            fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
-                images exchangeable with these.
-            benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
-                images. None asks for that of the undefended victim where the detector looks at it, and else for that of
-                the benign branch alone.
-            fit_loader: Other benign images for fitting the detector; training images will do. All of `loader` is then
-                left for the threshold.
-            eps: Budget of the attack by which `"mixed"` judges robustness, in [0, 1] pixel units; None takes that of
-                the hardening.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            StageError: If the model is not fitted.
-            ConfigError: If `benign_floor` or `eps` is out of range.
-            InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
-
-        Warns:
-            CalibrationWarning: If no settings reach the floor; the most accurate are taken then.
-        """
-        self._require_ready("calibrate")
-        with evaluating(self):
-            found = calibrate(
-                self.detector_inputs,
-                loader,
-                branch_logits=self.branch_logits,
-                fit_loader=fit_loader,
-                fusion=self.fusion,
-                detector=self.detector.rule,
-                fpr=fpr,
-                benign_floor=benign_floor,
-                eps=self._budget(eps),
-                channels=self.channels,
-                num_classes=self.num_classes,
-                device=self.device,
-            )
-        self.fusion = found.fusion
-        self.detector, self.threshold = found.detector.train(self.training), found.threshold
-        self.provenance = recorded(self.provenance, "calibration", found.record)
-        return self
-
     def attach(self, report: EvalReport) -> ZePAD:
         """Keep what an evaluation of this very model found: its config and its model card then say it.
 
@@ -531,12 +436,6 @@ class ZePAD(
             raise StageError(f"{call} needs a fitted model; this one is {self.stage}. Call {self._next_call()} first.")
         self._require_whole(call)
 
-    def _budget(self, eps: float | None) -> float:
-        if eps is None:
-            eps = self.provenance.get("harden", {}).get("config", {}).get("eps", HardenConfig().eps)
-        check_budget(eps)
-        return eps
-
     def _fit_heads(
         self, roles: Sequence[str], loader: Loader, config: HeadConfig, num_classes: int, progress: bool
     ) -> dict[str, Branch]:
@@ -562,13 +461,3 @@ class ZePAD(
         self._renew_detector(self.detector.rule)  # what it was fitted to and its threshold were another task's
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()
-
-
-def _resolve_rule(given: FusionRule | str) -> FusionRule:
-    rule = fusion.resolve(given, argument="fusion")
-    rule.check_branches(len(ROLES))
-    return rule
-
-
-def _resolve_detector(given: Detector | str) -> Detector:
-    return detectors.resolve(given, argument="detector")

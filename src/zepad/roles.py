@@ -1,25 +1,33 @@
-"""An ensemble whose branches play the roles of the method: victim, auxiliary, benign, and sometimes reference."""
+"""An ensemble whose branches play the roles of the method, and what decides about them: fusion rule and detector."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
+from . import detectors as known_detectors
+from . import fusion as fusion_rules
+from .calibration import calibrate
+from .config import HardenConfig, check_budget
 from .detectors import Detector, FittedDetector
 from .encoders import Encoder
 from .ensemble import BranchEnsemble
 from .errors import ConfigError, StageError
 from .fusion import FusionRule
+from .modes import evaluating
 from .modules import Branch
-from .types import ENCODER_ROLES, REFERENCE, ROLES
+from .provenance import recorded, without
+from .types import ENCODER_ROLES, REFERENCE, ROLES, Loader
 
 _Self = TypeVar("_Self", bound="RoleEnsemble")
 
 
 class RoleEnsemble(BranchEnsemble):
-    """Encoders by role, each with its head once there is one. Encoders stay in evaluation mode.
+    """Encoders by role, each with its head once there is one, a fusion rule and a detector that can be exchanged.
+
+    Encoders stay in evaluation mode.
 
     Args:
         encoders: Encoders by role; some may be missing where a model is loaded in part.
@@ -32,6 +40,8 @@ class RoleEnsemble(BranchEnsemble):
         reference = Branch(encoders[REFERENCE]) if REFERENCE in encoders else None
         super().__init__(branches, fusion=fusion, detector=detector, reference=reference)
         self.threshold = self.detector.rule.first_threshold
+        self.num_classes: int | None = None
+        self.provenance: dict[str, Any] = {}
 
     @property
     def encoders(self) -> nn.ModuleDict:
@@ -73,6 +83,105 @@ class RoleEnsemble(BranchEnsemble):
             encoder.eval()
         return self
 
+    def configure(
+        self: _Self, *, fusion: FusionRule | str | None = None, detector: Detector | str | None = None
+    ) -> _Self:
+        """Take another fusion rule or another detector; nothing is trained, and every encoder and head stays.
+
+        Args:
+            fusion: A rule or its name; None keeps the present one.
+            detector: A detector or its name; None keeps the present one. Another detector has no threshold until
+                `calibrate`, unless it brings one.
+
+        Returns:
+            The model itself. What was measured of it is forgotten.
+
+        Raises:
+            ConfigError: If there is no such rule or detector, or the detector needs the undefended victim and the model
+                was built without it.
+        """
+        rule = self.fusion if fusion is None else resolve_rule(fusion)
+        scores = None if detector is None else resolve_detector(detector)
+        if scores is not None and scores.needs_reference() and self.reference is None:
+            raise ConfigError(
+                f'the detector "{scores.name}" needs the undefended victim, which this model was built without. '
+                f'Build it with from_encoders(..., detector="{scores.name}").'
+            )
+        self.fusion = rule
+        if scores is not None:
+            self._renew_detector(scores)
+        self.provenance = without(self.provenance, "calibration")
+        return self
+
+    def calibrate(
+        self: _Self,
+        loader: Loader | Tensor,
+        *,
+        fpr: float = 0.05,
+        benign_floor: float | None = None,
+        fit_loader: Loader | Tensor | None = None,
+        eps: float | None = None,
+    ) -> _Self:
+        """Choose the settings of the fusion, fit the detector and set its threshold, on validation images.
+
+        The images must be ones that no training has seen, that of the public encoders included: an encoder knows
+        its own training images too well to say how it does on others.
+
+        * Where the loader yields labels and the rule has settings to choose, they become as robust as the benign
+          accuracy allows (`FusionRule.calibrate`). Without labels they stay as they are.
+        * The threshold is such that a benign image is flagged with probability at most `fpr`. A detector that has to
+          be fitted is fitted on `fit_loader`, or else on every other image, and the threshold set on the rest.
+
+        Args:
+            loader: Benign images as a tensor or a loader, with labels or without.
+            fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
+                images exchangeable with these.
+            benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
+                images. None asks for that of the undefended victim where the detector looks at it, and else for that of
+                the benign branch alone.
+            fit_loader: Other benign images for fitting the detector; training images will do. All of `loader` is then
+                left for the threshold.
+            eps: Budget of the attack by which `"mixed"` judges robustness, in [0, 1] pixel units; None takes that of
+                the hardening.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            StageError: If the model is not fitted.
+            ConfigError: If `benign_floor` or `eps` is out of range.
+            InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
+
+        Warns:
+            CalibrationWarning: If no settings reach the floor; the most accurate are taken then.
+        """
+        channels = self._check("calibrate")
+        with evaluating(self):
+            found = calibrate(
+                self.detector_inputs,
+                loader,
+                branch_logits=self.branch_logits,
+                fit_loader=fit_loader,
+                fusion=self.fusion,
+                detector=self.detector.rule,
+                fpr=fpr,
+                benign_floor=benign_floor,
+                eps=self._budget(eps),
+                channels=channels,
+                num_classes=self.num_classes,
+                device=self.device,
+            )
+        self.fusion = found.fusion
+        self.detector, self.threshold = found.detector.train(self.training), found.threshold
+        self.provenance = recorded(self.provenance, "calibration", found.record)
+        return self
+
+    def _budget(self, eps: float | None) -> float:
+        if eps is None:
+            eps = self.provenance.get("harden", {}).get("config", {}).get("eps", HardenConfig().eps)
+        check_budget(eps)
+        return eps
+
     def _next_call(self) -> str:
         """Return the call that gives the branches their heads."""
         return "fit_heads(loader)"
@@ -102,6 +211,26 @@ class RoleEnsemble(BranchEnsemble):
             self.reference = branch
         else:
             self.branches[role] = branch
+
+
+def resolve_rule(given: FusionRule | str) -> FusionRule:
+    """Return the fusion rule that a user gave as an object or by name.
+
+    Raises:
+        ConfigError: If there is no such rule, or it is for another number of branches.
+    """
+    rule = fusion_rules.resolve(given, argument="fusion")
+    rule.check_branches(len(ROLES))
+    return rule
+
+
+def resolve_detector(given: Detector | str) -> Detector:
+    """Return the detector that a user gave as an object or by name.
+
+    Raises:
+        ConfigError: If there is no such detector.
+    """
+    return known_detectors.resolve(given, argument="detector")
 
 
 class _View(nn.ModuleDict):
