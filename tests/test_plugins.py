@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,13 +61,19 @@ detectors.register("test-drift", Drift)
 
 
 @pytest.fixture(scope="module")
-def model():
+def _model():
     torch.manual_seed(1)
     loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
     defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion="test-median", detector="test-drift")
     defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
     defense.fit_benign(loader, BenignConfig(epochs=2), head_config=HeadConfig(epochs=5), progress=False)
     return defense.calibrate([(IMAGES, LABELS)], fpr=0.1, benign_floor=0.2)
+
+
+@pytest.fixture
+def model(_model):
+    """A calibrated model with both; a copy for each test."""
+    return copy.deepcopy(_model)
 
 
 def load(folder):
@@ -129,3 +137,30 @@ def test_where_they_are_not_registered_the_error_names_the_remedy(model, tmp_pat
     assert "which is not registered here; known are" in message
     assert "Import the code that calls zepad." in message
     assert ".register('test-" in message
+
+
+def test_an_installed_package_brings_its_plug_ins_along(model, tmp_path):
+    """An entry point of the group `zepad.plugins` is imported when a name is not known, on the command line too."""
+    (tmp_path / "their_rules.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from zepad.fusion import FusionRule, register\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Theirs(FusionRule):\n"
+        "    def fuse(self, logits):\n"
+        "        return logits.median(dim=0).values\n"
+        "register('theirs', Theirs)\n"
+    )
+    info = tmp_path / "their_rules-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-rules\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[zepad.plugins]\ntheirs = their_rules\n")
+    folder = tmp_path / "model"
+    model.configure(fusion="mean", detector="gap").save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    values["fusion"] = {"name": "theirs", "settings": {}}
+    (folder / "config.json").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "zepad", "info", str(folder)]
+    for path, wanted in ((str(tmp_path), "fusion      theirs"), ("", "'theirs', which is not registered here")):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([path, *sys.path]), "COLUMNS": "400"}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert wanted in result.stdout + result.stderr
