@@ -28,7 +28,7 @@ from torch import Tensor
 
 import zepad
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, ZePAD, ZeroShotHead
+from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, ZePAD, ZeroShotHead, fusion
 from zepad.errors import ZePADError
 from zepad.types import ROLES
 
@@ -243,6 +243,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 def models(watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Saved]]:
     """Every model; and every library has imported what it imports late, so that no import has that excuse."""
     saved = {}
+    fusion.names()  # looks for the plug-ins of installed packages, which the first unknown name would do
     for name, (make, modules) in MODELS.items():
         torch.manual_seed(1)
         saved[name] = Saved(tmp_path_factory.mktemp(name) / "model", modules).keep(make())

@@ -77,7 +77,8 @@ class Register(Generic[_P]):
         self._classes: dict[str, type[_P]] = {}
 
     def names(self) -> tuple[str, ...]:
-        """Return the registered names in the order of registration."""
+        """Return the registered names in the order of registration, those of installed packages included."""
+        _load_installed()
         return tuple(self._classes)
 
     def register(self, name: str, cls: type[_P]) -> None:
