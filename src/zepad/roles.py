@@ -19,7 +19,7 @@ from .fusion import FusionRule
 from .modes import evaluating
 from .modules import Branch
 from .provenance import recorded, without
-from .types import ENCODER_ROLES, REFERENCE, ROLES, Loader
+from .types import REFERENCE, ROLES, Loader
 
 _Self = TypeVar("_Self", bound="RoleEnsemble")
 
@@ -187,7 +187,9 @@ class RoleEnsemble(BranchEnsemble):
         return "fit_heads(loader)"
 
     def _require_whole(self, call: str) -> None:
-        if not set(self.encoders) >= set(ENCODER_ROLES if self.detector.rule.needs_reference() else ROLES):
+        # Plain attributes, since forward passes here and is compiled.
+        whole = len(self.branches) == len(ROLES)
+        if not whole or (self.reference is None and self.detector.rule.needs_reference()):
             raise StageError(
                 f"{call} needs all encoders, and this model was loaded with {', '.join(self.encoders)} alone. Load it "
                 "without branches=..."

@@ -92,7 +92,9 @@ class Encoder(nn.Module):
                 images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
                 images = images.clamp(0, 1)  # bicubic overshoots
         # Images are converted to the precision of the backbone, whatever their own.
-        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
+        # A list, since PyTorch 2.6 cannot compile next() with a default.
+        dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()]
+        dtype = dtypes[0] if dtypes else images.dtype
         images = images.to(dtype)
         if self.mean is not None and self.std is not None:
             images = (images - self.mean.to(dtype)) / self.std.to(dtype)
