@@ -191,7 +191,7 @@ def test_a_score_of_two_sides_needs_two_branches(score):
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (3,), (1, 2, 3)])
 def test_a_reference_of_other_images_or_classes_is_refused(shape):
-    with pytest.raises(ValueError, match=r"shape \(images, classes\) of the branches', \(2, 3\); got"):
+    with pytest.raises(ValueError, match=r"shape \(images, classes\) of the branches' logits, \(2, 3\); got"):
         reference_divergence(torch.zeros(3, 2, 3), reference=torch.zeros(shape))
 
 

@@ -525,7 +525,7 @@ def test_an_unknown_rule_is_refused_by_name(function):
 
 @pytest.mark.parametrize("rule", BOUNDING)
 def test_a_rule_that_weighs_no_branches_has_no_weights(rule):
-    with pytest.raises(ValueError, match=f"the rule '{rule}' averages no logits"):
+    with pytest.raises(ValueError, match=f"the rule '{rule}' does not average logits"):
         fusion_weights(torch.zeros(2, 1, 3), rule=rule)
 
 

@@ -1,4 +1,4 @@
-"""The encoders of a defense, gathered from what a user gives and checked against each other."""
+"""Assembly of a defense's encoders from the user's modules and specs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Assembly:
         encoders: Copies of the encoders by role.
         features: Width of each encoder's features by role.
         channels: Number of channels of the images.
-        shared_architecture: By role, another role whose module serves as the architecture when a custom encoder is
-            loaded again.
+        shared_architecture: For each custom encoder that is a copy of another, the role of that other encoder. Its
+            module provides the architecture when the encoder is loaded again.
     """
 
     encoders: dict[str, Encoder]
@@ -30,7 +30,7 @@ class Assembly:
 
     @property
     def origins(self) -> dict[str, str]:
-        """Where the encoders' pre-trained weights came from by role, as far as it is known."""
+        """Origin of the pre-trained weights by role, for the encoders whose origin is known."""
         return {role: encoder.origin for role, encoder in self.encoders.items() if encoder.origin}
 
 
@@ -42,20 +42,23 @@ def assemble(
     preprocess: Preprocessing | None,
     with_reference: bool,
 ) -> Assembly:
-    """Gather the encoders of a defense; the benign encoder defaults to a copy of the auxiliary.
+    """Copy the encoders of a defense and check that they fit together.
 
     Args:
         victim: The public encoder to protect.
         auxiliary: A second public encoder.
-        benign: The encoder that only sees clean local data, or None. It is never taken from the victim, on whose
-            weights attacks are crafted.
-        preprocess: What the encoders expect, where they do not say so themselves.
+        benign: The encoder that is trained on clean local data alone, or None for a copy of the auxiliary. The victim
+            is never copied for it, because attacks are crafted on its weights.
+        preprocess: Preprocessing of encoders that do not define their own.
         with_reference: Whether to keep a copy of the victim as the undefended reference.
 
+    Returns:
+        The assembled encoders.
+
     Raises:
-        InputError: If an encoder's output is no feature tensor, or the encoders take different images.
-        ConfigError: If a spec is wrong.
-        HubError: If pre-trained weights cannot be had.
+        InputError: If the output of an encoder is not a feature tensor, or the encoders take different images.
+        ConfigError: If a spec is malformed.
+        HubError: If pre-trained weights cannot be downloaded.
     """
     given: dict[str, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
     encoders = {role: as_encoder(role, source, preprocess) for role, source in given.items() if source is not None}

@@ -1,4 +1,4 @@
-"""Digests that tell tensors apart."""
+"""Digests of tensors."""
 
 from __future__ import annotations
 

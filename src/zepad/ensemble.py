@@ -1,4 +1,4 @@
-"""Branches, their fusion and what a detector looks at: a defense without stages."""
+"""A defense without stages: branches, a fusion rule and a detector."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .modes import evaluating
 from .modules import Branch
 from .types import Loader
 
-_CHUNK = 256  # images of one tensor that are classified at a time
+_CHUNK = 256  # number of images per forward pass
 
 
 class BranchEnsemble(nn.Module):
-    """Branches that decide together, with a detector beside them.
+    """An ensemble of branches with a fusion rule and a detector.
 
     Args:
-        branches: Modules from images to logits `(N, K)` by name, hardened branches first, the benign branch last. A
-            detector that looks at features needs a `Branch` each.
+        branches: Modules from images to logits `(N, K)` by name, hardened branches first, the benign branch last. For a
+            detector that uses features, each must be a `Branch`.
         fusion: Fusion rule, or the name of a registered one; the paper's by default.
         detector: Detector, or the name of a registered one; the paper's by default.
         threshold: Threshold of the detection score; None flags nothing.
@@ -40,14 +40,14 @@ class BranchEnsemble(nn.Module):
     Attributes:
         branches: The branches by name.
         fusion: The fusion rule.
-        detector: The detector with what it was fitted to.
+        detector: The detector with its fitted state.
         threshold: Threshold of the detection score, or None.
         reference: The undefended victim with a head, or None.
-        class_names: One name per class, where they are known.
+        class_names: One name per class, or None if they are unknown.
 
     Raises:
-        ConfigError: If there is no branch, a rule or detector is unknown, or a threshold is not finite or has less than
-            two branches to compare.
+        ConfigError: If there is no branch, the rule or detector is unknown, the threshold is not finite, or a threshold
+            is given with fewer than two branches.
 
     Examples:
         >>> import torch
@@ -83,7 +83,7 @@ class BranchEnsemble(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides beside the weights, JSON-ready: fusion rule and detector with their settings."""
+        """Fusion rule and detector with their settings, JSON-ready."""
         return {"fusion": asdict(self.fusion.record()), "detector": asdict(self.detector.rule.record())}
 
     def branch_logits(self, images: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ class BranchEnsemble(nn.Module):
         return self.fusion(logits)
 
     def detector_inputs(self, images: Tensor) -> DetectorInputs:
-        """Return all that the detector looks at, with one pass through every encoder that it needs. Differentiable."""
+        """Return the detector's inputs, with one pass through every encoder that they need. Differentiable."""
         needs = self.detector.rule.needs
         hardened_features = reference_logits = reference_features = blurred_features = None
         if DetectorInput.HARDENED_FEATURES in needs:
             branches = [cast(Branch, branch) for branch in self.branches.values()]
             features = [branch.encoder(images) for branch in branches]
             logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
-            # The benign branch is left out: what transfers to it moves its features the victim's way.
+            # The benign branch is left out: attacks that transfer to it move its features along with the victim's.
             hardened_features = torch.cat(features[:-1], dim=1)
         else:
             logits = self.branch_logits(images)
@@ -122,7 +122,7 @@ class BranchEnsemble(nn.Module):
         )
 
     def score(self, images: Tensor) -> Tensor:
-        """Return the detection score of each image `(N,)`, larger where suspicious. Differentiable.
+        """Return the detection score of each image `(N,)`; larger is more suspicious. Differentiable.
 
         Raises:
             StageError: If the detector is not fitted.
@@ -138,27 +138,48 @@ class BranchEnsemble(nn.Module):
         """Return the class of each image, int64 `(N,)`.
 
         Args:
-            images: One tensor `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
 
         Raises:
-            StageError: If the model is not ready.
-            InputError: If images do not fit.
+            StageError: If the model is not fitted.
+            InputError: If the images have another shape or are outside [0, 1].
         """
         return self._map("predict", images, lambda chunk: self(chunk).argmax(dim=-1))
 
     def predict_proba(self, images: Tensor | Loader) -> Tensor:
-        """Return class probabilities `(N, K)`, the softmax of the fused logits. Arguments and errors as `predict`."""
+        """Return class probabilities `(N, K)`, the softmax of the fused logits.
+
+        Args:
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+
+        Raises:
+            StageError: If the model is not fitted.
+            InputError: If the images have another shape or are outside [0, 1].
+        """
         return self._map("predict_proba", images, lambda chunk: self(chunk).softmax(dim=-1))
 
     def detection_score(self, images: Tensor | Loader) -> Tensor:
         """Return how suspicious each image is `(N,)`; larger is more suspicious.
 
-        Arguments and errors are those of `predict`; a detector that has to be calibrated first raises a StageError too.
+        Args:
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+
+        Raises:
+            StageError: If the model is not fitted, or its detector is not.
+            InputError: If the images have another shape or are outside [0, 1].
         """
         return self._map("detection_score", images, self.score)
 
     def detect(self, images: Tensor | Loader) -> Tensor:
-        """Return whether each image looks attacked, bool `(N,)`. Arguments and errors as `detection_score`."""
+        """Return whether the score of each image is above the threshold, bool `(N,)`.
+
+        Args:
+            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+
+        Raises:
+            StageError: If the model is not fitted, or its detector has no threshold yet.
+            InputError: If the images have another shape or are outside [0, 1].
+        """
         self._check("detect")
         if self.threshold is None:
             raise StageError(
@@ -167,11 +188,14 @@ class BranchEnsemble(nn.Module):
         return self.detection_score(images) > self.threshold
 
     def inspect(self, images: Tensor) -> BranchReport:
-        """Report what every branch says of each image `(N, C, H, W)`, how much it weighs, and the verdict.
+        """Report the prediction and weight of every branch, the fused decision and the detection score of each image.
+
+        Args:
+            images: Images `(N, C, H, W)` in [0, 1].
 
         Raises:
-            StageError: If the model is not ready.
-            InputError: If images do not fit.
+            StageError: If the model is not fitted.
+            InputError: If the images have another shape or are outside [0, 1].
         """
         check_images(images, channels=self._check("inspect"))
         with self._deciding():
@@ -191,10 +215,10 @@ class BranchEnsemble(nn.Module):
         return device_of(self)
 
     def _check(self, call: str) -> int | None:
-        """Return the number of channels that images must have, where it is known.
+        """Return the number of channels that images must have, or None if it is unknown.
 
         Args:
-            call: The public call that is to be served. A subclass raises where it cannot serve the call yet.
+            call: Name of the public method that was called. A subclass raises if its stage does not allow the call.
         """
         del call
         return None
@@ -216,5 +240,5 @@ class BranchEnsemble(nn.Module):
 
 
 def device_of(*modules: nn.Module) -> torch.device:
-    """Return the device of the first weight; modules without any are on the CPU."""
+    """Return the device of the first parameter, or the CPU for modules without parameters."""
     return next((weight.device for module in modules for weight in module.parameters()), torch.device("cpu"))

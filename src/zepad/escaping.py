@@ -1,26 +1,26 @@
-"""Text that somebody chose, made safe to show in Markdown and HTML."""
+"""Escaping of untrusted text for Markdown and HTML."""
 
 from __future__ import annotations
 
 import html
 import re
 
-_JOINERS = "\u200c\u200d"  # invisible, and part of how Persian, Indic scripts and emoji are spelt
+_JOINERS = "\u200c\u200d"  # invisible characters that Persian, Indic scripts and emoji need
 _MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def clean(text: str) -> str:
-    """Return text on one line in which control characters, which no format may hold, are replacement marks."""
+    """Join text into one line and substitute the replacement character for control characters."""
     joined = " ".join(text.split())
     return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in joined)
 
 
 def escape_html(text: str) -> str:
-    """Return cleaned text for an HTML element or a quoted attribute."""
+    """Clean and escape text for an HTML element or a quoted attribute."""
     return html.escape(clean(text))
 
 
 def escape_markdown(text: str) -> str:
-    """Return cleaned text that Markdown shows as it is, also in a table cell."""
+    """Clean and escape text so that Markdown shows it literally, also in a table cell."""
     entities = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN_MARKS.sub(r"\\\1", entities)

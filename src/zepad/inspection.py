@@ -1,4 +1,4 @@
-"""A report on what each branch says of each image."""
+"""A report on the predictions of each branch for each image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .fusion import FusionRule
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BranchReport:
-    """The decision on each image and what every branch contributed to it. Printing it shows a table per image.
+    """The decision on each image and the contribution of every branch. Printing it shows a table per image.
 
     Attributes:
-        names: Names of the branches, in the order of the first axis below.
+        names: Names of the branches, in the order of the first axis of the tensors below.
         branch_labels: Class that each branch predicts, int64 `(B, N)`.
-        branch_probabilities: Probability that each branch gives that class, `(B, N)`.
+        branch_probabilities: Probability that each branch gives to the class it predicts, `(B, N)`.
         confidences: RFDM confidence of each branch, `(B, N)`.
-        weights: Weight of each branch in the fusion, `(B, N)`, which sums to 1 over the branches. None for a rule that
+        weights: Weight of each branch in the fusion, `(B, N)`; weights sum to 1 over the branches. None for a rule that
             does not average logits.
         labels: Class of the fused decision, int64 `(N,)`.
-        probabilities: Probability of that class, `(N,)`.
+        probabilities: Probability of the class of the fused decision, `(N,)`.
         scores: Detection score, `(N,)`; larger is more suspicious. None until the detector is calibrated.
         flagged: Whether the score is above the threshold, bool `(N,)`; None without a threshold.
         threshold: Threshold of the detection score, or None before there is one.
@@ -41,7 +41,7 @@ class BranchReport:
     class_names: tuple[str, ...] | None = None
 
     def name(self, label: int) -> str:
-        """Return the name of a class, or its number if classes have no names."""
+        """Return the name of a class, or its number as text if the classes have no names."""
         return self.class_names[label] if self.class_names else str(label)
 
     def __str__(self) -> str:
@@ -76,11 +76,11 @@ def inspect_branches(
     threshold: float | None,
     class_names: tuple[str, ...] | None = None,
 ) -> BranchReport:
-    """Report on stacked logits `(B, N, K)`.
+    """Return the report on stacked logits.
 
     Args:
-        logits: Logits of the hardened branches, then of the benign branch.
-        fusion: Fusion rule in use.
+        logits: Logits `(B, N, K)`, hardened branches first, the benign branch last.
+        fusion: Fusion rule of the ensemble.
         names: Names of the branches, in the order of the logits.
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.

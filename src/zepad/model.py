@@ -1,4 +1,4 @@
-"""The facade: stages and delegation. It conducts the parts and computes nothing itself."""
+"""The facade: stages and delegation. The computations are done in other modules."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ class ZePAD(
     tags=["adversarial-robustness", "image-classification"],
     paper_url="https://arxiv.org/abs/2602.11204",
 ):
-    """A defense around public image encoders: two hardened branches, a benign branch, and a fusion of the three.
+    """A defense of public image encoders: two hardened branches, a benign branch, and a fusion of the three.
 
-    Build it with `from_encoders`, then `harden`, then `fit_benign`; or load it with `from_pretrained`. Images are float
-    `(N, C, H, W)` in [0, 1], un-normalised, everywhere: each encoder normalises inside. Encoders are frozen, and in
-    evaluation mode whatever `train()` says.
+    Build it with `from_encoders`, then call `harden` and `fit_benign`; or load it with `from_pretrained`. Images are
+    always float `(N, C, H, W)` in [0, 1] and un-normalised: each encoder normalises them itself. Encoders are frozen
+    and stay in evaluation mode, also after `train()`.
 
     Attributes:
-        fusion: Rule that fuses the branches.
-        detector: Detector that scores images, with what it was fitted to.
-        stage: How far the model has come: `"built"`, `"hardened"` or `"fitted"`.
+        fusion: Fusion rule.
+        detector: Detector with its fitted state.
+        stage: Stage of the model: `"built"`, `"hardened"` or `"fitted"`.
         channels: Number of channels of the images.
         num_classes: Number of classes of the present task, or None before there is one.
-        class_names: One name per class where the data set has names, or None.
-        threshold: Threshold of the detection score. Before `calibrate` it is the detector's own, if it has one.
-        provenance: Recipes, data sizes and results of the steps behind the weights.
+        class_names: One name per class if the data set has names, or None.
+        threshold: Threshold of the detection score. Before `calibrate` it is the first threshold of the detector, or
+            None if the detector has none.
+        provenance: Recipes, data sizes and results of the steps that led to the weights.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -102,26 +103,29 @@ class ZePAD(
         fusion: FusionRule | str = "rfdm",
         detector: Detector | str = "gap",
     ) -> ZePAD:
-        """Wrap public encoders. They are copied, never modified.
+        """Build a defense around copies of public encoders.
 
         Args:
             victim: The public encoder to protect: any module from images to features, an `EncoderSpec`, or a spec
-                string that names one with its pre-trained weights (`"timm:resnet18"`). A timm or torchvision model
-                loses its classifier in the copy.
-            auxiliary: A second public encoder, best pre-trained by another method.
-            benign: The encoder that only ever sees clean local data. None fine-tunes a copy of the clean auxiliary;
-                never the victim, on whose weights attacks are crafted.
+                string that names an encoder and its pre-trained weights (`"timm:resnet18"`). The classifier of a timm
+                or torchvision model is removed in the copy.
+            auxiliary: A second public encoder, preferably pre-trained by another method.
+            benign: The encoder that is trained on clean local data alone. None takes a copy of the auxiliary. The
+                victim is never copied for it, because attacks are crafted on its weights.
             num_classes: Number of classes of the task; None takes it from the first loader.
-            preprocess: What the encoders expect, where they do not say so themselves; an `Encoder` keeps its own.
-            fusion: How branches are fused: the name of a registered rule, such as `"bounded"`, or a rule with settings
-                of your own, such as `zepad.fusion.Bounded(vote=1.0)`. The paper's rule by default.
-            detector: What scores images: the name of a registered detector, such as `"features"`, or a detector. The
-                paper's by default. One that needs the undefended victim keeps a copy of it.
+            preprocess: Preprocessing of encoders that do not define their own; an `Encoder` keeps its own.
+            fusion: Fusion rule: the name of a registered rule, such as `"bounded"`, or a rule with settings of your
+                own, such as `zepad.fusion.Bounded(vote=1.0)`. The default is the paper's rule.
+            detector: Detector: the name of a registered detector, such as `"features"`, or a detector object. The
+                default is the paper's detector. For a detector that needs the undefended victim, a copy is kept.
+
+        Returns:
+            The model at stage `"built"`.
 
         Raises:
-            InputError: If an encoder's output is no feature tensor, or the encoders take different images.
-            ConfigError: If a spec or setting is wrong.
-            HubError: If pre-trained weights cannot be had.
+            InputError: If the output of an encoder is not a feature tensor, or the encoders take different images.
+            ConfigError: If a spec or setting is malformed.
+            HubError: If pre-trained weights cannot be downloaded.
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
@@ -155,30 +159,30 @@ class ZePAD(
     ) -> ZePAD:
         """Adversarially fine-tune the victim and the auxiliary encoder (multi-pattern adversarial enhancement, MPAE).
 
-        The model changes only when both are done; after an error it is what it was.
+        The model is modified only after both encoders are trained; an error leaves it unchanged.
 
         Args:
-            loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Images alone will do with
-                `objective=fare()`, and with `zero_shot` heads, which then label them.
-            config: Rates, length and budget; `HardenConfig.paper()` for the paper's.
+            loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Labels are not needed with
+                `objective=fare()`, nor with `zero_shot` heads, which then predict them.
+            config: Learning rates, number of epochs and attack budget; `HardenConfig.paper()` has the paper's values.
             objective: A recipe of `zepad.objectives` such as `trades(beta=6)`, or a plain function from branch and
-                batch to an `ObjectiveOutput`. None is ZePAD's own recipe.
-            zero_shot: Heads made from class names, for victim and auxiliary, that stand in for trained ones and stay as
-                they are. Images without labels get those of the public encoders' zero-shot classifiers, averaged.
-            val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
-            checkpoint_dir: Folder where the newest epochs of each encoder are kept.
-            resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
-            progress: Whether to show bars with loss, accuracies and the time left.
+                batch to an `ObjectiveOutput`. None uses ZePAD's own recipe.
+            zero_shot: Zero-shot heads of victim and auxiliary, used in place of trained ones and kept fixed. Images
+                without labels are labelled by the averaged zero-shot predictions of the public encoders.
+            val_loader: Loader for choosing the best epoch; None holds out a part of `loader` if it can be split.
+            checkpoint_dir: Folder for checkpoints of the newest epochs of each encoder, or None for no checkpoints.
+            resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
+            progress: Whether to show progress bars with loss, accuracies and the time left.
 
         Returns:
-            The model itself at stage `"hardened"`, on the device of the training. Heads of an earlier task are dropped.
-            Next comes `fit_benign`, or `fit_zero_shot` for a classifier made from class names.
+            The model itself at stage `"hardened"`, on the device of the training. Heads of an earlier task are removed.
+            Call `fit_benign` next, or `fit_zero_shot` for a zero-shot classifier.
 
         Raises:
             ConfigError: If `zero_shot` heads do not fit the encoders.
-            InputError: If a batch does not fit, the loader is empty, or the folder cannot be written.
+            InputError: If a batch is malformed, the loader is empty, or the folder cannot be written.
             TrainingError: If the loss is not finite.
-            CheckpointError: If the folder holds another run.
+            CheckpointError: If the folder holds checkpoints of another run.
         """
         self._require_whole("harden")
         hardened = training.harden(
@@ -208,28 +212,29 @@ class ZePAD(
         resume: bool = False,
         progress: bool = True,
     ) -> ZePAD:
-        """Train the benign encoder on clean data (benign memory preservation, BMP), then the hardened ones' heads.
+        """Train the benign encoder on clean data (benign memory preservation, BMP), then fit the other heads.
 
         Args:
-            loader: Loader of `(images, labels)`; the task may be another one than that of `harden`.
-            config: Rates and length; `BenignConfig(freeze_encoder=True)` trains the benign head alone.
-            head_config: How the heads of the hardened encoders are fitted on the same clean data. None keeps those that
-                `harden` trained along on attacked images: for the same task alone, and more robust against who knows
-                the whole model (docs/recipe.md).
-            val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
-            checkpoint_dir: Folder where the newest epochs are kept.
-            resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
-            progress: Whether to show bars.
+            loader: Loader of `(images, labels)`. Its task may differ from that of `harden`.
+            config: Learning rates and number of epochs; `BenignConfig(freeze_encoder=True)` trains the benign head
+                alone.
+            head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
+                heads that `harden` trained on attacked images. They require the same task, and are more robust against
+                an attacker who knows the whole model (docs/recipe.md).
+            val_loader: Loader for choosing the best epoch; None holds out a part of `loader` if it can be split.
+            checkpoint_dir: Folder for checkpoints of the newest epochs, or None for no checkpoints.
+            resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
+            progress: Whether to show progress bars.
 
         Returns:
             The model itself at stage `"fitted"`.
 
         Raises:
-            StageError: If the encoders are not hardened, or hardening left no heads to keep.
-            ConfigError: If heads are to be kept that are for another number of classes.
-            InputError: If a batch does not fit, the loader is empty, or the folder cannot be written.
+            StageError: If the encoders are not hardened, or `head_config` is None and there are no heads to keep.
+            ConfigError: If `head_config` is None and the heads are for another number of classes.
+            InputError: If a batch is malformed, the loader is empty, or the folder cannot be written.
             TrainingError: If a loss is not finite.
-            CheckpointError: If the folder holds another run.
+            CheckpointError: If the folder holds checkpoints of another run.
         """
         self._require_hardened("fit_benign")
         kept = HARDENED_ROLES if head_config is None else ()
@@ -268,20 +273,20 @@ class ZePAD(
         num_classes: int | None = None,
         progress: bool = True,
     ) -> ZePAD:
-        """Fit fresh heads for a new task; the encoders stay as they are and see each image once.
+        """Fit new heads for a new task. The encoders stay fixed and compute the features of each image once.
 
         Args:
             loader: Loader of `(images, labels)` of the new task.
-            config: Rates, length and feature cache.
+            config: Learning rate, number of epochs and feature cache.
             num_classes: Number of classes of the new task; None takes it from the loader.
-            progress: Whether to show bars.
+            progress: Whether to show progress bars.
 
         Returns:
-            The model itself. The detector forgets its threshold: calibrate it for the new task.
+            The model itself. The threshold of the detector is reset: calibrate it for the new task.
 
         Raises:
-            StageError: If the model was never fitted.
-            InputError: If a batch does not fit or the loader is empty.
+            StageError: If the model is not fitted.
+            InputError: If a batch is malformed or the loader is empty.
             TrainingError: If a loss is not finite.
         """
         self._require_ready("fit_heads")
@@ -293,15 +298,15 @@ class ZePAD(
         return self
 
     def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
-        """Classify by class names: heads made from text take the place of fitted ones. Nothing is trained.
+        """Use zero-shot heads in place of fitted ones, so that the model classifies by class names. Nothing is trained.
 
         Args:
-            heads: `ZeroShotHead` for victim, auxiliary and benign, each made with the text tower of that very encoder.
-                A benign encoder that started as a copy of the auxiliary takes the auxiliary's.
+            heads: A `ZeroShotHead` for each of victim, auxiliary and benign, built with the text tower that belongs to
+                the encoder. A benign encoder that was copied from the auxiliary uses the auxiliary's.
             class_names: One name per class, for reports.
 
         Returns:
-            The model itself at stage `"fitted"`. The detector forgets its threshold: calibrate it.
+            The model itself at stage `"fitted"`. The threshold of the detector is reset: calibrate it.
 
         Raises:
             StageError: If the encoders are not hardened.
@@ -322,12 +327,18 @@ class ZePAD(
         return self
 
     def attach(self, report: EvalReport) -> ZePAD:
-        """Keep what an evaluation of this very model found: its config and its model card then say it.
+        """Record the summary of an evaluation of this model, which its config and its model card then include.
 
-        Training, new heads, `configure` and `calibrate` forget it again.
+        Training, new heads, `configure` and `calibrate` remove it again.
+
+        Args:
+            report: Report of an evaluation of this model as it is now.
+
+        Returns:
+            The model itself.
 
         Raises:
-            InputError: If the report is of other weights, another rule or detector, or another threshold.
+            InputError: If the report is on other weights, another rule or detector, or another threshold.
         """
         if report.provenance.get("weights_digest") != weights_digest(self) or report.threshold != self.threshold:
             raise InputError(
@@ -339,9 +350,10 @@ class ZePAD(
     # deciding ---------------------------------------------------------------------------------------------------
 
     def branch_logits(self, images: Tensor) -> Tensor:
-        """Return the logits of every branch `(B, N, K)`: victim, auxiliary, benign. Differentiable.
+        """Return the logits of every branch, `(B, N, K)` in the order victim, auxiliary, benign. Differentiable.
 
-        Values are not checked here, so that the model compiles and exports; `predict` checks them.
+        The values of images are not checked here, so that the model can be compiled and exported; `predict` checks
+        them.
 
         Raises:
             StageError: If the model is not fitted.
@@ -350,7 +362,7 @@ class ZePAD(
         return super().branch_logits(images)
 
     def detector_inputs(self, images: Tensor) -> DetectorInputs:
-        """Return all that the detector looks at, with one pass through every encoder that it needs. Differentiable.
+        """Return the detector's inputs, with one pass through every encoder that they need. Differentiable.
 
         Raises:
             StageError: If the model is not fitted.
@@ -358,22 +370,22 @@ class ZePAD(
         self._require_ready("score")
         return super().detector_inputs(images)
 
-    # saving and loading, of which Pretrained has the rest ---------------------------------------------------------
+    # saving and loading; Pretrained has the public methods --------------------------------------------------------
 
     def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
-        """Write one graph of the whole defense: logits, probabilities, weights and detection score of a batch.
+        """Export the whole defense as one graph that returns logits, probabilities, weights and detection scores.
 
         Args:
             path: Path that ends in `.onnx`, or in `.pt2` for `torch.export`.
-            image_size: `(height, width)` of the images to come; None takes the encoders' own.
+            image_size: Height and width of the images, `(H, W)`; None takes the input size of the encoders.
 
         Returns:
             The path.
 
         Raises:
             StageError: If the model is not fitted.
-            ConfigError: If the suffix is another, the size is not known, or a package is missing.
-            InputError: If an encoder does not take such images, or cannot be written as a graph.
+            ConfigError: If the suffix is another, the image size is unknown, or a package is missing.
+            InputError: If an encoder does not take images of this size, or cannot be exported.
             CheckpointError: If the file cannot be written.
         """
         self._require_ready("export")
@@ -439,7 +451,7 @@ class ZePAD(
     def _fit_heads(
         self, roles: Sequence[str], loader: Loader, config: HeadConfig, num_classes: int, progress: bool
     ) -> dict[str, Branch]:
-        self.to(training.training_device())  # all of it, so that an error in between leaves no part elsewhere
+        self.to(training.training_device())  # the whole model, so that an error does not leave it on two devices
         encoders: dict[str, Encoder] = {role: self.encoder(role) for role in roles}
         if not encoders:
             return {}
@@ -451,13 +463,13 @@ class ZePAD(
     def _install(
         self, branches: Mapping[str, Branch], num_classes: int | None, names: tuple[str, ...] | None, *, stage: Stage
     ) -> None:
-        """Take over trained branches at once; until here nothing of the model has changed."""
-        for role, part in self._parts().items():  # a head of an earlier task says nothing of this one
+        """Put trained branches into the model. Training itself leaves the model unchanged."""
+        for role, part in self._parts().items():  # heads of an earlier task are removed
             new = branches.get(role)
             head = None if new is None or num_classes is None else new.head
             self._place(role, Branch(part.encoder if new is None else new.encoder, head))
         self.to(device_of(*branches.values()))
         self.stage, self.num_classes = stage, num_classes
-        self._renew_detector(self.detector.rule)  # what it was fitted to and its threshold were another task's
+        self._renew_detector(self.detector.rule)  # fitted state and threshold belong to the earlier branches
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()

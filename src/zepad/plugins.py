@@ -1,4 +1,4 @@
-"""A register of named classes whose fields are settings: how fusion rules and detectors are found by name."""
+"""A register of named classes whose fields are settings. Fusion rules and detectors are found by name in one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _P = TypeVar("_P", bound="Plugin")
 
 @dataclass(frozen=True, kw_only=True)
 class PluginRecord:
-    """What a file says of a plug-in.
+    """Name and settings of a plug-in, as they are written to a file.
 
     Attributes:
         name: Name under which the class is registered.
-        settings: All of its settings by name.
+        settings: All settings by name.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -32,7 +32,7 @@ class PluginRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """What a register holds: a frozen dataclass whose fields are its settings.
+    """Base class of everything that a register holds: a frozen dataclass whose fields are its settings.
 
     Attributes:
         name: Name under which the class is registered.
@@ -46,11 +46,11 @@ class Plugin:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     def record(self) -> PluginRecord:
-        """Return name and settings, from which `Register.read` rebuilds an equal object."""
+        """Return the record of name and settings, from which `Register.read` rebuilds an equal object."""
         return PluginRecord(name=self.name, settings=self.settings())
 
     def summary(self) -> str:
-        """Return name and settings as a person reads them, such as `"bounded (vote 0.5)"`."""
+        """Return name and settings in readable form, such as `"bounded (vote 0.5)"`."""
         settings = ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in vars(self).items())
         return f"{self.name} ({settings})" if settings else self.name
 
@@ -62,12 +62,12 @@ def _shown(value: object) -> str:
 
 
 class Register(Generic[_P]):
-    """Classes of one kind by name.
+    """A register of classes by name.
 
     Args:
-        kind: What the classes are, for messages, such as `"fusion rule"`.
+        kind: Kind of the classes for error messages, such as `"fusion rule"`.
         base: Class that every entry extends.
-        home: Module whose `register` adds an entry, for messages.
+        home: Module whose `register` function adds an entry, for error messages.
     """
 
     def __init__(self, kind: str, base: type[_P], *, home: str) -> None:
@@ -82,11 +82,11 @@ class Register(Generic[_P]):
         return tuple(self._classes)
 
     def register(self, name: str, cls: type[_P]) -> None:
-        """Add a class under a name. Registering the same class again replaces it, as a notebook does.
+        """Add a class under a name. A class of the same module and name replaces the earlier one, as in a notebook.
 
         Args:
-            name: Lower-case letters, digits, `-` and `_`, starting with a letter. It is what a saved model says.
-            cls: A frozen dataclass that extends the base and has a default for every field.
+            name: Name of lower-case letters, digits, `-` and `_` that starts with a letter. Saved models refer to it.
+            cls: A frozen dataclass that extends the base class and has a default for every field.
 
         Raises:
             ConfigError: If the name is malformed or taken by another class, or the class is not such a dataclass.
@@ -109,7 +109,11 @@ class Register(Generic[_P]):
         self._classes[name] = cls
 
     def get(self, name: object, *, argument: str = "rule") -> type[_P]:
-        """Return the class of a name.
+        """Return the class that is registered under a name.
+
+        Args:
+            name: Name of the class.
+            argument: Name of the argument that held the name, for error messages.
 
         Raises:
             ConfigError: If no class is registered under the name.
@@ -126,10 +130,14 @@ class Register(Generic[_P]):
         return self._classes.get(name) if isinstance(name, str) else None
 
     def resolve(self, given: _P | str, *, argument: str) -> _P:
-        """Return what a user gave: an object as it is, a name as that class with its default settings.
+        """Return an object of a registered class.
+
+        Args:
+            given: An object, which is returned as it is, or a name, which gives that class with its default settings.
+            argument: Name of the argument that held it, for error messages.
 
         Raises:
-            ConfigError: If the name is unknown, or an object is of an unregistered class.
+            ConfigError: If the name is unknown, or the class of the object is not registered.
         """
         if isinstance(given, self.base):
             if self._classes.get(given.name) is not type(given):
@@ -145,10 +153,10 @@ class Register(Generic[_P]):
 
         Args:
             record: Name of the class and all of its settings.
-            origin: File that holds them, for messages.
+            origin: File that holds the record, for error messages.
 
         Raises:
-            CheckpointError: If no such class is registered here, or the settings are not exactly its own.
+            CheckpointError: If no such class is registered, or the settings are not exactly those of the class.
         """
         name, found = record.name, self._find(record.name)
         if found is None:
@@ -163,7 +171,7 @@ class Register(Generic[_P]):
 def _load_installed() -> None:
     """Import the plug-ins of installed packages once: entry points of the group `zepad.plugins`, which call `register`.
 
-    They are code that the user installed. No file can name what is imported.
+    Only packages that the user installed are imported; a saved model cannot name a module to import.
     """
     for entry_point in entry_points(group="zepad.plugins"):
         entry_point.load()

@@ -1,4 +1,4 @@
-"""What is recorded of the steps behind a model, and which records a new step makes stale."""
+"""Records of the steps that a model went through. A new step removes the records that it makes stale."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 _STEPS = (("encoders",), ("harden",), ("benign",), ("heads", "zero_shot"), ("calibration",), ("evaluation",))
-"""Steps in the order in which a model goes through them; those of one group replace each other."""
+"""Steps in the order in which a model goes through them. Steps of one group replace each other."""
 
 
 def recorded(provenance: Mapping[str, Any], step: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the records after a step: those of earlier steps, and this one; all later ones are stale.
+    """Return the records of all earlier steps and of this one. Records of later steps are stale and left out.
 
     Args:
         provenance: Records by step.
-        step: Name of the step that was done.
-        record: What is to be kept of it, JSON-ready.
+        step: Name of the step that was completed.
+        record: Record of the step, JSON-ready.
 
     Examples:
         >>> recorded({"encoders": {}, "harden": {"old": True}, "evaluation": {}}, "harden", {"old": False})
@@ -25,7 +25,7 @@ def recorded(provenance: Mapping[str, Any], step: str, record: Mapping[str, Any]
 
 
 def without(provenance: Mapping[str, Any], step: str) -> dict[str, Any]:
-    """Return the records of the steps before a step.
+    """Return the records of the steps that come before a step.
 
     Args:
         provenance: Records by step.

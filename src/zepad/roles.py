@@ -1,4 +1,4 @@
-"""An ensemble whose branches play the roles of the method, and what decides about them: fusion rule and detector."""
+"""An ensemble whose branches have the roles of the method, with an exchangeable fusion rule and detector."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _Self = TypeVar("_Self", bound="RoleEnsemble")
 
 
 class RoleEnsemble(BranchEnsemble):
-    """Encoders by role, each with its head once there is one, a fusion rule and a detector that can be exchanged.
+    """An ensemble of encoders by role, whose fusion rule and detector can be exchanged and calibrated.
 
-    Encoders stay in evaluation mode.
+    The encoders always stay in evaluation mode.
 
     Args:
-        encoders: Encoders by role; some may be missing where a model is loaded in part.
+        encoders: Encoders by role; some may be missing if a model was loaded in part.
         fusion: Fusion rule, or the name of a registered one.
         detector: Detector, or the name of a registered one.
     """
@@ -45,30 +45,36 @@ class RoleEnsemble(BranchEnsemble):
 
     @property
     def encoders(self) -> nn.ModuleDict:
-        """Encoders by role: victim, auxiliary, benign, for some detectors reference. A view that refuses changes."""
+        """Encoders by role: victim, auxiliary, benign and, for some detectors, reference. A read-only view."""
         return _View({role: branch.encoder for role, branch in self._parts().items()})
 
     @property
     def heads(self) -> nn.ModuleDict:
-        """Heads by role, once there are any. A view that refuses changes."""
+        """Heads by role; empty before any are fitted. A read-only view."""
         return _View({role: branch.head for role, branch in self._parts().items() if branch.has_head})
 
     def encoder(self, name: str) -> Encoder:
-        """Return one encoder, preprocessing included, as a plain drop-in module: raw images to features `(N, D)`.
+        """Return one encoder with its preprocessing: images `(N, C, H, W)` in [0, 1] to features `(N, D)`.
 
-        It is the model's own, frozen, in evaluation mode: copy it before you change it.
+        The encoder is not a copy. It is frozen and in evaluation mode: copy it before you modify it.
+
+        Args:
+            name: Role of the encoder.
 
         Raises:
-            ConfigError: If there is no such encoder.
+            ConfigError: If the model has no such encoder.
         """
         return cast(Encoder, self._part(name).encoder)
 
     def branch(self, name: str) -> Branch:
-        """Return one encoder with its head: raw images to the logits `(N, K)` of this branch alone.
+        """Return one encoder with its head: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
+
+        Args:
+            name: Role of the encoder.
 
         Raises:
-            ConfigError: If there is no such encoder.
-            StageError: If it has no head yet.
+            ConfigError: If the model has no such encoder.
+            StageError: If the encoder has no head yet.
         """
         branch = self._part(name)
         if not branch.has_head:
@@ -77,7 +83,7 @@ class RoleEnsemble(BranchEnsemble):
         return branch
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """Set the mode of the heads; the encoders stay in evaluation mode, so their BatchNorm statistics never move."""
+        """Set the mode of the heads. The encoders stay in evaluation mode, so their BatchNorm statistics are fixed."""
         super().train(mode)
         for encoder in self.encoders.values():
             encoder.eval()
@@ -86,15 +92,15 @@ class RoleEnsemble(BranchEnsemble):
     def configure(
         self: _Self, *, fusion: FusionRule | str | None = None, detector: Detector | str | None = None
     ) -> _Self:
-        """Take another fusion rule or another detector; nothing is trained, and every encoder and head stays.
+        """Set the fusion rule or the detector. Nothing is trained; encoders and heads stay as they are.
 
         Args:
-            fusion: A rule or its name; None keeps the present one.
-            detector: A detector or its name; None keeps the present one. Another detector has no threshold until
-                `calibrate`, unless it brings one.
+            fusion: A fusion rule or its name; None keeps the present one.
+            detector: A detector or its name; None keeps the present one. A new detector has no threshold until
+                `calibrate` sets one, unless it defines a first threshold.
 
         Returns:
-            The model itself. What was measured of it is forgotten.
+            The model itself. Records of calibration and evaluation are removed from its provenance.
 
         Raises:
             ConfigError: If there is no such rule or detector, or the detector needs the undefended victim and the model
@@ -122,15 +128,15 @@ class RoleEnsemble(BranchEnsemble):
         fit_loader: Loader | Tensor | None = None,
         eps: float | None = None,
     ) -> _Self:
-        """Choose the settings of the fusion, fit the detector and set its threshold, on validation images.
+        """Choose the settings of the fusion rule, fit the detector and set its threshold on validation images.
 
-        The images must be ones that no training has seen, that of the public encoders included: an encoder knows
-        its own training images too well to say how it does on others.
+        No encoder may have been trained on these images, not even in its public pre-training: on its own training
+        images, an encoder behaves differently than on new ones.
 
-        * Where the loader yields labels and the rule has settings to choose, they become as robust as the benign
-          accuracy allows (`FusionRule.calibrate`). Without labels they stay as they are.
-        * The threshold is such that a benign image is flagged with probability at most `fpr`. A detector that has to
-          be fitted is fitted on `fit_loader`, or else on every other image, and the threshold set on the rest.
+        * If the loader yields labels and the rule has settings to choose, the most robust ones that keep the benign
+          accuracy are chosen (`FusionRule.calibrate`). Without labels they stay as they are.
+        * The threshold is set so that a benign image is flagged with probability at most `fpr`. A detector that must be
+          fitted is fitted on `fit_loader`, or else on every second image, and the threshold is set on the others.
 
         Args:
             loader: Benign images as a tensor or a loader, with labels or without.
@@ -139,10 +145,10 @@ class RoleEnsemble(BranchEnsemble):
             benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
                 images. None asks for that of the undefended victim where the detector looks at it, and else for that of
                 the benign branch alone.
-            fit_loader: Other benign images for fitting the detector; training images will do. All of `loader` is then
-                left for the threshold.
-            eps: Budget of the attack by which `"mixed"` judges robustness, in [0, 1] pixel units; None takes that of
-                the hardening.
+            fit_loader: Other benign images for fitting the detector, such as the training images. The threshold is then
+                set on all images of `loader`.
+            eps: L-infinity budget, in [0, 1] pixel units, of the attack by which `"mixed"` estimates robustness; None
+                takes the budget of the hardening.
 
         Returns:
             The model itself.
@@ -153,7 +159,7 @@ class RoleEnsemble(BranchEnsemble):
             InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
 
         Warns:
-            CalibrationWarning: If no settings reach the floor; the most accurate are taken then.
+            CalibrationWarning: If no settings reach the floor; the most accurate ones are used then.
         """
         channels = self._check("calibrate")
         with evaluating(self):
@@ -183,7 +189,7 @@ class RoleEnsemble(BranchEnsemble):
         return eps
 
     def _next_call(self) -> str:
-        """Return the call that gives the branches their heads."""
+        """Return the call that fits the heads of the branches, for error messages."""
         return "fit_heads(loader)"
 
     def _require_whole(self, call: str) -> None:
@@ -216,7 +222,10 @@ class RoleEnsemble(BranchEnsemble):
 
 
 def resolve_rule(given: FusionRule | str) -> FusionRule:
-    """Return the fusion rule that a user gave as an object or by name.
+    """Return a fusion rule that fuses the branches of a `ZePAD`.
+
+    Args:
+        given: A fusion rule or its name.
 
     Raises:
         ConfigError: If there is no such rule, or it is for another number of branches.
@@ -227,7 +236,10 @@ def resolve_rule(given: FusionRule | str) -> FusionRule:
 
 
 def resolve_detector(given: Detector | str) -> Detector:
-    """Return the detector that a user gave as an object or by name.
+    """Return a detector.
+
+    Args:
+        given: A detector or its name.
 
     Raises:
         ConfigError: If there is no such detector.
@@ -236,7 +248,7 @@ def resolve_detector(given: Detector | str) -> Detector:
 
 
 class _View(nn.ModuleDict):
-    """Modules by role, to be read. What is assigned here would be lost, so it is refused."""
+    """A read-only mapping of modules by role. An assignment would not reach the model, so it raises an error."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -251,7 +263,7 @@ class _View(nn.ModuleDict):
         self._refuse()
 
     def clear(self) -> None:
-        """Refuse to change the model.
+        """Raise an error, because the view is read-only.
 
         Raises:
             ConfigError: Always.

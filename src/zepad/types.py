@@ -1,7 +1,7 @@
-"""Names for the shapes and callables that travel through the library.
+"""Type aliases and protocols that the whole library shares.
 
-One shape alphabet everywhere: images `(N, C, H, W)`, features `(N, D)`, logits `(N, K)`, stacked branches
-`(B, N, K)` with the hardened branches first and the benign branch last.
+Letters of shapes mean the same everywhere: images `(N, C, H, W)`, features `(N, D)`, logits `(N, K)`, logits of stacked
+branches `(B, N, K)` with the hardened branches first and the benign branch last.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 
 Role: TypeAlias = Literal["victim", "auxiliary", "benign", "reference"]
-"""The part an encoder plays: victim and auxiliary are hardened, benign is trained on clean data.
+"""Role of an encoder: victim and auxiliary are hardened, benign is trained on clean data.
 
-The reference is the undefended victim as it was published: it takes no part in the decision, and only some detectors
-look at it.
+The reference is the undefended victim as it was published. It takes no part in the decision; only some detectors use
+it.
 """
 
 Stage: TypeAlias = Literal["built", "hardened", "fitted"]
-"""How far a model has come. Each stage enables the next call."""
+"""Stage of a model. Each stage enables the next call."""
 
 Loader: TypeAlias = Iterable[Any]
 """Anything that can be iterated more than once and yields `(images, labels)` batches."""
@@ -34,12 +34,12 @@ ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
 REFERENCE: Role = "reference"
 ENCODER_ROLES: tuple[Role, ...] = (*ROLES, REFERENCE)
-"""The branches, and the encoder that only some detectors need."""
+"""Roles of the branches, followed by the reference, which only some detectors need."""
 
 
 @runtime_checkable
 class Branched(Protocol):
-    """A defense whose branches can be looked at one by one: a `ZePAD`, or a `BranchEnsemble` of any branches.
+    """A defense that exposes the logits of its branches: a `ZePAD`, or a `BranchEnsemble` of any branches.
 
     Submodules cannot be members: from Python 3.12 on, `isinstance` does not see the attributes that `nn.Module` keeps.
     """
@@ -54,7 +54,7 @@ class Branched(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides beside the weights, JSON-ready: the fusion rule and the detector with their settings."""
+        """Fusion rule and detector with their settings, JSON-ready."""
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch, `(B, N, K)`."""

@@ -1,4 +1,4 @@
-"""Classification by class names alone: the text tower of a CLIP model becomes the head of its image tower."""
+"""Zero-shot classification: the text embeddings of the class names become the head of a CLIP image encoder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ IMAGENET_TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven prompts that suffice for ImageNet, in place of CLIP's eighty (github.com/openai/CLIP, notebooks)."""
+"""The subset of seven ImageNet prompts recommended by CLIP's authors (github.com/openai/CLIP, notebooks)."""
 
 _BATCH = 256  # number of texts per forward pass
 
 
 class ZeroShotHead(nn.Module):
-    """Features `(N, D)` to logits `(N, K)`: the cosine of the angle to each class's text, times `scale`, plus `bias`.
+    """A linear head on normalised features: the cosine similarity to each class's text, times `scale`, plus `bias`.
 
-    Everything it holds is a buffer, saved and moved with the module and never trained. Features of half precision
-    are normalised and compared in float32, also under autocast: the logits are float32, or float64 for such features.
+    It maps features `(N, D)` to logits `(N, K)`. All tensors are buffers, which are saved and moved with the module and
+    never trained. Half-precision features are normalised and compared in float32, also under autocast: logits are
+    float32, or float64 for float64 features.
 
     Args:
         weight: Embedding of each class, `(K, D)`; its rows are normalised to length one.
@@ -42,7 +43,8 @@ class ZeroShotHead(nn.Module):
         classes: Number of classes, `K`.
 
     Raises:
-        InputError: If the embeddings are no matrix, not finite or zero, or scale and bias are no finite numbers.
+        InputError: If the embeddings are not a matrix, or a row of them is zero or not finite, or if scale or bias is
+            not a finite number.
 
     Examples:
         >>> import torch
@@ -96,17 +98,17 @@ class ZeroShotHead(nn.Module):
         class_names: Sequence[str],
         templates: Sequence[str] = ("a photo of a {}.",),
     ) -> ZeroShotHead:
-        """Make the head from the names of its classes.
+        """Build the head from the names of its classes.
 
         The embedding of a class is the mean over all templates of the normalised text embeddings, normalised again
         (CLIP, section 3.1.4, prompt ensembling).
 
         Args:
-            model: Model with image and text tower, of open_clip or a transformers `CLIPModel` or `SiglipModel`. It is
-                not changed, and the head is on its device.
+            model: Model with an image and a text tower: one of open_clip, or a transformers `CLIPModel` or
+                `SiglipModel`. It is not modified, and the head is on its device.
             tokenizer: Tokenizer of the model: `open_clip.get_tokenizer(name)` or `AutoTokenizer.from_pretrained(name)`.
-            class_names: Names of the classes, all different, in the order of the labels.
-            templates: Sentences with `{}` in place of the name, such as `IMAGENET_TEMPLATES`.
+            class_names: Distinct names of the classes, in the order of the labels.
+            templates: Prompts with `{}` in place of the name, such as `IMAGENET_TEMPLATES`.
 
         Raises:
             InputError: If there is no name or template, a name occurs twice, a template has no `{}`, the model has
@@ -139,15 +141,15 @@ class ZeroShotHead(nn.Module):
 def check_heads(
     heads: Mapping[str, object], roles: Sequence[str], features: Mapping[str, int]
 ) -> dict[str, ZeroShotHead]:
-    """Return the heads of some roles if they fit their encoders and each other.
+    """Return the heads of the given roles after checking that they fit their encoders and each other.
 
     Args:
-        heads: Heads that the caller passed, by role.
-        roles: Roles that must have a head; heads of further roles in `features` are left out.
+        heads: Heads by role.
+        roles: Roles that must have a head. Heads of other roles in `features` are not returned.
         features: Number of features of each encoder, by role.
 
     Raises:
-        ConfigError: Naming what is missing or does not fit.
+        ConfigError: If a head is missing or does not fit its encoder, or the heads differ in the number of classes.
     """
     checked = {role: head for role in roles if isinstance(head := heads.get(role), ZeroShotHead)}
     if len(checked) < len(roles) or set(heads) - set(features):

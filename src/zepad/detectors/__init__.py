@@ -1,6 +1,6 @@
-"""Detectors: how suspicious an image is. One file each, found by name.
+"""Detectors, which score how suspicious an image is. Each is registered under a name.
 
-A detector of one's own is a subclass of `Detector` and one call of `register`.
+To add a detector, subclass `Detector` and call `register`.
 """
 
 from .base import (

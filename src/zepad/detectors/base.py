@@ -1,4 +1,4 @@
-"""What every detector is: settings, a score, the inputs it needs, and how it is fitted."""
+"""Base class of detectors, their inputs and fitted state, and the register that holds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..plugins import Plugin, Register
 
 
 class DetectorInput(Flag):
-    """What a detector needs beside the branches' logits. Combine members with `|`.
+    """Inputs that a detector needs in addition to the branches' logits. Combine members with `|`.
 
     Attributes:
         HARDENED_FEATURES: Features of the hardened encoders. They cost no further encoder pass.
@@ -33,11 +33,11 @@ _OF_REFERENCE = DetectorInput.REFERENCE | DetectorInput.BLURRED_REFERENCE
 
 
 class DetectorInputs(NamedTuple):
-    """What a detector looks at. Whatever it does not declare in `Detector.needs` is None.
+    """Inputs of a detector. Those that it does not declare in `Detector.needs` are None.
 
     Attributes:
         logits: Logits of the branches `(B, N, K)`, hardened branches first, the benign branch last.
-        hardened_features: Features of the hardened encoders, joined `(N, D)`.
+        hardened_features: Concatenated features of the hardened encoders `(N, D)`.
         reference_logits: Logits of the undefended victim with a head of its own `(N, K)`.
         reference_features: Features of the undefended victim `(N, V)`.
         blurred_features: Features of the undefended victim on the blurred images `(N, V)`.
@@ -54,7 +54,7 @@ class Widths(NamedTuple):
     """Widths of the features that a detector may be fitted to.
 
     Attributes:
-        hardened: Width `D` of the hardened encoders' joined features.
+        hardened: Width `D` of the hardened encoders' concatenated features.
         reference: Width `V` of the undefended victim's features.
     """
 
@@ -63,14 +63,14 @@ class Widths(NamedTuple):
 
 
 State = Mapping[str, Tensor]
-"""What fitting a detector finds, by name."""
+"""Tensors that a detector was fitted to, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(Plugin, ABC):
-    """Base of all detectors. A detector is a frozen dataclass: its fields are its settings, with a default each.
+    """Base class of detectors. A detector is a frozen dataclass whose fields are its settings, each with a default.
 
-    A detector of one's own needs `score` and a line of registration:
+    A subclass must define `score` and be registered:
 
     >>> from dataclasses import dataclass
     >>> from zepad.detectors import Detector, register
@@ -80,11 +80,11 @@ class Detector(Plugin, ABC):
     ...         return -inputs.logits.mean(dim=0).softmax(dim=-1).amax(dim=-1)
     >>> register("low-confidence", LowConfidence)
 
-    One that is fitted on benign images also defines `fit` and `state_shapes`.
+    A detector that is fitted on benign images also defines `fit` and `state_shapes`.
 
     Attributes:
-        needs: What it looks at beside the branches' logits.
-        first_threshold: Threshold before `calibrate` sets one; None where there is none.
+        needs: Inputs that the detector needs in addition to the branches' logits.
+        first_threshold: Threshold before `calibrate` sets one, or None if the detector has none.
     """
 
     needs: ClassVar[DetectorInput] = DetectorInput(0)
@@ -94,15 +94,18 @@ class Detector(Plugin, ABC):
     def score(self, inputs: DetectorInputs, state: State) -> Tensor:
         """Return how suspicious each image is, `(N,)`; larger is more suspicious.
 
-        The score must be differentiable, so that an attacker who knows the detector can be played.
+        The score must be differentiable, so that adaptive attacks can take its gradient.
 
         Args:
-            inputs: What `needs` declares, and the branches' logits.
-            state: What `fit` returned; empty for a detector without a fit.
+            inputs: Logits of the branches and the inputs that `needs` declares.
+            state: Tensors that `fit` returned; empty for a detector without a fit.
         """
 
     def fit(self, inputs: DetectorInputs) -> dict[str, Tensor]:  # noqa: ARG002 - for subclasses
-        """Return the state that scoring needs, found on benign images on which the threshold is *not* set.
+        """Return the tensors that scoring needs, by name. The default needs none.
+
+        Args:
+            inputs: Inputs of benign images other than those on which the threshold is set.
 
         Raises:
             ValueError: If there are too few images.
@@ -110,21 +113,25 @@ class Detector(Plugin, ABC):
         return {}
 
     def state_shapes(self, widths: Widths) -> dict[str, tuple[int, ...]]:  # noqa: ARG002 - for subclasses
-        """Return name and shape of every tensor that `fit` returns, so that a file can be checked before it is read."""
+        """Return the shape of every tensor that `fit` returns, by name. A file is checked against it before it is read.
+
+        Args:
+            widths: Widths of the features in the detector's inputs.
+        """
         return {}
 
     def guarantee(self) -> str:
-        """Return what the detector is worth against an attacker who knows of it, for card and report."""
+        """Return what an attacker who knows of the detector can do, in a sentence for model card and report."""
         return "Detection is not robustness: an attacker who knows of the detector can evade it."
 
     @classmethod
     def is_fitted_on_images(cls) -> bool:
-        """Return whether the detector has to be fitted on benign images before it can score."""
+        """Return whether the detector must be fitted on benign images before it can score."""
         return cls.fit is not Detector.fit
 
     @classmethod
     def needs_reference(cls) -> bool:
-        """Return whether the undefended victim must be kept."""
+        """Return whether the detector needs the reference, the undefended victim."""
         return bool(cls.needs & _OF_REFERENCE)
 
     @classmethod
@@ -134,9 +141,12 @@ class Detector(Plugin, ABC):
 
 
 class FittedDetector(nn.Module):
-    """A detector together with what it was fitted to, as buffers.
+    """A detector together with its fitted state, which is held as buffers.
 
     Args:
+        rule: Detector to hold.
+
+    Attributes:
         rule: The detector.
     """
 
@@ -147,11 +157,14 @@ class FittedDetector(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can score."""
+        """Whether the detector can score: it has been fitted, or needs no fit."""
         return bool(self._state_names) or not self.rule.is_fitted_on_images()
 
     def fit(self, inputs: DetectorInputs) -> None:
-        """Fit the detector on benign images on which the threshold is *not* set.
+        """Fit the detector.
+
+        Args:
+            inputs: Inputs of benign images other than those on which the threshold is set.
 
         Raises:
             ValueError: If there are too few images.
@@ -159,7 +172,11 @@ class FittedDetector(nn.Module):
         self._hold(self.rule.fit(inputs))
 
     def allocate(self, widths: Widths) -> None:
-        """Make room for the state of a fitted detector, which is then loaded."""
+        """Allocate zeros for the fitted state, so that it can be loaded.
+
+        Args:
+            widths: Widths of the features in the detector's inputs.
+        """
         self._hold({name: torch.zeros(shape) for name, shape in self.rule.state_shapes(widths).items()})
 
     def forward(self, inputs: DetectorInputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Four scores in one: the most suspicious of gap, disagreement, divergence from the reference, and features."""
+"""The maximum of four scores: confidence gap, disagreement, divergence from the reference, and feature prediction."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FEATURES = FeaturePrediction()
 
 @dataclass(frozen=True, kw_only=True)
 class Combined(Detector):
-    """Take the largest of four scores, each in benign standard deviations from its benign mean.
+    """Score images by the maximum of four scores, each standardised by its mean and deviation on benign images.
 
     The four are `detection_score`, the logarithms of `disagreement_score` and `reference_divergence`, and the score of
-    `FeaturePrediction`. It sees more of the attacks on the whole ensemble that do not know of it than the features
-    alone do, and less of those on the public victim.
+    `FeaturePrediction`. Compared with `FeaturePrediction` alone, this detector flags more of the attacks on the whole
+    ensemble whose attacker does not know of a detector, and fewer of those on the public victim.
     """
 
     needs: ClassVar[DetectorInput] = FeaturePrediction.needs
@@ -33,7 +33,7 @@ class Combined(Detector):
         return ((_parts(inputs, state) - centre[:, None]) / spread[:, None]).amax(dim=0)
 
     def fit(self, inputs: DetectorInputs) -> dict[str, Tensor]:
-        """Return the state of the features, and mean and standard deviation of the four scores.
+        """Return the state of `FeaturePrediction`, and the mean and standard deviation of the four scores.
 
         Raises:
             ValueError: If there are fewer than ten images.
@@ -43,14 +43,14 @@ class Combined(Detector):
         return {**state, "centre": parts.mean(dim=1), "spread": parts.std(dim=1).clamp_min(1e-6)}
 
     def state_shapes(self, widths: Widths) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the features' state and of the four means and deviations."""
+        """Return the shapes of the state of `FeaturePrediction` and of the four means and deviations."""
         return {**_FEATURES.state_shapes(widths), "centre": (4,), "spread": (4,)}
 
 
 def _parts(inputs: DetectorInputs, state: State) -> Tensor:
     """Return the four scores `(4, N)`."""
     assert inputs.reference_logits is not None
-    # Logarithms, so that the scores of benign images have a spread worth the name.
+    # On benign images both scores are close to zero; only their logarithms have a useful standard deviation.
     disagreement = disagreement_score(inputs.logits).clamp_min(1e-7).log()
     divergence = reference_divergence(inputs.logits, reference=inputs.reference_logits).clamp_min(1e-7).log()
     gap = detection_score(inputs.logits)
@@ -58,19 +58,19 @@ def _parts(inputs: DetectorInputs, state: State) -> Tensor:
 
 
 def disagreement_score(logits: Tensor) -> Tensor:
-    """Score how far the hardened branches and the benign branch disagree, `1 - sum_k sqrt(p_H(k) p_B(k))`.
+    """Return the disagreement of the hardened branches and the benign branch, `1 - sum_k sqrt(p_H(k) p_B(k))`.
 
-    The sum is the Bhattacharyya coefficient of the two distributions: one where they are equal, zero where they share
-    no class.
+    `p_H` is the mean probability of the hardened branches and `p_B` that of the benign branch. The sum is the
+    Bhattacharyya coefficient of the two distributions: one where they are equal, zero where they share no class.
 
     Args:
-        logits: As in `detection_score`.
+        logits: Logits `(B, N, K)` with `B >= 2`, hardened branches first, the benign branch last.
 
     Returns:
-        `(N,)` in [0, 1], in the dtype of `logits`.
+        Scores `(N,)` in [0, 1], in the dtype of `logits`.
 
     Raises:
-        ValueError: As `detection_score`.
+        ValueError: If there are fewer than two branches or `logits` is not `(B, N, K)` floating point.
 
     Examples:
         >>> import torch
@@ -84,21 +84,21 @@ def disagreement_score(logits: Tensor) -> Tensor:
 
 
 def reference_divergence(logits: Tensor, *, reference: Tensor) -> Tensor:
-    """Score how far the branches' mean probabilities are from the undefended victim's, `KL(ensemble || victim)`.
+    """Return the divergence of the ensemble from the undefended victim, `KL(ensemble || victim)`.
 
-    An adversarial example that is crafted on the public victim fools it by construction, while the ensemble holds.
-    One that fails to fool it looks benign to this score. The fusion has no part in it: a threshold outlives a change of
-    the rule.
+    The ensemble is represented by the mean probabilities of all branches. An adversarial example crafted on the public
+    victim fools the victim but not the ensemble; one that does not fool the victim looks benign to this score. The
+    score does not depend on the fusion rule, so its threshold stays valid when the rule changes.
 
     Args:
-        logits: As in `detection_score`, of one branch or more.
-        reference: Logits of the undefended victim with a head of its own `(N, K)`.
+        logits: Logits `(B, N, K)` of one branch or more.
+        reference: Logits `(N, K)` of the undefended victim with a head of its own.
 
     Returns:
-        `(N,)`, zero or more, in the dtype of `logits`.
+        Scores `(N,)`, zero or more, in the dtype of `logits`.
 
     Raises:
-        ValueError: As `detection_score`, or if the shapes do not fit each other.
+        ValueError: If `logits` is not `(B, N, K)` floating point, or `reference` is not `(N, K)`.
 
     Examples:
         >>> import torch
@@ -109,8 +109,8 @@ def reference_divergence(logits: Tensor, *, reference: Tensor) -> Tensor:
     check_stacked(logits)
     if logits.shape[1:] != reference.shape:
         raise ValueError(
-            f"reference logits must have the shape (images, classes) of the branches', {tuple(logits.shape[1:])}; got "
-            f"{tuple(reference.shape)}."
+            "reference logits must have the shape (images, classes) of the branches' logits, "
+            f"{tuple(logits.shape[1:])}; got {tuple(reference.shape)}."
         )
     ensemble = mean_log_probabilities(accurate(logits))
     victim = accurate(reference).log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""The recommended detector: the undefended victim's features are not what all other features predict."""
+"""The recommended detector, which compares the undefended victim's features with a prediction from other features."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturePrediction(Detector):
-    """Keep the undefended victim and flag images whose features there nothing else explains.
+    """Flag images whose features in the undefended victim differ from a prediction.
 
-    A linear map from the features of the hardened encoders, and of the victim itself on the blurred image, predicts the
-    victim's features. It is fitted on benign images. The score is `feature_score`, the size of the prediction error.
-    The detector sees attacks that were crafted on the public victim, whether or not they fool anybody.
+    A linear map predicts these features from those of the hardened encoders and from those of the victim on the blurred
+    image. It is fitted on benign images. The score is `feature_score`, which measures the prediction error. The
+    detector flags attacks that were crafted on the public victim, whether or not they change a decision.
     """
 
     needs: ClassVar[DetectorInput] = (
@@ -50,7 +50,7 @@ class FeaturePrediction(Detector):
 
 
 def _sides(inputs: DetectorInputs) -> tuple[Tensor, Tensor]:
-    """Return what predicts and what is predicted."""
+    """Return the features that predict and the features that are predicted."""
     assert inputs.hardened_features is not None
     assert inputs.blurred_features is not None
     assert inputs.reference_features is not None
@@ -58,14 +58,14 @@ def _sides(inputs: DetectorInputs) -> tuple[Tensor, Tensor]:
 
 
 class FeatureModel(NamedTuple):
-    """What the undefended victim's features should be, given all other features: a linear map and its errors.
+    """A linear map that predicts the undefended victim's features from other features, and its errors.
 
     Attributes:
-        input_mean: Mean of the other features `(D,)`.
-        input_scale: Standard deviation of the other features `(D,)`.
+        input_mean: Mean of the input features `(D,)`.
+        input_scale: Standard deviation of the input features `(D,)`.
         output_mean: Mean of the undefended victim's features `(V,)`.
         weight: Linear map `(D, V)` from standardised inputs to centred outputs.
-        residual_scale: Standard deviation of what the map misses `(V,)`.
+        residual_scale: Standard deviation of the prediction error `(V,)`.
     """
 
     input_mean: Tensor
@@ -76,14 +76,15 @@ class FeatureModel(NamedTuple):
 
 
 def fit_features(features: Tensor, undefended: Tensor) -> FeatureModel:
-    """Fit by ridge regression how the undefended victim's features follow from all other features of benign images.
+    """Fit a ridge regression that predicts the undefended victim's features of benign images from other features.
 
     Args:
-        features: Features of the hardened encoders and of the undefended victim on blurred images, joined `(N, D)`.
-        undefended: Features of the undefended victim `(N, V)`.
+        features: Concatenated features of the hardened encoders and of the undefended victim on blurred images,
+            `(N, D)`.
+        undefended: Features of the undefended victim on the images, `(N, V)`.
 
     Returns:
-        The map, in the dtype of the features, at least float32.
+        The linear map in the dtype of `features`, at least float32.
 
     Raises:
         ValueError: If there are fewer than ten images, or the numbers of images differ.
@@ -93,12 +94,12 @@ def fit_features(features: Tensor, undefended: Tensor) -> FeatureModel:
     """
     if len(features) != len(undefended) or len(features) < 10:
         raise ValueError(
-            f"fitting the detector needs at least 10 images, with one row of features each; got {len(features)} and "
-            f"{len(undefended)}."
+            "fitting the detector needs at least 10 images, with one row of features each; "
+            f"got {len(features)} and {len(undefended)}."
         )
     inputs, outputs = accurate(features).double(), accurate(undefended).double()
     input_mean, output_mean = inputs.mean(dim=0), outputs.mean(dim=0)
-    # A feature that never moves says nothing; divided by its deviation it would say anything.
+    # A constant feature carries no information; without the clamp, division by its deviation would amplify rounding.
     input_scale = inputs.std(dim=0).clamp_min(_FLOOR)
     x, y = (inputs - input_mean) / input_scale, outputs - output_mean
     penalty = _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
@@ -106,24 +107,25 @@ def fit_features(features: Tensor, undefended: Tensor) -> FeatureModel:
     spread = (y - x @ weight).square().mean(dim=0).sqrt()
     residual_scale = spread.clamp_min(_FLOOR + 1e-3 * float(spread.mean()))
     found = (input_mean, input_scale, output_mean, weight, residual_scale)
-    # Contiguous, as they come back from a file: another layout rounds another way.
+    # Tensors read from a file are contiguous, and another memory layout would give differently rounded scores.
     return FeatureModel(*(tensor.to(accurate(features).dtype).contiguous() for tensor in found))
 
 
 def feature_score(model: FeatureModel, *, features: Tensor, undefended: Tensor) -> Tensor:
-    """Score how far the undefended victim's features are from what all other features lead one to expect.
+    """Return the prediction error of the undefended victim's features for each image.
 
-    The score is the logarithm of the mean squared error in units of the benign error. An attack on the public victim is
-    made to move these very features, whether or not a label changes. The hardened encoders do not follow, and neither
-    does the victim itself when it sees the image blurred.
+    The score is the logarithm of the mean squared error in units of the error on benign images. An attack on the public
+    victim moves these features, whether or not a decision changes, while the features of the hardened encoders and
+    those of the victim on the blurred image move little.
 
     Args:
-        model: Linear map that `fit_features` found.
-        features: Features of the hardened encoders and of the undefended victim on blurred images, joined `(N, D)`.
-        undefended: Features of the undefended victim `(N, V)`.
+        model: Linear map that `fit_features` returned.
+        features: Concatenated features of the hardened encoders and of the undefended victim on blurred images,
+            `(N, D)`.
+        undefended: Features of the undefended victim on the images, `(N, V)`.
 
     Returns:
-        Scores `(N,)` in the dtype of `features`; around zero for images like those of the fit.
+        Scores `(N,)` in the dtype of `features`, around zero for benign images; larger is more suspicious.
     """
     given = accurate(features)
     input_mean, input_scale, output_mean, weight, residual_scale = (part.to(given.dtype) for part in model)

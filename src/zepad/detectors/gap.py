@@ -1,4 +1,4 @@
-"""The paper's detector: the gap between the confidence of the hardened branches and that of the benign branch."""
+"""The paper's detector, the confidence gap between the hardened branches and the benign branch."""
 
 from __future__ import annotations
 

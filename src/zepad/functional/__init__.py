@@ -1,4 +1,4 @@
-"""Pure functions of tensors: confidence, structure losses, norm balls and metrics. They import torch alone."""
+"""Pure functions of tensors: confidence, structure losses, norm balls and metrics. They depend on torch alone."""
 
 from .calibration import conformal_threshold
 from .detection import detection_score, smoothed

@@ -10,18 +10,18 @@ from torch import Tensor
 def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     """Return the threshold that a fresh benign score exceeds with probability at most `fpr`.
 
-    It is the `ceil((n + 1) (1 - fpr))`-th smallest of the n benign scores. The guarantee needs only that the fresh
-    score is exchangeable with them.
+    The threshold is the `ceil((N + 1) (1 - fpr))`-th smallest of the N benign scores. The guarantee only assumes that
+    the fresh score is exchangeable with them.
 
     Args:
-        scores: Of benign images `(N,)`, larger is more suspicious.
+        scores: Detection scores of benign images, `(N,)`; larger is more suspicious.
         fpr: Tolerated false positive rate in (0, 1).
 
     Returns:
         The threshold; an image is flagged when its score is larger.
 
     Raises:
-        ValueError: If `fpr` is out of range or there are too few scores for it.
+        ValueError: If `fpr` is out of range or there are fewer than `1 / fpr - 1` scores.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What detectors share: blurred images, and the paper's confidence gap. Larger scores are more suspicious."""
+"""Building blocks of detectors: blurred images and the paper's confidence gap. Larger scores are more suspicious."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from .precision import accurate
 def smoothed(images: Tensor) -> Tensor:
     """Blur images by a 3x3 Gaussian with a standard deviation of 0.8 pixels.
 
-    A perturbation that moves an encoder is fine-grained and loses much of its effect; what the image shows stays.
+    Adversarial perturbations are fine-grained and lose much of their effect on an encoder; the content of the image is
+    preserved.
 
     Args:
-        images: `(N, C, H, W)`, any float dtype.
+        images: Images `(N, C, H, W)` of any float dtype.
 
     Returns:
-        The same shape and dtype, within the range of the images.
+        Blurred images of the same shape and dtype, within the range of `images`.
 
     References:
         Xu, Evans, Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, NDSS 2018, arXiv
@@ -34,19 +35,18 @@ def smoothed(images: Tensor) -> Tensor:
 
 
 def detection_score(logits: Tensor) -> Tensor:
-    """Score how suspicious each image is: the confidence gap between the hardened branches and the benign branch.
+    """Return the confidence gap between the hardened branches and the benign branch for each image.
 
-    The paper's idea: an attack crafted on public encoders moves the benign branch off its training data, so that it
-    loses confidence while the hardened branches keep theirs. How far that carries is a matter of measurement. The paper
-    flags an image when the gap exceeds 0.1 but does not say how the two hardened confidences combine. Here the
-    confidence is the largest softmax probability `m` and the hardened branches are averaged:
-    `score = mean(m_1, ..., m_{B-1}) - m_B`.
+    The paper expects that an attack crafted on public encoders lowers the confidence of the benign branch, while the
+    hardened branches keep theirs. It flags an image when the gap exceeds 0.1, but does not say how the two hardened
+    confidences are combined. Here the confidence is the largest softmax probability `m`, averaged over the hardened
+    branches: `score = mean(m_1, ..., m_{B-1}) - m_B`.
 
     Args:
-        logits: `(B, N, K)` with `B >= 2`, hardened branches first, the benign branch last.
+        logits: Logits `(B, N, K)` with `B >= 2`, hardened branches first, the benign branch last.
 
     Returns:
-        `(N,)` in [-1, 1]; larger is more suspicious. In the dtype of `logits`.
+        Scores `(N,)` in [-1, 1], in the dtype of `logits`; larger is more suspicious.
 
     Raises:
         ValueError: If there are fewer than two branches or `logits` is not `(B, N, K)` floating point.

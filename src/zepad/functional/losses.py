@@ -1,4 +1,4 @@
-"""Losses of adversarial training: structure losses keep the geometry of a batch, the others its predictions."""
+"""Losses of adversarial training: structure losses preserve the geometry of a batch, the others its predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _check_pair(adversarial: Tensor, benign: Tensor) -> None:
 
 
 def _relative_distances(rows: Tensor) -> Tensor:
-    """Cosine distances less the distance to the nearest other row, zero on the diagonal, clamped."""
+    """Return cosine distances minus the distance to the nearest other row, zero on the diagonal, clamped."""
     unit = F.normalize(rows, dim=1)
     distances = 1 - unit @ unit.T
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
@@ -38,17 +38,18 @@ def _binary_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def structure_loss(*, adversarial: Tensor, benign: Tensor) -> Tensor:
-    """Return the paper's feature-structure loss `L_f`, which pulls the adversarial structure to the benign one.
+    """Return the paper's feature-structure loss `L_f`, which pulls the adversarial structure towards the benign one.
 
     Rows are L2-normalised. `D_ij = (1 - cos_ij) - min_{k != i} (1 - cos_ik)` for i != j, `D_ii = 0`, clamped
     to [1e-7, 2 - 1e-7]; `S = 1 - D / 2`, each row divided by its sum, gives `P` (benign) and `Q` (adversarial);
     `L_f = sum_ij [P log(P / Q) + (1 - P) log((1 - P) / (1 - Q))]`.
 
-    It is a sum over the batch, so it grows with the batch size: divide by N to keep a weight meaningful.
+    The loss is a sum over the batch and grows with the batch size; divide it by N for a weight that does not depend on
+    the batch size.
 
     Args:
-        adversarial: Features of the attacked images, `(N, D)`.
-        benign: Features of the same images unattacked, `(N, D)`. Detach them to make them a fixed target.
+        adversarial: Features of the attacked images, `(N, D)`, any float dtype.
+        benign: Features of the same images before the attack, `(N, D)`. Detach them to make them a fixed target.
 
     Returns:
         A non-negative scalar; zero for equal inputs and for a single row. Half precision is computed in float32.
@@ -74,16 +75,16 @@ def structure_loss(*, adversarial: Tensor, benign: Tensor) -> Tensor:
 
 
 def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tensor) -> Tensor:
-    """Return the form of `L_f` in the paper's reference code, which is Gen-AF's genetic regularisation.
+    """Return Gen-AF's genetic regularization, the form of `L_f` in the paper's public code.
 
-    It works on logits and bends the target structure by label and difficulty: with `s_i = CE(benign_i, y_i)`,
+    It works on logits and adjusts the target structure by label and difficulty: with `s_i = CE(benign_i, y_i)`,
     `W_ij = tanh((s_i + s_j) / 32)` and `M_ij = +1` where the labels differ, else -1, the target distances become
-    `clamp((1 - W) D + 2 M W)`. The rest is as in `structure_loss`.
+    `clamp((1 - W) D + 2 M W)`. All other steps are those of `structure_loss`.
 
     Args:
-        adversarial: Logits of the attacked images, `(N, K)`.
-        benign: Logits of the same images unattacked, `(N, K)`.
-        labels: Class of each image, integer `(N,)`.
+        adversarial: Logits of the attacked images, `(N, K)`, any float dtype.
+        benign: Logits of the same images before the attack, `(N, K)`.
+        labels: Class of each image, int64 `(N,)`.
 
     Returns:
         A non-negative scalar summed over the batch; zero for a single row. Half precision is computed in float32.
@@ -98,7 +99,7 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
         tensor(True)
 
     References:
-        Gen-AF (IEEE S&P 2024, arXiv 2403.10801); ZePAD's public code.
+        Gen-AF (IEEE S&P 2024, arXiv 2403.10801); the public code of ZePAD.
     """
     _check_pair(adversarial, benign)
     if labels.shape != benign.shape[:1]:
@@ -116,15 +117,15 @@ def genetic_regularization(*, adversarial: Tensor, benign: Tensor, labels: Tenso
 
 
 def kl_divergence(*, logits: Tensor, target: Tensor) -> Tensor:
-    """Return `KL(softmax(target) || softmax(logits))` of each row.
+    """Return the Kullback-Leibler divergence `KL(softmax(target) || softmax(logits))` of each row.
 
     Args:
-        logits: Of the distribution that is measured, `(N, K)`.
-        target: Logits of the distribution it is measured from, `(N, K)`. Gradients flow into both.
+        logits: Logits of the approximating distribution, `(N, K)`, any float dtype.
+        target: Logits of the target distribution, `(N, K)`. Gradients flow into both arguments.
 
     Returns:
-        Non-negative up to rounding, `(N,)`; zero where the two differ by a constant. Half precision is computed in
-        float32.
+        Divergences `(N,)`, non-negative up to rounding; zero where the two differ by a constant. Half precision is
+        computed in float32.
 
     Raises:
         ValueError: If the two are not `(N, K)` tensors of the same shape.
@@ -147,20 +148,20 @@ def kl_divergence(*, logits: Tensor, target: Tensor) -> Tensor:
 
 
 def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `-log p_y - log(1 - max_{k != y} p_k)` of each row, `p = softmax(logits)`.
+    """Return MART's boosted cross-entropy `-log p_y - log(1 - max_{k != y} p_k)` of each row, `p = softmax(logits)`.
 
-    The second term, computed from the other classes' logits without cancellation, asks for a margin over the best
-    wrong class.
+    The second term rewards a margin over the best wrong class. It is computed from the logits of the other classes
+    without cancellation.
 
     Args:
-        logits: `(N, K)`, K at least 2.
-        labels: Class of each row, integer `(N,)`.
+        logits: Logits `(N, K)` of any float dtype, with K at least 2.
+        labels: Class of each row, int64 `(N,)`.
 
     Returns:
-        Non-negative, `(N,)`. Half precision is computed in float32.
+        Non-negative losses `(N,)`. Half precision is computed in float32.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If `logits` is not `(N, K)` with K at least 2, or the labels are not `(N,)`.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Metrics as counts. Counts of batches add up exactly, which means of batches do not."""
+"""Metrics as counts. Counts over batches can be added exactly; means over batches cannot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from torch import Tensor
 
 
 class Count(NamedTuple):
-    """`hits` out of `total`. Counts add; the rate is their quotient.
+    """A number of hits out of a total. Adding two counts adds both numbers.
+
+    Attributes:
+        hits: Number of images that were counted.
+        total: Number of images that could have been counted.
 
     Examples:
         >>> (Count(3, 4) + Count(1, 1)).rate
@@ -26,12 +30,19 @@ class Count(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Hits per total, `nan` when nothing was counted."""
+        """Hits divided by total, in [0, 1]; `nan` where the total is zero."""
         return self.hits / self.total if self.total else float("nan")
 
 
 def correct_count(predictions: Tensor, labels: Tensor) -> Count:
-    """Count predictions that equal the label; the denominator is every image.
+    """Count predictions that equal the label, out of all images.
+
+    Args:
+        predictions: Predicted classes, int64 `(N,)`.
+        labels: True classes, int64 `(N,)`.
+
+    Returns:
+        The count; its rate is the accuracy.
 
     Examples:
         >>> import torch
@@ -42,9 +53,16 @@ def correct_count(predictions: Tensor, labels: Tensor) -> Count:
 
 
 def fooling_count(*, adversarial: Tensor, benign: Tensor) -> Count:
-    """Count predictions that the attack changed, right or wrong; the denominator is every image.
+    """Count predictions that the attack changed, whether or not they were correct, out of all images.
 
-    The public code of the paper calls this the attack success rate.
+    The paper's public code calls this rate the attack success rate.
+
+    Args:
+        adversarial: Predicted classes of the attacked images, int64 `(N,)`.
+        benign: Predicted classes of the same images before the attack, int64 `(N,)`.
+
+    Returns:
+        The count; its rate is the fooling rate.
 
     Examples:
         >>> import torch
@@ -55,7 +73,15 @@ def fooling_count(*, adversarial: Tensor, benign: Tensor) -> Count:
 
 
 def attack_success_count(*, adversarial: Tensor, benign: Tensor, labels: Tensor) -> Count:
-    """Count images right before the attack and wrong after it; the denominator is those right before it.
+    """Count images classified correctly before the attack and wrongly after it, out of those correct before it.
+
+    Args:
+        adversarial: Predicted classes of the attacked images, int64 `(N,)`.
+        benign: Predicted classes of the same images before the attack, int64 `(N,)`.
+        labels: True classes, int64 `(N,)`.
+
+    Returns:
+        The count; its rate is the attack success rate.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""In which precision a pure function computes."""
+"""Floating-point precision of the computations in this package."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def accurate(tensor: Tensor) -> Tensor:
-    """Return half precision as float32 and everything else as it comes."""
+    """Convert half precision to float32; return every other tensor unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,6 +1,6 @@
 """Norm balls around zero: random start, steepest ascent direction and projection for L-infinity and L2.
 
-Everything works per image on `(N, C, H, W)` tensors; `eps` is a radius in [0, 1] pixel units, written `8 / 255`.
+All functions work per image, on the first axis of `(N, C, H, W)` tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ def _l2_norm(tensor: Tensor) -> Tensor:
 
 
 def project_linf(delta: Tensor, eps: float) -> Tensor:
-    """Return the nearest point of the L-infinity ball: each entry clamped to [-eps, eps].
+    """Project perturbations onto the L-infinity ball: clamp each entry to [-eps, eps].
+
+    Args:
+        delta: Perturbations `(N, C, H, W)`.
+        eps: Radius of the ball in [0, 1] pixel units, such as `8 / 255`.
+
+    Returns:
+        Projected perturbations of the same shape and dtype.
 
     Examples:
         >>> import torch
@@ -29,7 +36,14 @@ def project_linf(delta: Tensor, eps: float) -> Tensor:
 
 
 def project_l2(delta: Tensor, eps: float) -> Tensor:
-    """Return the nearest point of the L2 ball of each image: rescaled where its norm exceeds eps.
+    """Project perturbations onto the L2 ball: rescale each one whose norm exceeds `eps`.
+
+    Args:
+        delta: Perturbations `(N, C, H, W)`.
+        eps: Radius of the ball in [0, 1] pixel units.
+
+    Returns:
+        Projected perturbations of the same shape and dtype.
 
     Examples:
         >>> import torch
@@ -41,12 +55,30 @@ def project_l2(delta: Tensor, eps: float) -> Tensor:
 
 
 def random_linf(like: Tensor, eps: float, generator: Generator | None = None) -> Tensor:
-    """Draw uniformly from the L-infinity ball, one point per image of `like`."""
+    """Draw perturbations uniformly from the L-infinity ball.
+
+    Args:
+        like: Tensor `(N, C, H, W)` whose shape, dtype and device the perturbations take.
+        eps: Radius of the ball in [0, 1] pixel units.
+        generator: Random number generator on the device of `like`; None uses the global one.
+
+    Returns:
+        Perturbations `(N, C, H, W)`.
+    """
     return (torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device) * 2 - 1) * eps
 
 
 def random_l2(like: Tensor, eps: float, generator: Generator | None = None) -> Tensor:
-    """Draw uniformly from the L2 ball, one point per image of `like`."""
+    """Draw perturbations uniformly from the L2 ball.
+
+    Args:
+        like: Tensor `(N, C, H, W)` whose shape, dtype and device the perturbations take.
+        eps: Radius of the ball in [0, 1] pixel units.
+        generator: Random number generator on the device of `like`; None uses the global one.
+
+    Returns:
+        Perturbations `(N, C, H, W)`.
+    """
     direction = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     radius = torch.rand(len(like), generator=generator, dtype=like.dtype, device=like.device)
     radius = radius.pow(1 / like[0].numel()).view(-1, *[1] * (like.ndim - 1))
@@ -54,12 +86,15 @@ def random_l2(like: Tensor, eps: float, generator: Generator | None = None) -> T
 
 
 def steepest_linf(gradient: Tensor) -> Tensor:
-    """Return the unit step of steepest ascent in L-infinity: the sign of the gradient."""
+    """Return the direction of steepest ascent of unit L-infinity norm, the sign of the gradient `(N, C, H, W)`."""
     return gradient.sign()
 
 
 def steepest_l2(gradient: Tensor) -> Tensor:
-    """Return the unit step of steepest ascent in L2: the gradient of each image over its norm, or zero."""
+    """Return the direction of steepest ascent of unit L2 norm, the gradient `(N, C, H, W)` divided by its norm.
+
+    The direction is zero for an image whose gradient is zero.
+    """
     tiny = torch.finfo(gradient.dtype).tiny
     largest = gradient.abs().amax(dim=tuple(range(1, gradient.ndim)), keepdim=True)
     direction = gradient / largest.clamp_min(tiny)  # squares of very small or large gradients leave the range of floats
@@ -67,12 +102,26 @@ def steepest_l2(gradient: Tensor) -> Tensor:
 
 
 def project_pixels(images: Tensor, delta: Tensor) -> Tensor:
-    """Shrink `delta` so that `images + delta` lies in [0, 1]."""
+    """Clip perturbations so that the perturbed images lie in [0, 1].
+
+    Args:
+        images: Images `(N, C, H, W)` in [0, 1].
+        delta: Perturbations of the same shape.
+
+    Returns:
+        Perturbations of the same shape with `images + delta` in [0, 1].
+    """
     return (images + delta).clamp(0, 1) - images
 
 
 class Ball(NamedTuple):
-    """What an attack needs to know of a norm."""
+    """The operations of a norm ball that an attack uses.
+
+    Attributes:
+        random: Draws uniformly from the ball, `random_linf` or `random_l2`.
+        steepest: Returns the direction of steepest ascent, `steepest_linf` or `steepest_l2`.
+        project: Projects onto the ball, `project_linf` or `project_l2`.
+    """
 
     random: Callable[[Tensor, float, Generator | None], Tensor]
     steepest: Callable[[Tensor], Tensor]
@@ -83,4 +132,4 @@ BALLS: dict[str, Ball] = {
     "linf": Ball(random_linf, steepest_linf, project_linf),
     "l2": Ball(random_l2, steepest_l2, project_l2),
 }
-"""The norms an attack can be asked for, by name."""
+"""Norm balls by the name of their norm."""

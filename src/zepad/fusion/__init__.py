@@ -1,6 +1,6 @@
-"""Fusion rules: how the branches become one decision. One file each, found by name.
+"""Fusion rules, which combine the logits of the branches into one decision. Each is registered under a name.
 
-A rule of one's own is a subclass of `FusionRule` and one call of `register`.
+To add a rule, subclass `FusionRule` and call `register`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def fuse_logits(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Tensor:
-    """Fuse the branches by a registered rule.
+    """Fuse the logits of the branches by a registered rule.
 
     Args:
         logits: Logits `(B, N, K)` of any float dtype, hardened branches first, the benign branch last.
@@ -57,7 +57,7 @@ def fuse_logits(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Tenso
         Fused logits `(N, K)` in the dtype of `logits`, differentiable with respect to every branch.
 
     Raises:
-        ValueError: If the rule is unknown or has no such setting, or `logits` has another form.
+        ValueError: If the rule is unknown, it has no such setting, or `logits` is not `(B, N, K)` floating point.
 
     Examples:
         >>> import torch
@@ -82,7 +82,8 @@ def fusion_weights(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Te
         Weights `(B, N)` in the dtype of `logits`.
 
     Raises:
-        ValueError: If the rule is unknown, has no such setting or averages no logits, or `logits` has another form.
+        ValueError: If the rule is unknown, it has no such setting, it does not average logits, or `logits` is not
+            `(B, N, K)` floating point.
 
     Examples:
         >>> import torch
@@ -94,7 +95,7 @@ def fusion_weights(logits: Tensor, *, rule: str = "rfdm", **settings: Any) -> Te
     """
     weights = _build(rule, settings).weights(logits)
     if weights is None:
-        raise ConfigError(f"the rule {rule!r} averages no logits, so its branches have no weights.")
+        raise ConfigError(f"the rule {rule!r} does not average logits, so its branches have no weights.")
     return weights
 
 

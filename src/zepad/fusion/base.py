@@ -1,4 +1,4 @@
-"""What every fusion rule is: settings, a function on stacked logits, and what it says of itself."""
+"""Base classes of fusion rules and the register that holds them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _R = TypeVar("_R", bound="FusionRule")
 
 
 class ValidationLogits(NamedTuple):
-    """What the branches say of labelled validation images, for choosing a rule's settings.
+    """Logits of the branches on labelled validation images, from which a rule chooses its settings.
 
     Attributes:
         logits: Logits of every branch `(B, N, K)`, hardened branches first, the benign branch last.
@@ -38,9 +38,9 @@ class ValidationLogits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionRule(Plugin, ABC):
-    """Base of all fusion rules. A rule is a frozen dataclass: its fields are its settings, with a default each.
+    """Base class of fusion rules. A rule is a frozen dataclass whose fields are its settings, each with a default.
 
-    A rule of one's own needs `fuse` and a line of registration; everything else has a default:
+    A subclass must define `fuse` and be registered; every other method has a default:
 
     >>> from dataclasses import dataclass
     >>> import torch
@@ -55,8 +55,8 @@ class FusionRule(Plugin, ABC):
 
     Attributes:
         min_branches: Smallest number of branches that the rule can fuse.
-        needs_attacked: Whether `calibrate` reads `ValidationLogits.attacked`, which takes an attack to compute.
-        holds_floor: Whether `calibrate` aims at the benign floor, so that missing it deserves a warning.
+        needs_attacked: Whether `calibrate` reads `ValidationLogits.attacked`, for which an attack has to be run.
+        holds_floor: Whether `calibrate` aims at the benign floor, so that a warning is issued where it is missed.
     """
 
     min_branches: ClassVar[int] = 1
@@ -65,7 +65,11 @@ class FusionRule(Plugin, ABC):
 
     @abstractmethod
     def fuse(self, logits: Tensor) -> Tensor:
-        """Return the fused logits `(N, K)` of stacked ones `(B, N, K)`, which are at least float32."""
+        """Return the fused logits `(N, K)`.
+
+        Args:
+            logits: Logits `(B, N, K)`, float32 or float64, hardened branches first, the benign branch last.
+        """
 
     def log_weights(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002 - for subclasses
         """Return log-weights `(B, N)` up to a constant per image, or None for a rule that does not average logits."""
@@ -76,7 +80,7 @@ class FusionRule(Plugin, ABC):
         return confidence(logits)
 
     def calibrate(self: _R, validation: ValidationLogits, *, benign_floor: float) -> _R:  # noqa: ARG002
-        """Return the rule with the settings that are as robust as the benign accuracy allows.
+        """Return the rule with the most robust settings that keep the benign accuracy. The default has none to choose.
 
         Args:
             validation: Logits and labels of images that no training has seen.
@@ -85,14 +89,17 @@ class FusionRule(Plugin, ABC):
         return self
 
     def guarantee(self) -> str:
-        """Return what a white-box attacker can do to this rule, as one or two sentences for card and report."""
+        """Return what a white-box attacker can do to this rule, in one or two sentences for model card and report."""
         return (
             "An attacker who knows the whole ensemble (white box) needs only to make the benign branch confidently "
             "wrong: under such an attack this fusion rule keeps little accuracy."
         )
 
     def check_branches(self, count: int) -> None:
-        """Refuse a number of branches that the rule cannot fuse with these settings.
+        """Check that the rule can fuse this number of branches with its settings.
+
+        Args:
+            count: Number of branches.
 
         Raises:
             ConfigError: If there are too few branches, or a setting is for another number of them.
@@ -101,7 +108,7 @@ class FusionRule(Plugin, ABC):
 
     @classmethod
     def has_choice(cls) -> bool:
-        """Return whether there are settings that `calibrate` chooses."""
+        """Return whether `calibrate` chooses any settings of this rule."""
         return cls.calibrate is not FusionRule.calibrate
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ class FusionRule(Plugin, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AveragingRule(FusionRule):
-    """Base of the rules that average logits with a weight for each branch and image; they define `log_weights`."""
+    """Base class of rules that average logits with a weight per branch and image. A subclass defines `log_weights`."""
 
     @abstractmethod
     def log_weights(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A bounded vote of the benign branch: the recommended fusion."""
+"""The recommended fusion rule, a bounded vote of the benign branch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _VOTES = (0.0, *(2.0 ** (i / 8) for i in range(-56, 57)))  # zero, then 1/128 to
 
 @dataclass(frozen=True, kw_only=True)
 class Bounded(FusionRule):
-    """Add a bounded vote of the benign branch to what the hardened branches say, `log p_H + vote * p_B`.
+    """Add a bounded vote of the benign branch to the decision of the hardened branches, `log p_H + vote * p_B`.
 
     `p_H` is the mean probability of the hardened branches and `p_B` that of the benign branch. Probabilities differ by
-    one at most. So whatever the benign branch says, a class whose `log p_H` leads every other by more than `vote` is
-    the decision: an attacker who has not broken the hardened branches that far cannot win by breaking the benign one.
+    at most one, so a class whose `log p_H` leads every other class by more than `vote` is the decision, whatever the
+    benign branch predicts. An attacker cannot win by breaking the benign branch alone.
 
     `calibrate` takes the smallest vote that reaches the benign floor, because a smaller vote lets the benign branch
-    overturn less. If no vote reaches the floor, it takes the smallest of the most accurate.
+    overturn fewer decisions. If no vote reaches the floor, it takes the smallest of the most accurate votes.
 
     Attributes:
-        vote: Largest lead of the hardened branches that the benign branch can overturn, zero or more. With zero the
-            hardened branches decide alone.
+        vote: Largest lead of the hardened branches, in log-probability, that the benign branch can overturn; zero or
+            more. With zero the hardened branches decide alone.
 
     Examples:
         >>> import torch
@@ -44,25 +44,25 @@ class Bounded(FusionRule):
         """Check the vote.
 
         Raises:
-            ConfigError: If it is negative or no finite number.
+            ConfigError: If `vote` is negative or not a finite number.
         """
         require(is_number(self.vote) and 0 <= self.vote < 1e38, "vote", self.vote, "a number of zero or more")
 
     def fuse(self, logits: Tensor) -> Tensor:
         """Return `log p_H + vote * p_B`, `(N, K)`."""
-        # Infinity minus infinity would void the bound.
+        # The softmax of non-finite logits is NaN, which would void the bound.
         benign = logits[-1].nan_to_num(nan=0.0).softmax(dim=-1)
         return hardened_log_probabilities(logits) + self.vote * benign
 
     def calibrate(self, validation: ValidationLogits, *, benign_floor: float) -> Bounded:
-        """Return the rule with the smallest vote that reaches the floor, or the smallest of the most accurate."""
+        """Return the rule with the smallest vote that reaches the floor, or the smallest of the most accurate votes."""
         rules = [replace(self, vote=vote) for vote in _VOTES]
         accuracies = [validation.accuracy(rule) for rule in rules]
         wanted = min(benign_floor, max(accuracies))
         return next(rule for rule, accuracy in zip(rules, accuracies, strict=True) if accuracy >= wanted)
 
     def guarantee(self) -> str:
-        """Return the bound in words."""
+        """Return the bound as a sentence."""
         return (
             "An attacker who knows the whole ensemble (white box) can make the benign branch say anything; it cannot "
             f"overturn hardened branches that lead in a log-probability by more than {self.vote:.3g}."

@@ -1,4 +1,4 @@
-"""The plain average of the branches' logits, the baseline of every other rule."""
+"""The plain average of the branches' logits, which serves as a baseline."""
 
 from __future__ import annotations
 

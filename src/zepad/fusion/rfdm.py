@@ -1,4 +1,4 @@
-"""The paper's fusion: an average of the logits by confidence."""
+"""The paper's fusion rule, an average of the logits weighted by confidence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from .base import AveragingRule
 
 @dataclass(frozen=True, kw_only=True)
 class RFDM(AveragingRule):
-    """Robust federated decision mechanism: weights `w_i = c_i / sum_j c_j` with the `confidence` `c_i` of branch i.
+    """Robust federated decision mechanism: average logits with the weights `w_i = c_i / sum_j c_j`.
 
-    Adding a constant to one branch's logits changes no decision. *Scaling* them does, because the confidence depends on
-    the scale. Whoever makes one branch confidently wrong decides; this limit is known.
+    `c_i` is the `confidence` of branch i. Adding a constant to one branch's logits changes no decision. Scaling them
+    does, because the confidence depends on the scale. An attacker who makes one branch confidently wrong can therefore
+    decide the outcome; this limit is known.
 
     Attributes:
         sharpness: Exponent `k` of the confidence; the paper uses 3.
@@ -31,7 +32,7 @@ class RFDM(AveragingRule):
         """Check the sharpness.
 
         Raises:
-            ConfigError: If it is negative or no finite number.
+            ConfigError: If `sharpness` is negative or not a finite number.
         """
         k = self.sharpness
         require(is_number(k) and 0 <= k < 1e38, "sharpness", k, "a number of zero or more")

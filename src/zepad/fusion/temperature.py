@@ -1,4 +1,4 @@
-"""RFDM after temperature scaling, so that all branches speak on one scale."""
+"""RFDM after temperature scaling, so that the confidences of the branches are comparable."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .base import AveragingRule, ValidationLogits, weighted_average
 class Temperature(AveragingRule):
     """Divide each branch's logits by its temperature, then fuse by RFDM.
 
-    `calibrate` fits the temperature of each branch on its own, by likelihood; the benign floor plays no part.
+    `calibrate` fits the temperature of each branch separately by maximum likelihood and ignores the benign floor.
 
     Attributes:
         temperatures: One positive number per branch; an empty tuple leaves the logits as they are.
-        sharpness: Exponent of the confidence, as in `RFDM`.
+        sharpness: Exponent `k` of the confidence; the paper uses 3.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599 (temperature scaling).
@@ -36,7 +36,7 @@ class Temperature(AveragingRule):
         """Check both settings.
 
         Raises:
-            ConfigError: Naming the setting, its value and what was expected.
+            ConfigError: If a setting is out of range.
         """
         given, k = self.temperatures, self.sharpness
         listed = isinstance(given, (list, tuple)) and all(is_number(t) and 1e-6 <= t <= 1e6 for t in given)
@@ -48,7 +48,7 @@ class Temperature(AveragingRule):
         """Return the average of the scaled logits, `(N, K)`.
 
         Raises:
-            ValueError: If there are not as many temperatures as branches.
+            ValueError: If the numbers of temperatures and branches differ.
         """
         return weighted_average(self._scaled(logits), self.log_weights(logits))
 
@@ -61,17 +61,20 @@ class Temperature(AveragingRule):
         return confidence(logits, sharpness=self.sharpness)
 
     def check_branches(self, count: int) -> None:
-        """Refuse temperatures for another number of branches.
+        """Check that there is one temperature per branch, or none.
+
+        Args:
+            count: Number of branches.
 
         Raises:
-            ConfigError: If there are some, and not one per branch.
+            ConfigError: If the numbers of temperatures and branches differ.
         """
         super().check_branches(count)
         given = self.temperatures
         require(len(given) in (0, count), "temperatures", given, f"one per branch, {count}, or none")
 
     def calibrate(self, validation: ValidationLogits, *, benign_floor: float) -> Temperature:  # noqa: ARG002
-        """Return the rule with the likeliest temperature of each branch; `benign_floor` is not used."""
+        """Return the rule with the maximum-likelihood temperature of each branch; `benign_floor` is not used."""
         found = tuple(fit_temperature(rows, validation.labels) for rows in validation.logits)
         return replace(self, temperatures=found)
 
@@ -84,7 +87,7 @@ class Temperature(AveragingRule):
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature in [0.01, 100] under which the labels are likeliest.
+    """Return the temperature in [0.01, 100] that maximises the likelihood of the labels.
 
     Args:
         logits: Logits of one branch `(N, K)`.

@@ -1,4 +1,4 @@
-"""Files to the Hugging Face Hub in one commit, or not at all."""
+"""Upload of files to the Hugging Face Hub in one commit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .hub_errors import CLIENT_ERRORS, WEIGHT_SUFFIXES, again, explain, is_trans
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the Hub now holds.
+    """A model that was published on the Hub.
 
     Attributes:
         repo_id: Id of the repository, `"user/name"`.
-        revision: SHA of the commit that has the files.
-        url: Address of that commit.
+        revision: SHA of the commit that holds the files.
+        url: URL of the commit.
     """
 
     repo_id: str
@@ -44,23 +44,28 @@ def publish(
     files: Sequence[str],
     obsolete: Sequence[str],
 ) -> Published:
-    """Put files of a folder on the Hub in one commit: all of them or none, whatever fails.
+    """Upload files of a folder to the Hub in one commit, so that either all of them are published or none.
 
-    Files that the Hub already has are not sent, and if it has them all no commit is made, so a push may be repeated.
+    Files that the Hub already has are not sent. If it has all of them no commit is made, so a push may be repeated.
 
     Args:
         folder: Folder that holds the files.
-        repo_id: Id of the repository, `"user/name"`, or `"name"` for the user of the token; created if need be.
-        private: Visibility of a new repository; True refuses an existing public one, which otherwise stays as it is.
-        revision: Branch, created from the default one if need be; None is the default branch.
+        repo_id: Id of the repository, `"user/name"`, or `"name"` for the user of the token. It is created if it does
+            not exist.
+        private: Visibility of a new repository. The visibility of an existing one never changes; True raises an error
+            if it is public.
+        revision: Branch, which is created from the default one if it does not exist; None is the default branch.
         token: Access token, True or None for the stored one, False for none.
-        commit_message: First line of the commit's message.
-        files: Names of the files that are sent. No other file is.
-        obsolete: Names of files that an earlier push may have left, deleted in the same commit.
+        commit_message: First line of the commit message.
+        files: Names of the files to send. No other file is sent.
+        obsolete: Names of files from earlier pushes to delete in the same commit.
+
+    Returns:
+        Repository, commit and URL.
 
     Raises:
         CheckpointError: If a file is missing from the folder.
-        HubError: If nothing was published, or it cannot be told; it says which, why, and what to do.
+        HubError: If nothing was published, or it is unknown whether it was.
     """
     failed = f"nothing was published to {repo_id!r}"
     if re.fullmatch("[0-9a-f]{40}", revision or ""):
@@ -107,7 +112,7 @@ def _commit(
 
     def attempt(*, retry: bool) -> Published:
         try:
-            # Pinned to the head that was looked at: the Hub refuses if somebody commits in between.
+            # With parent_commit the Hub rejects the commit if another one was made in the meantime.
             commit = api.create_commit(
                 repo_id, operations, commit_message=message, revision=revision, parent_commit=head.sha
             )
@@ -140,7 +145,7 @@ def _info(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
 
 
 def _differing(head: ModelInfo, digests: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the names of the files that a commit lacks or has with another content."""
+    """Return the names of the files that a commit lacks or holds with other contents."""
     there = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in head.siblings or ()}
     return [name for name, own in digests.items() if there.get(name) not in own]
 

@@ -1,4 +1,4 @@
-"""What a saved model consists of: the value that is written and that comes back."""
+"""The contents of a saved model, as they are written and read."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .config import FORMAT, Base, EncoderRecord, HeadKind, SavedConfig, SavedFil
 
 @dataclass(frozen=True, kw_only=True)
 class Home:
-    """Where the encoders of a model are published.
+    """The commit on the Hub that holds the encoders of a model.
 
     Attributes:
         base: Repository and commit.
-        files: Digest and size of each weight file there, by name.
+        files: Digest and size of each weight file of the commit, by name.
     """
 
     base: Base
@@ -34,14 +34,14 @@ class Home:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """What a saved model holds.
+    """The contents of a saved model.
 
     Attributes:
-        config: Its description. The files are named there once they are written.
+        config: Description of the model. Its files are listed once they are written.
         encoders: Encoders by role.
         heads: Heads by role.
-        detector: What scores images, fitted or not.
-        home: Where the encoders are published, or None if they are not on the Hub.
+        detector: Detector, fitted or not.
+        home: Commit that holds the encoders, or None if they are not on the Hub.
     """
 
     config: SavedConfig
@@ -72,25 +72,25 @@ def describe_model(
     provenance: dict[str, Any],
     home: Home | None,
 ) -> SavedModel:
-    """Return a model as `save_model` takes it, its config without files.
+    """Return the contents of a model for `save_model`, with a config that lists no files yet.
 
     Args:
-        stage: How far the model has come.
+        stage: Stage of the model.
         channels: Number of image channels.
         num_classes: Number of classes, or None before there is a task.
         class_names: One name per class, or None.
         encoders: Encoders by role.
         features: Width of each encoder's output, by role.
-        shared_architecture: For each custom encoder that has another role's architecture, that role.
+        shared_architecture: For each custom encoder that is a copy of another, the role of that other encoder.
         heads: Heads by role.
         fusion: Fusion rule with its settings.
-        detector: What scores images.
+        detector: Detector, fitted or not.
         threshold: Threshold of the detection score, or None.
         provenance: Recipes, data sizes and results of training, by step.
-        home: Where the encoders are published, or None.
+        home: Commit that holds the encoders, or None if they are not on the Hub.
 
     Raises:
-        CheckpointError: If a head is of a class that cannot be saved.
+        CheckpointError: If a head is neither an `MLPHead` nor a `ZeroShotHead`.
     """
     config = SavedConfig(
         format=FORMAT,

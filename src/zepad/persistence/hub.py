@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, all of one commit."""
+"""Download of files from one commit of a Hugging Face Hub repository."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class HubRepo:
-    """Where to fetch from.
+    """A repository on the Hub and how to access it.
 
     Attributes:
         repo_id: Id of the repository, `"user/name"`.
         revision: Branch, tag or commit; None is the default branch.
         token: Access token, True for the stored one, False for none.
         cache_dir: Cache folder of the Hub client; None is its default.
-        local_files_only: Use the cache alone.
-        force_download: Fetch again what is cached.
+        local_files_only: Whether to use cached files alone.
+        force_download: Whether to download files again that are cached.
     """
 
     repo_id: str
@@ -44,13 +44,13 @@ class HubRepo:
 
         Args:
             filename: Name of the file in the repository.
-            revision: Branch, tag or commit; None is that of the attribute.
+            revision: Branch, tag or commit; None takes that of the attribute.
 
         Returns:
-            Its path; the parent folder is named after the resolved commit, which pins the files fetched next.
+            Path of the file in the cache. Its parent folder is named after the resolved commit.
 
         Raises:
-            HubError: If the repository, revision or file cannot be had; it says which, and what to do.
+            HubError: If the repository, revision or file cannot be downloaded.
         """
         path = self._download(filename, revision)
         if not _is_intact(path) and self._may_download:
@@ -63,18 +63,21 @@ class HubRepo:
         return path
 
     def read(self, filename: str, parse: Callable[[Path], _T], *, revision: str | None = None) -> _T:
-        """Fetch a file and parse it; what `parse` finds damaged is downloaded once more.
+        """Fetch a file and parse it. A file that `parse` reports as damaged is downloaded once more.
 
-        The client checks the size of a download and not its digest, and what it once put into its cache it trusts.
+        The Hub client checks the size of a download but not its digest, and does not check cached files at all.
 
         Args:
             filename: Name of the file in the repository.
-            parse: Function of its path that raises `CheckpointError` if the file is damaged.
-            revision: Branch, tag or commit; None is that of the attribute.
+            parse: Function of the path that raises `CheckpointError` if the file is damaged.
+            revision: Branch, tag or commit; None takes that of the attribute.
+
+        Returns:
+            The result of `parse`.
 
         Raises:
-            CheckpointError: If the file is damaged on the Hub too, or in the cache and the Hub may not be asked.
-            HubError: If the repository, revision or file cannot be had; it says which, and what to do.
+            CheckpointError: If the file is damaged on the Hub, or in the cache while the client is offline.
+            HubError: If the repository, revision or file cannot be downloaded.
         """
         try:
             return parse(self.fetch(filename, revision=revision))
@@ -108,7 +111,7 @@ class HubRepo:
         return Path(path)
 
     def _contents(self, revision: str | None) -> str:
-        """Say what a repository without the file we want holds."""
+        """Describe the contents of a repository that lacks the requested file."""
         try:
             names = HfApi(token=self.token).list_repo_files(self.repo_id, revision=revision)
         except CLIENT_ERRORS:
@@ -117,18 +120,25 @@ class HubRepo:
 
 
 def locate(model_id: str, repo: HubRepo) -> tuple[Path, HubRepo | None]:
-    """Return the config of a local folder or of a Hub repository, and the repository if it is one.
+    """Return the path of a model's config, and the Hub repository it came from.
+
+    Args:
+        model_id: Path of a folder, or id of a Hub repository.
+        repo: Repository to fetch from if `model_id` is not a folder.
+
+    Returns:
+        The path, and the repository or None for a local folder.
 
     Raises:
-        CheckpointError: If it reads like a path and no folder is there.
-        HubError: If the repository cannot be had, or holds no config.
+        CheckpointError: If `model_id` looks like a path and there is no such folder.
+        HubError: If the repository cannot be reached, or holds no config.
     """
     folder = Path(model_id)
     try:
         if folder.is_dir():
             return folder / CONFIG_FILE, None
         path_like = folder.exists() or folder.is_absolute() or model_id.startswith(".") or model_id.count("/") != 1
-    except OSError:  # too long for a path, and so for a Hub id
+    except OSError:  # the id is too long for a path, and therefore for a Hub id
         path_like = True
     if path_like:
         raise CheckpointError(
@@ -138,10 +148,10 @@ def locate(model_id: str, repo: HubRepo) -> tuple[Path, HubRepo | None]:
 
 
 def git_digests(path: Path) -> frozenset[str]:
-    """Return the digests by which the Hub may know a file: sha256 of a large one, git's sha1 of a regular one.
+    """Return the digests by which the Hub may identify a file: SHA-256 for a large file, git's SHA-1 for a regular one.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        CheckpointError: If the file cannot be read.
     """
     try:
         sha256 = hashlib.sha256()
@@ -156,9 +166,9 @@ def git_digests(path: Path) -> frozenset[str]:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a regular file of the cache, named after its git digest, is that file.
+    """Return whether the contents of a regular file of the cache match the git digest in its name.
 
-    Weight files are named after their sha256, which config.json vouches for and whoever reads them checks.
+    Weight files are named after their SHA-256, which is checked against config.json when they are loaded.
     """
     name = path.resolve().name
     return not re.fullmatch("[0-9a-f]{40}", name) or name in git_digests(path)

@@ -1,4 +1,4 @@
-"""What the errors of the Hub's client mean, and what to do about them."""
+"""Explanations of the errors of the Hub client."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _T = TypeVar("_T")
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WEIGHT_SUFFIXES = (*_PICKLES, ".safetensors", ".h5", ".msgpack", ".onnx", ".gguf")
-"""How the names of files end that hold a model of some library."""
+"""Suffixes of files that hold model weights, of any library."""
 
-# The client lets the errors of its HTTP library through, which was requests, then httpx, then httpx2.
+# The client raises the errors of its HTTP library, which was requests, then httpx, then httpx2.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS: tuple[type[Exception], ...] = (_HTTPError, OSError, RuntimeError, ValueError, KeyError)
-"""Everything that the client is known to raise."""
+"""Exceptions that the client is known to raise."""
 
 
 @contextmanager
 def translated(failed: str, repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn whatever the client raises into a `HubError`."""
+    """Turn every exception of the client into a `HubError`."""
     try:
         yield
     except ZePADError:
@@ -45,9 +45,9 @@ def translated(failed: str, repo_id: str, revision: str | None) -> Iterator[None
 
 
 def again(call: Callable[[], _T]) -> _T:
-    """Return the result of a request, sent once more if the Hub or the connection failed for the moment.
+    """Return the result of a request, which is repeated once after a temporary failure of the Hub or the connection.
 
-    The client itself does not do so for most requests.
+    The client itself does not repeat most requests.
     """
     try:
         return call()
@@ -58,7 +58,7 @@ def again(call: Callable[[], _T]) -> _T:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a request that failed so may succeed when it is sent again."""
+    """Return whether a request that failed with this error may succeed when it is repeated."""
     if isinstance(error, (FileNotFoundError, PermissionError, OfflineModeIsEnabled)):
         return False
     if isinstance(error, HfHubHTTPError):
@@ -67,7 +67,7 @@ def is_transient(error: Exception) -> bool:
 
 
 def describe_repository(names: Sequence[str]) -> str:
-    """Say what a repository that lacks a file holds, by the names of its files."""
+    """Describe the contents of a repository that lacks a file, by the names of its files."""
     weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
     shown = ", ".join(weights[:5]) or ", ".join(names[:5]) or "no file we could list"
     if CONFIG_FILE in names:
@@ -81,8 +81,8 @@ def describe_repository(names: Sequence[str]) -> str:
 
 
 def explain(error: BaseException, repo_id: str, revision: str | None) -> str:
-    """Say what an error of the client means and what to do."""
-    # The client's own wrappers say less than the answer or the broken connection that they wrap.
+    """Describe the cause of a client error and how to resolve it."""
+    # The errors that the client wraps are more specific than its own.
     while error.__cause__ and (isinstance(error, LocalEntryNotFoundError) or not isinstance(error, _HTTPError)):
         error = error.__cause__
     said = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
