@@ -21,7 +21,8 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, ConfigError, HardenConfig, HeadConfig, InputError, ZePAD, detectors, fusion
 from zepad import calibration as module
 from zepad.calibration import calibrate
-from zepad.detectors import DetectorInputs, FittedDetector, fit_features
+from zepad.detectors import DetectorInputs, FittedDetector
+from zepad.detectors.features import fit_features
 from zepad.errors import CalibrationWarning
 from zepad.functional import conformal_threshold, detection_score
 from zepad.fusion import RFDM, Bounded, Mean, MixedNUTS, Temperature, ValidationLogits

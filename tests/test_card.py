@@ -23,7 +23,8 @@ from tiny import TinyEncoder, toy_data
 from zepad import CardDetails, HardenConfig, HeadConfig, ZePAD, ZeroShotHead
 from zepad.errors import CheckpointError, ConfigError, InputError
 from zepad.evaluation import EvalReport, weights_digest
-from zepad.persistence import Base, SavedConfig, model_card, parse_config, read_config
+from zepad.persistence import model_card, read_config
+from zepad.persistence.config import Base, SavedConfig, parse_config
 from zepad.types import ROLES
 
 UNMEASURED = "Nothing was measured when this card was written: no accuracy, clean or robust, is claimed."

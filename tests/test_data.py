@@ -25,7 +25,8 @@ from torchvision import datasets
 
 from strategies import laws
 from zepad import ConfigError, InputError
-from zepad.data import NAMES, digits, load_data, published, read_image
+from zepad.data import digits, load_data, published, read_image
+from zepad.data.load import NAMES
 
 ANIMALS = ["cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo"]
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -11,17 +11,9 @@ from torchvision.transforms.functional import gaussian_blur
 import reference
 from strategies import MODERATE, clear_logits, laws, logits, seeds
 from zepad import StageError
-from zepad.detectors import (
-    DetectorInput,
-    DetectorInputs,
-    FittedDetector,
-    Widths,
-    disagreement_score,
-    feature_score,
-    fit_features,
-    reference_divergence,
-    resolve,
-)
+from zepad.detectors import DetectorInput, DetectorInputs, FittedDetector, Widths, resolve
+from zepad.detectors.combined import disagreement_score, reference_divergence
+from zepad.detectors.features import feature_score, fit_features
 from zepad.errors import ConfigError
 from zepad.functional import detection_score, smoothed
 

@@ -22,7 +22,9 @@ from zepad.errors import CheckpointError, InputError
 from zepad.evaluation import Attacker, evaluate, weights_digest
 from zepad.functional import detection_score, hardened_log_probabilities, smoothed
 from zepad.fusion import fuse_logits
-from zepad.persistence import Base, Home, read_config
+from zepad.persistence import read_config
+from zepad.persistence.config import Base
+from zepad.persistence.contents import Home
 from zepad.types import ENCODER_ROLES, ROLES
 
 IMAGES, LABELS = toy_data(80, seed=5)

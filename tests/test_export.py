@@ -20,7 +20,7 @@ from zepad import CheckpointError, ConfigError, InputError, StageError, ZePAD
 from zepad.encoders import Encoder, Preprocessing
 from zepad.functional import detection_score
 from zepad.modules import MLPHead
-from zepad.persistence import export_model
+from zepad.persistence.export import export_model
 from zepad.types import ROLES
 
 ort = pytest.importorskip("onnxruntime")

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import pytest
 
 import example_reports as examples
-from zepad.evaluation.rendering import comparison_html, html_page
+from zepad.evaluation.rendering import comparison_html
+from zepad.evaluation.rendering.page import html_page
 
 pytestmark = pytest.mark.slow
 

@@ -17,19 +17,9 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, InputError, ZePAD
 from zepad.attacks import PGD
 from zepad.modules import Branch, MLPHead
-from zepad.objectives import (
-    Batch,
-    Inner,
-    ObjectiveOutput,
-    Recipe,
-    fare,
-    gen_af,
-    mart,
-    pgd_at,
-    robust_criticality,
-    trades,
-    zepad_recipe,
-)
+from zepad.objectives import Batch, ObjectiveOutput, Recipe, fare, gen_af, mart, pgd_at, trades, zepad_recipe
+from zepad.objectives.base import Inner
+from zepad.objectives.gen_af import robust_criticality
 from zepad.training import fit_heads, harden_branch
 
 QUICK = HardenConfig(epochs=1, steps=1)

@@ -17,15 +17,11 @@ from PIL import Image
 import example_reports as examples
 from zepad.errors import InputError
 from zepad.escaping import clean
-from zepad.evaluation.rendering import (
-    comparison_html,
-    comparison_markdown,
-    html_page,
-    markdown_tables,
-    overview_png,
-    save_report,
-)
+from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
+from zepad.evaluation.rendering.files import save_report
+from zepad.evaluation.rendering.page import html_page
+from zepad.evaluation.rendering.picture import overview_png
 from zepad.evaluation.rendering.table import Cell, Row, Table, markdown_table
 from zepad.evaluation.rendering.templating import macros
 from zepad.evaluation.rendering.wording import verdict

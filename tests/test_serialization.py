@@ -27,7 +27,9 @@ from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
 from zepad.fusion import RFDM
-from zepad.persistence import Base, Home, read_config
+from zepad.persistence import read_config
+from zepad.persistence.config import Base
+from zepad.persistence.contents import Home
 from zepad.types import ROLES
 
 IMAGES, LABELS = toy_data(24)

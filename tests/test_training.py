@@ -35,7 +35,9 @@ from zepad.data import digits
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead, NoHead
-from zepad.objectives import Batch, ObjectiveOutput, benign_recipe, fare, zepad_objective, zepad_recipe
+from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_recipe
+from zepad.objectives.benign import benign_recipe
+from zepad.objectives.zepad import zepad_objective
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads, harden_branch, train_benign
 from zepad.training.features import FeatureCache

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from .encoders import Encoder, EncoderLike, Preprocessing, as_encoder, probe_role
+from .encoders import Encoder, EncoderLike, Preprocessing
+from .encoders.given import as_encoder, probe_role
 from .errors import InputError
-from .training import check_state
+from .training.copies import check_state
 from .types import REFERENCE, Role
 
 

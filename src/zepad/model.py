@@ -19,7 +19,9 @@ from .evaluation import EvalReport, weights_digest
 from .fusion import FusionRule
 from .modules import Branch
 from .objectives import Objective, Recipe
-from .persistence import Home, Pretrained, SavedModel, describe_model, export_model
+from .persistence.contents import Home, SavedModel, describe_model
+from .persistence.export import export_model
+from .persistence.pretrained import Pretrained
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage

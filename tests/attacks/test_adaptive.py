@@ -23,7 +23,6 @@ from zepad.attacks import (
     cross_entropy,
     dlr,
     fused_by,
-    gap_score,
     hardened_branches,
     margin,
     mean_logits,
@@ -36,6 +35,10 @@ from zepad.fusion import RFDM, Bounded, Mean, MixedNUTS
 EPS = 8 / 255
 few = settings(laws, max_examples=20)  # each example runs an attack
 FUSIONS = (RFDM(), Mean(), Bounded(), MixedNUTS())  # averaging and bounding rules
+
+
+def gap_score(branch_logits):
+    return lambda images: detection_score(branch_logits(images))
 
 
 def seeded(seed=1):
@@ -75,7 +78,6 @@ def linear(classes=3):
 def test_surrogates_are_functions_of_the_branches(ensemble, toy):
     logits = ensemble.branch_logits(toy[0])
     torch.testing.assert_close(mean_logits(ensemble.branch_logits)(toy[0]), sum(logits) / 3)
-    torch.testing.assert_close(gap_score(ensemble.branch_logits)(toy[0]), detection_score(logits))
     for index in (0, 1, 2, -1):
         torch.testing.assert_close(one_branch(ensemble.branch_logits, index)(toy[0]), logits[index])
     sure = (logits[0].softmax(1) + logits[1].softmax(1)) / 2
@@ -108,7 +110,6 @@ def test_the_benign_branch_has_no_part_in_the_hardened_branches(ensemble, toy):
     "surrogate",
     [
         mean_logits,
-        gap_score,
         lambda branches: one_branch(branches, 0),
         hardened_branches,
         lambda branches: fused_by(branches, Bounded()),
@@ -123,9 +124,7 @@ def test_surrogates_bring_the_mode_of_the_model_behind_a_method(toy, surrogate):
     for branch in ensemble.branches:
         branch.register_forward_hook(lambda part, *_: modes.add(part.training))
     module = surrogate(ensemble.branch_logits)
-    PGD(eps=EPS, steps=2, loss_fn=lambda outputs, _: outputs.flatten(1).sum(1) if outputs.ndim > 1 else outputs)(
-        module, *toy
-    )
+    PGD(eps=EPS, steps=2, loss_fn=lambda outputs, _: outputs.sum(1))(module, *toy)
     assert modes == {False}
     after = [part.training for part in ensemble.modules()], {k: v.tolist() for k, v in ensemble.state_dict().items()}
     assert after == before

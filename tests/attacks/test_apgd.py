@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from strategies import images, laws, radii, seeds
 from tiny import TinyEncoder, toy_data
-from zepad.attacks import APGD, PGD, TargetedAPGD, cross_entropy, dlr, margin, targeted_dlr
+from zepad.attacks import APGD, PGD, TargetedAPGD, cross_entropy, dlr, margin
 from zepad.attacks.ascent import _checkpoints, ascend
+from zepad.attacks.losses import targeted_dlr
 from zepad.errors import ConfigError, InputError
-from zepad.functional import BALLS
+from zepad.functional.projection import BALLS
 
 NORMS = ("linf", "l2")
 EPS = 8 / 255

@@ -10,7 +10,8 @@ from torch import nn
 
 from strategies import images, laws, radii, seeds
 from tiny import TinyEncoder, toy_data
-from zepad.attacks import PGD, FeaturePGD, attack_features, cosine_distance, l2_distance
+from zepad.attacks import PGD, FeaturePGD, attack_features, cosine_distance
+from zepad.attacks.losses import l2_distance
 from zepad.errors import ConfigError
 
 EPS = 8 / 255

@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from strategies import laws, seeds
 from tiny import TinyEncoder, toy_data
 from zepad.attacks import UniversalFeatureAttack, UniversalPerturbation
-from zepad.attacks.universal import PAPUGS, SSP, UAP, UAPGD, AdvEncoder, AdvEncoderPatch, PAPBase, PAPFuse
-from zepad.attacks.universal.advencoder import advencoder_loss, high_frequencies, info_nce
+from zepad.attacks.universal.advencoder import AdvEncoder, AdvEncoderPatch, advencoder_loss, high_frequencies, info_nce
 from zepad.attacks.universal.crafting import ascend
-from zepad.attacks.universal.pap import activation_energy, gaussian_images
+from zepad.attacks.universal.pap import PAPUGS, PAPBase, PAPFuse, activation_energy, gaussian_images
 from zepad.attacks.universal.probe import fit_probe
-from zepad.attacks.universal.ssp import energy_distortion
-from zepad.attacks.universal.uap import deepfool
-from zepad.attacks.universal.uapgd import normalised_cross_entropy
+from zepad.attacks.universal.ssp import SSP, energy_distortion
+from zepad.attacks.universal.uap import UAP, deepfool
+from zepad.attacks.universal.uapgd import UAPGD, normalised_cross_entropy
 from zepad.data import digits
 from zepad.encoders import EncoderSpec, build_encoder
 from zepad.errors import ConfigError, InputError

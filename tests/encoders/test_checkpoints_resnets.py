@@ -23,9 +23,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from zepad.encoders import Encoder, EncoderSpec, Preprocessing, wrap_module
+from zepad.encoders import Encoder, EncoderSpec, Preprocessing
 from zepad.encoders.sources import lightly, solo
 from zepad.encoders.sources.lightly import load_lightly
+from zepad.encoders.sources.registry import wrap_module
 from zepad.encoders.sources.resnet import load_resnet
 from zepad.encoders.sources.solo import load_solo, load_solo_probe
 from zepad.errors import CheckpointError, ConfigError

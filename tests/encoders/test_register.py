@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, Encoder, EncoderSpec, HardenConfig, HeadConfig, ZePAD
-from zepad.encoders import build_encoder, is_registered, register_source, wrap_module
-from zepad.encoders.sources.registry import _SOURCES
+from zepad.encoders import build_encoder, register_source
+from zepad.encoders.sources.registry import _SOURCES, is_registered, wrap_module
 from zepad.encoders.spec import FORMS
 from zepad.errors import CheckpointError, ConfigError
 

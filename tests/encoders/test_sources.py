@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import zepad.encoders
 from tiny import TinyEncoder, features
-from zepad.encoders import EncoderSpec, Preprocessing, build_encoder, probe, wrap_module
+from zepad.encoders import EncoderSpec, Preprocessing, build_encoder, probe
+from zepad.encoders.sources.registry import wrap_module
 from zepad.errors import CheckpointError, ConfigError, HubError
 
 TIMM, TORCHVISION = "resnet10t", "mobilenet_v3_small"

@@ -20,7 +20,6 @@ from zepad.attacks import (
     WorstOf,
     cross_entropy,
     dlr,
-    gap_score,
     margin,
     mean_logits,
     one_branch,
@@ -128,8 +127,8 @@ DIFFERENT = [
     attacker(Transfer(attack=PGD3, surrogate=linear(1))),
     attacker(WorstOf(attacks=(PGD3, APGD(eps=EPS, steps=3)))),
     attacker(WorstOf(attacks=(PGD3, APGD(eps=EPS, steps=4)))),
-    attacker(DetectorEvading(eps=EPS, score=gap_score(ensemble().branch_logits), threshold=0.1)),
-    attacker(DetectorEvading(eps=EPS, score=gap_score(ensemble().branch_logits), threshold=0.2)),
+    attacker(DetectorEvading(eps=EPS, score=mean_logits(ensemble().branch_logits), threshold=0.1)),
+    attacker(DetectorEvading(eps=EPS, score=mean_logits(ensemble().branch_logits), threshold=0.2)),
     attacker(DetectorEvading(eps=EPS, score=one_branch(ensemble().branch_logits, 0), threshold=0.1)),
     attacker(Plain()),
     attacker(Plain(strength=2.0)),
@@ -161,7 +160,7 @@ def test_settings_do_not_depend_on_where_or_when_an_attacker_is_made():
     def make():
         return [
             attacker(replace(PGD3, loss_fn=scaled(2.0)), target=branch(1), notes={"why": ("x", {3, 1, 2})}),
-            attacker(DetectorEvading(eps=EPS, score=gap_score(ensemble().branch_logits), threshold=0.1)),
+            attacker(DetectorEvading(eps=EPS, score=mean_logits(ensemble().branch_logits), threshold=0.1)),
             attacker(PGD3, target=against(linear(4), linear(5))),
             attacker(Plain()),
             universal_attacker(perturbation()),

@@ -6,7 +6,8 @@ from torch import nn
 
 from zepad.attacks import PGD
 from zepad.errors import EvaluationWarning
-from zepad.evaluation import Attacker, AttackResult, Cost, Rate, RobustRates, check_model, check_results, evaluate
+from zepad.evaluation import Attacker, AttackResult, Cost, Rate, RobustRates, evaluate
+from zepad.evaluation.sanity import check_model, check_results
 
 EPS = 16 / 255
 RANDOM, LOGITS, GRADIENTS = "outputs are not random", "outputs are logits", "gradients are not zero"

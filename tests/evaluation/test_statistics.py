@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from strategies import seeds
 from zepad.errors import InputError
-from zepad.evaluation import Rate, auroc, detection, fpr_at_tpr, statistics
+from zepad.evaluation import Rate, auroc, detection, statistics
+from zepad.evaluation.statistics import fpr_at_tpr
 
 laws = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

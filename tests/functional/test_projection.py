@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import deltas, images, laws, radii, seeds
-from zepad.functional import BALLS, project_pixels, random_l2, steepest_l2
+from zepad.functional.projection import BALLS, project_pixels, random_l2, steepest_l2
 
 norms = st.sampled_from(sorted(BALLS))
 ROUNDING = 1e-12

@@ -6,22 +6,17 @@ from .apgd import APGD, TargetedAPGD
 from .base import Attack
 from .combine import Transfer, WorstOf, apgd_square_ensemble
 from .feature import FeaturePGD, attack_features
-from .losses import cosine_distance, cross_entropy, dlr, l2_distance, margin, targeted_dlr
+from .losses import cosine_distance, cross_entropy, dlr, margin
 from .pgd import PGD
 from .square import Square
-from .surrogates import fused_by, gap_score, hardened_branches, mean_logits, one_branch
-from .universal import (
-    PAPUGS,
-    SSP,
-    UAP,
-    UAPGD,
-    AdvEncoder,
-    AdvEncoderPatch,
-    PAPBase,
-    PAPFuse,
-    UniversalFeatureAttack,
-    UniversalPerturbation,
-)
+from .surrogates import fused_by, hardened_branches, mean_logits, one_branch
+from .universal.advencoder import AdvEncoder, AdvEncoderPatch
+from .universal.feature import UniversalFeatureAttack
+from .universal.pap import PAPUGS, PAPBase, PAPFuse
+from .universal.perturbation import UniversalPerturbation
+from .universal.ssp import SSP
+from .universal.uap import UAP
+from .universal.uapgd import UAPGD
 
 __all__ = [
     "APGD",
@@ -52,11 +47,8 @@ __all__ = [
     "dlr",
     "foolbox_model",
     "fused_by",
-    "gap_score",
     "hardened_branches",
-    "l2_distance",
     "margin",
     "mean_logits",
     "one_branch",
-    "targeted_dlr",
 ]

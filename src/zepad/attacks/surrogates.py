@@ -7,7 +7,7 @@ from types import MethodType
 
 from torch import Tensor, nn
 
-from ..functional import detection_score, hardened_log_probabilities
+from ..functional import hardened_log_probabilities
 
 BranchLogits = Callable[[Tensor], Tensor]
 """A map from images to the stacked logits `(B, N, K)` of the branches, such as `ZePAD.branch_logits`."""
@@ -62,18 +62,6 @@ def one_branch(branch_logits: BranchLogits, index: int) -> nn.Module:
         A module that maps images to logits `(N, K)`.
     """
     return _OfBranches(branch_logits, lambda logits: logits[index])
-
-
-def gap_score(branch_logits: BranchLogits) -> nn.Module:
-    """Return `zepad.functional.detection_score` as a differentiable function of images, for `DetectorEvading`.
-
-    Args:
-        branch_logits: Map from images to stacked logits `(B, N, K)`, such as `defense.branch_logits`.
-
-    Returns:
-        A module that maps images to scores `(N,)`, larger where an image is more suspicious.
-    """
-    return _OfBranches(branch_logits, detection_score)
 
 
 def hardened_branches(branch_logits: BranchLogits) -> nn.Module:

@@ -7,14 +7,14 @@ import sys
 import typer
 
 from ..errors import ZePADError
-from . import models, publishing, robustness
+from . import models, publishing, robustness  # noqa: F401 - each registers its commands
 from .root import app
 
-__all__ = ["app", "main", "models", "publishing", "robustness"]
+__all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line: 0 when all is well, 1 for an error of zepad's, 2 for wrong usage."""
+    """Run the command line. The exit status is 0 on success, 1 after an error of zepad, and 2 after wrong usage."""
     try:
         app()
     except ZePADError as error:

@@ -47,7 +47,8 @@ def info(
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Say what a saved model is, from its config alone."""
-    from ..persistence import CONFIG_FILE, read_config
+    from ..persistence import read_config
+    from ..persistence.config import CONFIG_FILE
 
     config = read_config(path / CONFIG_FILE)
     if as_json:

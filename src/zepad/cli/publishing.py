@@ -70,7 +70,8 @@ def card(
     tag: Annotated[list[str] | None, typer.Option(help="Further tag of the card; repeat for more.")] = None,
 ) -> None:
     """Write the model card: metadata for the Hub, threat model, measured numbers with their attackers, limits."""
-    from ..persistence import CardDetails, check_folder, model_card, write_card
+    from ..persistence import CardDetails, model_card, write_card
+    from ..persistence.publishing import check_folder
 
     details = CardDetails(
         license=license_id,

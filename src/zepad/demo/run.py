@@ -19,7 +19,8 @@ from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
 from ..evaluation import Attacker, EvalReport, evaluate, save_report
 from ..model import ZePAD
-from ..training import autocast, prepare_folder
+from ..training.accelerator import autocast
+from ..training.checkpoints import prepare_folder
 from ..types import HARDENED_ROLES, REFERENCE, Branched, ImageModel
 
 EPS = 32 / 255  # of the attacks: large enough to break the undefended classifier

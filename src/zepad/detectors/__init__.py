@@ -12,8 +12,8 @@ from .base import (
     State,
     Widths,
 )
-from .combined import Combined, disagreement_score, reference_divergence
-from .features import FeatureModel, FeaturePrediction, feature_score, fit_features
+from .combined import Combined
+from .features import FeaturePrediction
 from .gap import ConfidenceGap
 
 register = DETECTORS.register
@@ -25,22 +25,16 @@ register("features", FeaturePrediction)
 register("combined", Combined)
 
 __all__ = [
-    "DETECTORS",
     "Combined",
     "ConfidenceGap",
     "Detector",
     "DetectorInput",
     "DetectorInputs",
-    "FeatureModel",
     "FeaturePrediction",
     "FittedDetector",
     "State",
     "Widths",
-    "disagreement_score",
-    "feature_score",
-    "fit_features",
     "names",
-    "reference_divergence",
     "register",
     "resolve",
 ]

@@ -9,7 +9,8 @@ from torch import nn
 from ..errors import InputError
 from .encoder import Encoder, probe
 from .preprocessing import Preprocessing
-from .sources import build_encoder, wrap_module
+from .sources import build_encoder
+from .sources.registry import wrap_module
 from .spec import EncoderSpec
 
 EncoderLike = nn.Module | EncoderSpec | str

@@ -5,9 +5,8 @@ from .evaluate import evaluate
 from .identity import weights_digest
 from .rendering.files import save_report
 from .report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
-from .sanity import check_model, check_results
 from .scoring import accuracy
-from .statistics import Detection, Rate, auroc, detection, fpr_at_tpr
+from .statistics import Detection, Rate, auroc, detection
 from .suites import UniversalAttack, semi_black_box, semi_black_box_plus, universal_attacks, white_box
 
 __all__ = [
@@ -25,11 +24,8 @@ __all__ = [
     "accuracy",
     "against",
     "auroc",
-    "check_model",
-    "check_results",
     "detection",
     "evaluate",
-    "fpr_at_tpr",
     "save_report",
     "semi_black_box",
     "semi_black_box_plus",

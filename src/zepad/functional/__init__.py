@@ -5,21 +5,8 @@ from .detection import detection_score, smoothed
 from .fusion import check_stacked, confidence, hardened_log_probabilities, log_confidence, mean_log_probabilities
 from .losses import boosted_cross_entropy, genetic_regularization, kl_divergence, structure_loss
 from .metrics import Count, attack_success_count, correct_count, fooling_count
-from .projection import (
-    BALLS,
-    Ball,
-    project_l2,
-    project_linf,
-    project_pixels,
-    random_l2,
-    random_linf,
-    steepest_l2,
-    steepest_linf,
-)
 
 __all__ = [
-    "BALLS",
-    "Ball",
     "Count",
     "attack_success_count",
     "boosted_cross_entropy",
@@ -34,13 +21,6 @@ __all__ = [
     "kl_divergence",
     "log_confidence",
     "mean_log_probabilities",
-    "project_l2",
-    "project_linf",
-    "project_pixels",
-    "random_l2",
-    "random_linf",
     "smoothed",
-    "steepest_l2",
-    "steepest_linf",
     "structure_loss",
 ]

@@ -29,7 +29,6 @@ register("mixed", MixedNUTS)
 
 __all__ = [
     "RFDM",
-    "RULES",
     "AveragingRule",
     "Bounded",
     "FusionRule",

@@ -4,31 +4,25 @@ Each recipe is a value that is passed to `ZePAD.harden(objective=...)` or `zepad
 registry: a `Recipe` of your own, or a plain function from `(Branch, Batch)` to `ObjectiveOutput`, is passed just so.
 """
 
-from .base import CROSS_ENTROPY, Adaptation, Batch, Inner, Objective, ObjectiveOutput, Recipe
-from .benign import benign_objective, benign_recipe
+from .base import Adaptation, Batch, Inner, Objective, ObjectiveOutput, Recipe
 from .fare import fare
-from .gen_af import gen_af, robust_criticality
+from .gen_af import gen_af
 from .mart import mart
 from .pgd_at import pgd_at
 from .trades import trades
-from .zepad import zepad_objective, zepad_recipe
+from .zepad import zepad_recipe
 
 __all__ = [
-    "CROSS_ENTROPY",
     "Adaptation",
     "Batch",
     "Inner",
     "Objective",
     "ObjectiveOutput",
     "Recipe",
-    "benign_objective",
-    "benign_recipe",
     "fare",
     "gen_af",
     "mart",
     "pgd_at",
-    "robust_criticality",
     "trades",
-    "zepad_objective",
     "zepad_recipe",
 ]

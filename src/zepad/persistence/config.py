@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from .._version import __version__
 from ..config import _JSONConfig, is_hub_id, require
-from ..detectors import DETECTORS, Detector
+from ..detectors import Detector
+from ..detectors.base import DETECTORS
 from ..encoders import EncoderSpec
 from ..errors import CheckpointError, ConfigError
-from ..fusion import RULES, FusionRule
+from ..fusion import FusionRule
+from ..fusion.base import RULES
 from ..plugins import PluginRecord
 from ..schema import parse_json, read_bounded
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..detectors import FittedDetector, Widths
-from ..encoders import Encoder, build_encoder, is_registered, wrap_module
+from ..encoders import Encoder, build_encoder
+from ..encoders.sources.registry import is_registered, wrap_module
 from ..errors import CheckpointError, ConfigError
 from ..modules import MLPHead
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role

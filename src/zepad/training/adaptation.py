@@ -8,7 +8,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ..modules import Branch
-from ..objectives import Adaptation, Batch, Recipe, benign_objective
+from ..objectives import Adaptation, Batch, Recipe
+from ..objectives.benign import benign_objective
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, training_device

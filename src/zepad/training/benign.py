@@ -10,7 +10,7 @@ from torch import nn
 from ..config import BenignConfig
 from ..inputs import check_reiterable
 from ..modules import Branch
-from ..objectives import benign_recipe
+from ..objectives.benign import benign_recipe
 from ..types import ROLES, Loader
 from .checkpoints import checkpoint_folder
 from .copies import copy_encoder

@@ -6,7 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from ..encoders import Encoder, wrap_module
+from ..encoders import Encoder
+from ..encoders.sources.registry import wrap_module
 from ..errors import InputError
 
 

@@ -6,7 +6,7 @@ unless pre-trained weights are asked for, and no name of a spec is ever imported
 """
 
 from . import lightly, open_clip, packaged, solo, timm, torchvision, transformers
-from .registry import build_encoder, is_registered, register_source, wrap_module
+from .registry import build_encoder, register_source
 
 register_source("timm", timm.build, wrap=timm.wrap)
 register_source("torchvision", torchvision.build, wrap=torchvision.wrap, weights="tag")
@@ -16,4 +16,4 @@ register_source("solo", solo.build, weights="file")
 register_source("lightly", lightly.build, weights="file")
 register_source("zepad", packaged.build)
 
-__all__ = ["build_encoder", "is_registered", "register_source", "wrap_module"]
+__all__ = ["build_encoder", "register_source"]
