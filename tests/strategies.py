@@ -15,6 +15,11 @@ two_to_eight = st.integers(2, 8)
 AVERAGING = ("rfdm", "mean", "temperature")
 BOUNDING = ("bounded", "mixed")  # what the benign branch may do is bounded
 RULES = (*AVERAGING, *BOUNDING)
+MALFORMED_LOGITS = (  # tensors that are not stacked logits, and how an error describes them
+    (torch.zeros(2, 3), r"torch.float32 of shape \(2, 3\)"),
+    (torch.zeros(1, 2, 3, 4), r"torch.float32 of shape \(1, 2, 3, 4\)"),
+    (torch.zeros(2, 2, 3, dtype=torch.int64), r"torch.int64 of shape \(2, 2, 3\)"),
+)
 
 
 @st.composite

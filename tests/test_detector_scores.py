@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from torchvision.transforms.functional import gaussian_blur
 
 import reference
-from strategies import MODERATE, clear_logits, laws, logits, seeds
+from strategies import MALFORMED_LOGITS, MODERATE, clear_logits, laws, logits, seeds
+from tiny import assert_close
 from zepad import StageError
 from zepad.detectors import DetectorInput, DetectorInputs, FittedDetector, Widths, resolve
 from zepad.detectors.combined import disagreement_score, reference_divergence
@@ -20,10 +21,6 @@ from zepad.functional import detection_score, smoothed
 several = st.integers(2, 4)
 NAMES = ("gap", "features", "combined")
 scores_of_branches = pytest.mark.parametrize("score", [detection_score, disagreement_score])
-
-
-def assert_close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
 
 
 def undefended_for(data, z, scale=10.0):
@@ -161,14 +158,7 @@ def test_the_gradient_of_the_reference_divergence_reaches_the_branches_and_the_r
 
 
 @pytest.mark.parametrize("score", [detection_score, disagreement_score, reference_divergence])
-@pytest.mark.parametrize(
-    ("wrong", "got"),
-    [
-        (torch.zeros(2, 3), r"torch.float32 of shape \(2, 3\)"),
-        (torch.zeros(1, 2, 3, 4), r"torch.float32 of shape \(1, 2, 3, 4\)"),
-        (torch.zeros(2, 2, 3, dtype=torch.int64), r"torch.int64 of shape \(2, 2, 3\)"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "got"), MALFORMED_LOGITS)
 def test_logits_of_another_form_are_refused(score, wrong, got):
     undefended = {"reference": torch.zeros(2, 3)} if score is reference_divergence else {}
     with pytest.raises(ValueError, match=rf"\(branches, images, classes\); got {got}.*torch\.stack"):

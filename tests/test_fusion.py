@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import reference
-from strategies import AVERAGING, BOUNDING, MODERATE, RULES, clear_logits, laws, logits, rule_settings
+from strategies import AVERAGING, BOUNDING, MALFORMED_LOGITS, MODERATE, RULES, clear_logits, laws, logits, rule_settings
+from tiny import assert_close
 from zepad import ConfigError, fusion
 from zepad.errors import CheckpointError
 from zepad.functional import confidence, hardened_log_probabilities
@@ -33,10 +34,6 @@ SETTINGS = {
     "mixed": {"scale": 2.0, "power": 3.0, "bias": -0.5, "benign_weight": 0.2},
 }
 """Of every rule all parameters, none at its default; temperatures are for three branches."""
-
-
-def assert_close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
 
 
 def largest(z):
@@ -543,14 +540,7 @@ def test_temperatures_for_other_branches_are_refused():
 
 
 @pytest.mark.parametrize("function", [confidence, fusion_weights, fuse_logits])
-@pytest.mark.parametrize(
-    ("wrong", "got"),
-    [
-        (torch.zeros(2, 3), r"torch.float32 of shape \(2, 3\)"),
-        (torch.zeros(1, 2, 3, 4), r"torch.float32 of shape \(1, 2, 3, 4\)"),
-        (torch.zeros(2, 2, 3, dtype=torch.int64), r"torch.int64 of shape \(2, 2, 3\)"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "got"), MALFORMED_LOGITS)
 def test_logits_of_another_form_are_refused(function, wrong, got):
     with pytest.raises(ValueError, match=rf"\(branches, images, classes\); got {got}.*torch\.stack"):
         function(wrong)

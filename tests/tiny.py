@@ -1,9 +1,10 @@
-"""A tiny encoder, separable data, and what encoder tests ask of any encoder."""
+"""A tiny encoder and classifier, separable data, and small helpers of the tests."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zepad.encoders import Encoder, Preprocessing
 
@@ -30,14 +31,41 @@ def toy_data(count: int = 96, classes: int = 3, size: int = 16, seed: int = 0) -
     return images.clamp(0, 1), labels
 
 
+def trained_classifier() -> nn.Module:
+    """A classifier that knows 24 toy images of 8x8 pixels, in evaluation mode."""
+    torch.manual_seed(0)
+    model, (images, labels) = nn.Sequential(TinyEncoder(), nn.Linear(8, 3)), toy_data(24, size=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def assert_close(actual: Tensor, expected: object, tolerance: float = 1e-10) -> None:
+    """Compare two tensors up to one relative and absolute tolerance."""
+    torch.testing.assert_close(actual, torch.as_tensor(expected), rtol=tolerance, atol=tolerance)
+
+
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def norms(delta: Tensor, norm: str) -> Tensor:
+    """The L-infinity or L2 norm of the perturbation of each image, `(N,)`."""
+    rows = delta.flatten(1)
+    return rows.abs().amax(dim=1) if norm == "linf" else rows.norm(dim=1)
+
+
 @torch.no_grad()
 def features(encoder: Encoder, images: Tensor) -> Tensor:
-    """What an encoder says in evaluation mode."""
+    """Features of an encoder in evaluation mode."""
     result: Tensor = encoder.eval()(images)
     return result
 
 
 def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Images as a bare backbone expects them, resize aside."""
+    """Normalised images, as a bare backbone expects them."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (images - mean) / std

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strategies import images, laws, radii, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder, seeded, toy_data
 from zepad.attacks import (
     APGD,
     PGD,
@@ -41,10 +41,6 @@ def gap_score(branch_logits):
     return lambda images: detection_score(branch_logits(images))
 
 
-def seeded(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
 class Ensemble(nn.Module):
     """Three branches with BatchNorm and dropout, fused as in ZePAD."""
 
@@ -59,11 +55,6 @@ class Ensemble(nn.Module):
 
     def forward(self, images):
         return RFDM()(self.branch_logits(images))
-
-
-@pytest.fixture
-def toy():
-    return toy_data(24, size=8)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strategies import images, laws, radii, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder, norms, seeded
 from zepad.attacks import PGD, FeaturePGD, attack_features, cosine_distance
 from zepad.attacks.losses import l2_distance
 from zepad.errors import ConfigError
@@ -17,20 +17,6 @@ from zepad.errors import ConfigError
 EPS = 8 / 255
 few = settings(laws, max_examples=20)  # each example runs an attack
 DISTANCES = (cosine_distance, l2_distance)
-
-
-@pytest.fixture
-def toy():
-    return toy_data(24, size=8)
-
-
-def lengths(delta, norm):
-    rows = delta.flatten(1)
-    return rows.abs().amax(dim=1) if norm == "linf" else rows.norm(dim=1)
-
-
-def seeded(seed=1):
-    return torch.Generator().manual_seed(seed)
 
 
 @few
@@ -42,7 +28,7 @@ def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, distance
     assert attacked.shape == clean.shape
     assert attacked.min() >= 0
     assert attacked.max() <= 1
-    assert (lengths(attacked - clean, norm) <= eps + 1e-6).all()
+    assert (norms(attacked - clean, norm) <= eps + 1e-6).all()
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from strategies import MODERATE, images, laws, logits, radii, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder, norms, seeded, toy_data
 from zepad.attacks import (
     APGD,
     PGD,
@@ -64,39 +64,16 @@ def linear(classes, pixels):
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes)).double()
 
 
-def lengths(delta, norm):
-    rows = delta.flatten(1)
-    return rows.abs().amax(dim=1) if norm == "linf" else rows.norm(dim=1)
-
-
-@pytest.fixture
-def toy():
-    """Fewer and smaller images than elsewhere: an attack differentiates through the model once per step."""
-    return toy_data(24, size=8)
-
-
-@pytest.fixture(scope="module")
-def toy_classifier():
-    torch.manual_seed(0)
-    model, (images, labels) = classifier(), toy_data(24, size=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.eval()
-
-
 @few
 @given(images(), radii, st.sampled_from(NORMS), st.integers(0, 3), st.booleans(), seeds)
 def test_attacked_images_lie_in_the_ball_and_in_range(clean, eps, norm, steps, random_start, seed):
     attack = PGD(eps=eps, steps=steps, step_size=eps, norm=norm, random_start=random_start)
     labels = torch.arange(len(clean)) % 3
-    attacked = attack(classifier(), clean, labels, generator=torch.Generator().manual_seed(seed))
+    attacked = attack(classifier(), clean, labels, generator=seeded(seed))
     assert attacked.shape == clean.shape
     assert attacked.min() >= 0
     assert attacked.max() <= 1
-    assert (lengths(attacked - clean, norm) <= eps + 1e-6).all()
+    assert (norms(attacked - clean, norm) <= eps + 1e-6).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -197,12 +174,32 @@ def test_any_callable_can_be_attacked(toy, attack):
     assert torch.equal(attack(lambda x: model(x), *toy), expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_generator_decides_the_result(toy, norm):
-    model, attack = classifier(), PGD(eps=EPS, steps=2, norm=norm)
-    first, again, other = (attack(model, *toy, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(eps=EPS, steps=2),
+        PGD(eps=EPS, steps=2, norm="l2"),
+        APGD(eps=EPS, steps=4),
+        APGD(eps=1.0, steps=4, norm="l2", loss_fn=dlr),
+        Square(eps=EPS, queries=10),
+    ],
+)
+def test_the_generator_decides_the_result(toy, attack):
+    model = classifier().eval()
+    labels = model(toy[0]).argmax(1)
+    first, again, other = (attack(model, toy[0], labels, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("attack", [PGD(eps=EPS, steps=4), APGD(eps=EPS, steps=4), Square(eps=EPS, queries=5)])
+def test_other_precisions_are_attacked_in_kind(toy, attack, dtype):
+    model, clean = classifier().eval().to(dtype), toy[0].to(dtype)
+    attacked = attack(model, clean, model(clean).argmax(1))
+    assert attacked.dtype == dtype
+    assert 0 <= attacked.min() <= attacked.max() <= 1
+    assert (attacked - clean).abs().max() <= EPS + 4e-3  # half precision rounds pixels
 
 
 def test_agrees_with_a_loop_written_out(toy):
@@ -244,19 +241,19 @@ def test_restarts_never_lower_the_loss_of_any_image(norm, restarts, loss_fn, see
     once = PGD(eps=0.2, steps=1, norm=norm, loss_fn=loss_fn)
 
     def reached(attack):
-        return loss_fn(model(attack(model, clean, labels, generator=torch.Generator().manual_seed(seed))), labels)
+        return loss_fn(model(attack(model, clean, labels, generator=seeded(seed))), labels)
 
     assert (reached(replace(once, restarts=restarts)) >= reached(once)).all()
 
 
 def test_restarts_keep_the_best_of_independent_runs(toy):
     model, once = classifier().eval(), PGD(eps=0.2, steps=1)
-    generator = torch.Generator().manual_seed(4)
+    generator = seeded(4)
     runs = torch.stack([once(model, *toy, generator=generator) for _ in range(5)])
     losses = torch.stack([cross_entropy(model(run), toy[1]) for run in runs])
     best = runs[losses.argmax(dim=0), torch.arange(len(toy[1]))]
     assert losses.argmax(dim=0).unique().numel() > 1
-    assert torch.equal(replace(once, restarts=5)(model, *toy, generator=torch.Generator().manual_seed(4)), best)
+    assert torch.equal(replace(once, restarts=5)(model, *toy, generator=seeded(4)), best)
 
 
 def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
@@ -269,7 +266,7 @@ def test_the_default_step_crosses_the_ball_in_the_given_steps(toy):
 @given(st.sampled_from(NORMS), st.sampled_from((cross_entropy, margin)), seeds)
 def test_each_step_raises_a_convex_loss(norm, loss_fn, seed):
     """A projected gradient step never lowers a convex function, however long it is."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     model = linear(4, 12)
     clean = 0.4 + 0.2 * torch.rand(5, 3, 2, 2, generator=generator, dtype=torch.float64)
     labels = torch.randint(4, (5,), generator=generator)
@@ -293,14 +290,14 @@ def test_the_optimum_of_a_linear_model_is_hit_exactly(loss_fn):
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 64 / 255), ("l2", 4.0)])
 @pytest.mark.parametrize("loss_fn", [cross_entropy, margin])
-def test_a_trained_classifier_loses_its_accuracy(toy_classifier, toy, norm, eps, loss_fn):
+def test_a_trained_classifier_loses_its_accuracy(trained, toy, norm, eps, loss_fn):
     def accuracy(x):
-        return (toy_classifier(x).argmax(dim=1) == toy[1]).float().mean().item()
+        return (trained(x).argmax(dim=1) == toy[1]).float().mean().item()
 
     attack = PGD(eps=eps, steps=10, norm=norm, loss_fn=loss_fn)
     assert accuracy(toy[0]) == 1
-    assert accuracy(PGD(eps=eps, steps=0, norm=norm)(toy_classifier, *toy)) > 0.9  # noise of that size is harmless
-    assert accuracy(attack(toy_classifier, *toy)) < 0.2
+    assert accuracy(PGD(eps=eps, steps=0, norm=norm)(trained, *toy)) > 0.9  # noise of that size is harmless
+    assert accuracy(attack(trained, *toy)) < 0.2
 
 
 def test_losses_agree_with_their_definitions():
@@ -321,7 +318,7 @@ def test_losses_agree_with_their_definitions():
 def test_dlr_agrees_with_each_row_written_out(stacked, seed):
     rows = stacked[0]
     assume(rows.shape[1] >= 3)
-    labels = torch.randint(rows.shape[1], rows.shape[:1], generator=torch.Generator().manual_seed(seed))
+    labels = torch.randint(rows.shape[1], rows.shape[:1], generator=seeded(seed))
     for row, label, got in zip(rows.tolist(), labels.tolist(), dlr(rows, labels).tolist(), strict=True):
         first, _, third, *_ = sorted(row, reverse=True)
         best_wrong = max(z for k, z in enumerate(row) if k != label)
@@ -333,7 +330,7 @@ def test_dlr_agrees_with_each_row_written_out(stacked, seed):
 @laws
 @given(st.integers(3, 8), st.floats(-100, 100), st.floats(1e-3, 1e3), seeds)
 def test_dlr_ignores_shift_and_scale_of_the_logits(classes, shift, scale, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     outputs = torch.randn(5, classes, generator=generator, dtype=torch.float64)
     labels = torch.randint(classes, (5,), generator=generator)
     torch.testing.assert_close(dlr(scale * outputs + shift, labels), dlr(outputs, labels), rtol=1e-6, atol=1e-6)

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from tiny import TinyEncoder, toy_data
 from zepad.attacks import PGD, Transfer, WorstOf
 from zepad.evaluation import Attacker, evaluate
 
@@ -28,18 +26,8 @@ class FGSM:
         return (images + self.eps * gradient.sign()).clamp(0, 1).detach()
 
 
-def trained():
-    model, (images, labels) = nn.Sequential(TinyEncoder(), nn.Linear(8, 3)), toy_data(24, size=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-    return model.eval()
-
-
-def test_an_attack_from_outside_is_evaluated_and_combined_like_ours():
-    model, (images, labels) = trained(), toy_data(24, size=8)
+def test_an_attack_from_outside_is_evaluated_and_combined_like_ours(trained, toy):
+    model, (images, labels) = trained, toy
     fgsm = FGSM(eps=EPS)
     attacks = {
         "FGSM": fgsm,

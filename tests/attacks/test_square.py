@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strategies import images, laws, radii, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder, seeded
 from zepad.attacks import Square, margin
 from zepad.errors import ConfigError, InputError
 
@@ -23,15 +23,6 @@ def classifier(classes=3):
 
 def linear(classes=3, pixels=192):
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
-
-
-def seeded(seed=1):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def toy():
-    return toy_data(24, size=8)
 
 
 class Shown:
@@ -154,23 +145,6 @@ def test_the_search_comes_near_the_optimum_of_a_linear_model(toy):
     attacked = Square(eps=eps, queries=1500)(model, clean, labels, generator=seeded())
     start, reached, most = (margin(model(x), labels) for x in (clean, attacked, best))
     assert ((reached - start) / (most - start)).min() > 0.7
-
-
-def test_the_generator_decides_the_result(toy):
-    model = linear()
-    labels, attack = model(toy[0]).argmax(1), Square(eps=EPS / 8, queries=10)
-    first, again, other = (attack(model, toy[0], labels, generator=seeded(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_attacked_in_kind(toy, dtype):
-    model, clean = classifier().to(dtype), toy[0].to(dtype)
-    attacked = Square(eps=EPS, queries=5)(model, clean, model(clean).argmax(1))
-    assert attacked.dtype == dtype
-    assert 0 <= attacked.min() <= attacked.max() <= 1
-    assert (attacked - clean).abs().max() <= EPS + 4e-3  # half precision rounds pixels
 
 
 @pytest.mark.parametrize(

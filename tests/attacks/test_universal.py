@@ -6,19 +6,13 @@ from hypothesis import given, settings
 from torch.utils.data import DataLoader, TensorDataset
 
 from strategies import images, laws, radii, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder
 from zepad._version import __version__
 from zepad.attacks import UniversalFeatureAttack, UniversalPerturbation, cosine_distance
 from zepad.errors import ConfigError, InputError
 
 EPS = 10 / 255
 few = settings(laws, max_examples=20)  # each example runs an attack
-
-
-@pytest.fixture
-def toy():
-    """Fewer and smaller images than elsewhere."""
-    return toy_data(24, size=8)
 
 
 @few

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from strategies import laws, seeds
-from tiny import TinyEncoder, toy_data
+from tiny import TinyEncoder
 from zepad.attacks import UniversalFeatureAttack, UniversalPerturbation
 from zepad.attacks.universal.advencoder import AdvEncoder, AdvEncoderPatch, advencoder_loss, high_frequencies, info_nce
 from zepad.attacks.universal.crafting import ascend
@@ -47,11 +47,6 @@ label_free = pytest.mark.parametrize("make", [*LABEL_FREE.values(), CHOOSING], i
 on_logits = pytest.mark.parametrize("make", ON_LOGITS.values(), ids=ON_LOGITS.keys())
 every_attack = pytest.mark.parametrize("make", [*ATTACKS.values(), CHOOSING], ids=[*ATTACKS, "pap choosing"])
 slow = pytest.mark.slow
-
-
-@pytest.fixture
-def toy():
-    return toy_data(24, size=8)
 
 
 def loader_of(data, *, batch_size=8, shuffle=True):
