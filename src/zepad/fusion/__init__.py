@@ -18,8 +18,22 @@ from .rfdm import RFDM
 from .temperature import Temperature
 
 register = RULES.register
+"""Add a fusion rule under a name, `register(name, cls)`.
+
+`name` consists of lower-case letters, digits, `-` and `_`. `cls` is a frozen dataclass that extends `FusionRule` and has a
+default for every field. A `ConfigError` is raised if the name is malformed or taken, or the class is not such a
+dataclass.
+"""
+
 names = RULES.names
+"""Return the names of the registered fusion rules in the order of registration, a tuple of strings."""
+
 resolve = RULES.resolve
+"""Return a fusion rule, `resolve(given, argument="fusion")`.
+
+`given` is a fusion rule, which is returned as it is, or a name, which gives that fusion rule with its default settings.
+A `ConfigError`, which names the `argument`, is raised if the fusion rule is not registered.
+"""
 
 register("rfdm", RFDM)
 register("mean", Mean)
