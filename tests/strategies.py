@@ -1,4 +1,4 @@
-"""What property tests draw: logits, features and images, ties and extremes included."""
+"""Hypothesis strategies for logits, features and images, including ties and extreme values."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What calibration promises: the floor that was asked for with no more benign say than it takes, and few alarms."""
+"""Calibration reaches the benign floor with the smallest influence of the benign branch, and bounds false alarms."""
 
 from __future__ import annotations
 

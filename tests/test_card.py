@@ -1,4 +1,4 @@
-"""The model card says what the config and the report say, the Hub can read it, and no name in it breaks it."""
+"""The model card agrees with the config and the report, the Hub can parse it, and names in it are escaped."""
 
 from __future__ import annotations
 

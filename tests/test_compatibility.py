@@ -1,4 +1,4 @@
-"""A defense is a plain `nn.Module`: what PyTorch and its friends do to modules works on it unchanged."""
+"""A defense is a plain `nn.Module`: the tools of PyTorch and of its ecosystem work on it."""
 
 from __future__ import annotations
 

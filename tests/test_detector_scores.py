@@ -1,4 +1,4 @@
-"""The laws of detection scores, and of the detector that combines them."""
+"""Properties of the detection scores, and of the detector that combines them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A model that keeps the undefended victim: what the reference is, and that all of it comes back from disk."""
+"""A model that keeps the undefended victim as its reference, in memory and after loading."""
 
 from __future__ import annotations
 

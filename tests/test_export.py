@@ -1,4 +1,4 @@
-"""An exported file says what the defense says, and a failed export leaves nothing behind."""
+"""An exported graph agrees with the defense, and a failed export leaves no file behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of confidence and of the rules that fuse branches, and the register of rules."""
+"""Properties of the confidence, of the fusion rules, and of the register of rules."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Reports in a real browser: nothing is requested, nothing overflows, everybody can read them, and they print.
+"""Reports in a real browser: they request nothing, do not overflow, are accessible, and can be printed.
 
 Needs Chromium, Java, the dependency group `browser`, and a `node_modules` folder, named by ZEPAD_NODE_MODULES, with
 axe-core and vnu-jar (`npm install --ignore-scripts axe-core vnu-jar`). A test that lacks one of them is skipped, unless

@@ -1,4 +1,4 @@
-"""What enters through the public calls is checked once, refused with its remedy, and never leaves a trace."""
+"""Inputs of public calls are checked once, rejected with an error that says what to do, and leave nothing changed."""
 
 from __future__ import annotations
 

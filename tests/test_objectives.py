@@ -1,4 +1,4 @@
-"""Baseline hardening methods: the papers' equations, what each may touch, and that each one hardens."""
+"""Objectives agree with the papers' equations, change only the modules they train, and make a model more robust."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody else's fusion rule and detector, one class each, through every room of the house."""
+"""A fusion rule and a detector from outside the package, one class each, work in every part of the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experiments of the field, on tiny encoders: what is trained on what, and by whom it is attacked."""
+"""The evaluation protocols on tiny encoders: the data of each training step, and the attackers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports are shown truly: every number, nothing that flatters, and nothing a name could smuggle in."""
+"""Rendered reports have every number, do not embellish, and escape every name."""
 
 from __future__ import annotations
 

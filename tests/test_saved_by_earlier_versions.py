@@ -1,4 +1,4 @@
-"""Models saved by an earlier version load and decide as they did then; tests/data/README.md says how they were made."""
+"""Models saved by an earlier version load and decide as before; tests/data/README.md says how they were made."""
 
 from __future__ import annotations
 

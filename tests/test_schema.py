@@ -1,4 +1,4 @@
-"""Strict reading: whatever is not exactly what was written is refused by name."""
+"""Strict reading: every deviation from the schema is rejected with an error that names the field."""
 
 from __future__ import annotations
 

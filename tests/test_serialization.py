@@ -1,4 +1,4 @@
-"""A saved model comes back bit for bit or not at all."""
+"""A saved model is loaded bit-identically, or loading raises an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: what moves, what never moves, and what survives a fault."""
+"""The training loop: which weights change, which never change, and how it recovers from faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hardening and deciding with heads made from text: with labels, with labels that the text gives, and with none."""
+"""Hardening and classification with zero-shot heads: with labels, with zero-shot labels, and without labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-shot heads: open_clip's and transformers' own logits, and what must not change them."""
+"""Zero-shot heads agree with the logits of open_clip and transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Third parties' attacks run on our models, and leave them as found."""
+"""Attacks of ART and Foolbox run on models of zepad and leave them unchanged."""
 
 import sys
 

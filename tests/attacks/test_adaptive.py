@@ -1,4 +1,4 @@
-"""Attacks on a whole ensemble: surrogates that are what they say, a silent detector, and the worst of several."""
+"""Attacks on a whole ensemble: surrogates, evasion of the detector, and the worst of several attacks."""
 
 from dataclasses import dataclass, replace
 

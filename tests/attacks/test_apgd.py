@@ -1,4 +1,4 @@
-"""Auto-PGD: the best point is kept, the schedule is the paper's, and nobody is asked for more than is needed."""
+"""Auto-PGD keeps the best point, follows the paper's schedule, and makes no unnecessary forward passes."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Feature attacks: every encoder given is harmed, no label is looked at, and the short form is the long one."""
+"""Feature attacks harm every encoder they are given and use no labels."""
 
 from dataclasses import replace
 

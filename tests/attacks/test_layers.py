@@ -1,4 +1,4 @@
-"""Layers by name and by stage, on the architectures people have."""
+"""Layers by name and by stage, on common architectures."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What projected gradient descent promises: the ball, the model left as found, and damage done."""
+"""Projected gradient descent stays in the ball, leaves the model unchanged, and lowers its accuracy."""
 
 from dataclasses import replace
 

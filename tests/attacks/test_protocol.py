@@ -1,4 +1,4 @@
-"""An attack from outside the package: any object that fits the `Attack` protocol works wherever ours do."""
+"""An attack from outside the package: any object that fits the `Attack` protocol works like those of zepad."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The square attack: scores alone, a budget of queries that holds, and squares."""
+"""The square attack uses scores alone, keeps its budget of queries, and changes squares."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""What every universal attack promises, and each against a naive version of its definition."""
+"""Properties of every universal attack, and agreement of each with a naive version of its definition."""
 
 import math
 import random

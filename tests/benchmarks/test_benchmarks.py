@@ -1,4 +1,4 @@
-"""Every benchmark runs at a small size on the data inside the package, and reads nothing that it does not expect."""
+"""Every benchmark runs at a small size on the data inside the package, and rejects files that it does not expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source of encoders outside the package, as its documentation asks for one."""
+"""A source of encoders outside the package, written as the documentation describes."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Reading files of unknown origin: nothing in them is run, and what is no checkpoint is named."""
+"""Checkpoints of unknown origin: no code in them is run, and an error names what is not a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder wrapper: what it does to pixels, what it makes of a backbone's output, and what the probe learns."""
+"""The encoder wrapper: preprocessing, pooling of a backbone's output, and the probe of its shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source of encoders from outside the package: from harden to load, and what happens where nobody registered it."""
+"""A source of encoders from outside the package, from hardening to loading, and without its registration."""
 
 from __future__ import annotations
 

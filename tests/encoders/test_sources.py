@@ -1,4 +1,4 @@
-"""Where encoders come from: what is recognised, what is recorded, and what a spec must never reach."""
+"""Sources of encoders: recognised modules, recorded specs, and what a spec must never do."""
 
 from __future__ import annotations
 

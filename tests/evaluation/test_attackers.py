@@ -1,4 +1,4 @@
-"""What identifies an attacker: settings are JSON-ready and differ where anything differs."""
+"""The identity of an attacker: its settings are JSON-ready, and different attackers have different settings."""
 
 import copy
 import json

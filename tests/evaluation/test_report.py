@@ -1,4 +1,4 @@
-"""A report survives the way to JSON and back; nothing else is read as one."""
+"""A report survives a round trip through JSON, and nothing else is read as a report."""
 
 import json
 import math

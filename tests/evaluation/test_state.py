@@ -1,4 +1,4 @@
-"""An evaluation that was interrupted goes on to the same report, and never on another's files."""
+"""An interrupted evaluation resumes to the same report, and never from the files of another evaluation."""
 
 import copy
 import json

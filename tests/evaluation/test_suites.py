@@ -1,4 +1,4 @@
-"""The ready-made white box: who is in it, and that it looks at every branch and through the fusion."""
+"""The white-box suite: its attackers, which include every branch and the fusion."""
 
 from __future__ import annotations
 

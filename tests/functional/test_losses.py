@@ -1,4 +1,4 @@
-"""The laws of both forms of the structure loss."""
+"""Properties of both forms of the structure loss."""
 
 import math
 

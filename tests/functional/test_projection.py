@@ -1,4 +1,4 @@
-"""The laws of norm balls: projections, random starts and steepest steps."""
+"""Properties of norm balls: projections, random starts and directions of steepest ascent."""
 
 import pytest
 import torch

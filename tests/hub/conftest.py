@@ -1,4 +1,4 @@
-"""One loopback Hub and one client process per way of talking to it."""
+"""One loopback Hub, and one client process per protocol and setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's path: push a model, lose everything, pull it, use it. The command line as a user calls it."""
+"""The command line against the Hub: a model is pushed, deleted locally, pulled and used."""
 
 from __future__ import annotations
 

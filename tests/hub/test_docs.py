@@ -1,4 +1,4 @@
-"""The page about the Hub does what it says, against the loopback Hub."""
+"""The code of the page about the Hub runs against the loopback Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A load takes every file from one commit, heals what arrived damaged, and says what to do when it cannot."""
+"""A load takes every file from one commit, repeats damaged downloads, and raises an error that says what to do."""
 
 from __future__ import annotations
 

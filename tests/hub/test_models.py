@@ -1,4 +1,4 @@
-"""Whole models through the real client: what comes back decides as what was pushed, or an error says why not."""
+"""Whole models through the real client: a pulled model decides as the pushed one did, or an error gives the reason."""
 
 from __future__ import annotations
 

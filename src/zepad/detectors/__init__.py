@@ -19,7 +19,7 @@ from .gap import ConfidenceGap
 register = DETECTORS.register
 """Add a detector under a name, `register(name, cls)`.
 
-`name` consists of lower-case letters, digits, `-` and `_`. `cls` is a frozen dataclass that extends `Detector` and has a
+`name` has lower-case letters, digits, `-` and `_`. `cls` is a frozen dataclass that extends `Detector` and has a
 default for every field. A `ConfigError` is raised if the name is malformed or taken, or the class is not such a
 dataclass.
 """

@@ -91,8 +91,8 @@ class Encoder(nn.Module):
                     images = images.float()
                 images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
                 images = images.clamp(0, 1)  # bicubic overshoots
-        # Images are converted to the precision of the backbone, whatever their own.
-        # A list, since PyTorch 2.6 cannot compile next() with a default.
+        # Images are converted to the precision of the backbone.
+        # The dtypes are a list, because PyTorch 2.6 cannot compile next() with a default.
         dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()]
         dtype = dtypes[0] if dtypes else images.dtype
         images = images.to(dtype)

@@ -20,7 +20,7 @@ from .temperature import Temperature
 register = RULES.register
 """Add a fusion rule under a name, `register(name, cls)`.
 
-`name` consists of lower-case letters, digits, `-` and `_`. `cls` is a frozen dataclass that extends `FusionRule` and has a
+`name` has lower-case letters, digits, `-` and `_`. `cls` is a frozen dataclass that extends `FusionRule` and has a
 default for every field. A `ConfigError` is raised if the name is malformed or taken, or the class is not such a
 dataclass.
 """

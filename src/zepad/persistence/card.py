@@ -149,7 +149,7 @@ def _template() -> Template:
     return environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
 
 
-# what the fusion rule and the detector say of themselves --------------------------------------------------------
+# guarantees of the fusion rule and the detector -----------------------------------------------------------------
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -147,7 +147,7 @@ class SavedConfig(_JSONConfig):
     """Everything in config.json.
 
     Attributes:
-        format: Version of the layout of the files. One that was read keeps its own, whatever this version writes.
+        format: Version of the file format. A config that was read keeps the version it was written with.
         library: Name of the library, always `"zepad"`.
         library_version: Version of zepad that wrote the file.
         stage: How far the model has come.
@@ -248,7 +248,7 @@ def parse_config(text: str | bytes, origin: str) -> SavedConfig:
 
 
 def is_config(text: bytes) -> bool:
-    """Whether a text is a config.json of zepad, of whatever format."""
+    """Return whether a text is a config.json of zepad, in any version of the format."""
     try:
         _values(text, CONFIG_FILE)
     except CheckpointError:

@@ -27,7 +27,7 @@ def check_weights(path: Path, record: SavedFile) -> bytes:
     """
     try:
         size = path.stat().st_size
-        if size != record.bytes:  # before a byte is read: the file may be anything
+        if size != record.bytes:  # checked first, so that an arbitrarily large file is not read
             kind = "truncated" if size < record.bytes else "not the file that was saved"
             raise CheckpointError(
                 f"{path} has {size} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
