@@ -1,4 +1,4 @@
-"""Calibration on validation images. It observes; rules and detectors decide what follows from what was seen."""
+"""Calibration on validation images. Rules and detectors choose their own settings from what is computed here."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
 from .types import Loader
 
-_CHUNK = 256  # images that are looked at at a time
-_ATTACKED = 1024  # images that are attacked, at most: an attack costs forty times a look
+_CHUNK = 256  # number of images per forward pass
+_ATTACKED = 1024  # largest number of attacked images: an attack costs about forty forward passes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What calibration found.
+    """The result of calibration.
 
     Attributes:
         fusion: The rule with the settings that were chosen.
         detector: The fitted detector.
         threshold: Threshold of the detection score.
-        record: What was asked for and reached, JSON-ready.
+        record: Requested and reached values, JSON-ready.
     """
 
     fusion: FusionRule
@@ -59,9 +59,9 @@ def calibrate(
     """Choose the fusion's settings where there are labels to choose them by, fit the detector, set its threshold.
 
     Args:
-        look: Maps images `(N, C, H, W)` to what the detector looks at, in evaluation mode.
+        look: Function from images `(N, C, H, W)` to the inputs of the detector, in evaluation mode.
         loader: Benign validation images as a tensor or a loader, with labels or without.
-        branch_logits: Maps images to the stacked logits alone; differentiable. An attack asks for no more.
+        branch_logits: Differentiable function from images to the stacked logits `(B, N, K)`, which the attack uses.
         fit_loader: Other benign images for fitting the detector; None fits on every other image of `loader`.
         fusion: The rule, with the settings that stay if there is nothing to choose.
         detector: The detector.
@@ -194,7 +194,7 @@ def _fit_detector(detector: FittedDetector, others: DetectorInputs | None, input
     left = inputs
     try:
         if not detector.is_fitted:
-            if others is None:  # alternately, so that images sorted by class are halved class by class
+            if others is None:  # alternately, so that each class is halved even if the images are sorted by class
                 others, left = _every_other(inputs, 0), _every_other(inputs, 1)
             detector.fit(others)
         with torch.no_grad():

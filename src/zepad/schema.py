@@ -46,7 +46,7 @@ def parse_json(cls: type[_T], text: str | bytes, *, origin: str) -> _T:
     Args:
         cls: The dataclass. It and those inside it carry `__pydantic_config__ = STRICT`.
         text: JSON in UTF-8.
-        origin: Where the text came from, for the message.
+        origin: File that holds the text, for error messages.
 
     Raises:
         CheckpointError: Naming each field that is missing, unknown, of another type or out of range.

@@ -24,7 +24,7 @@ def as_encoder(role: str, source: EncoderLike, preprocess: Preprocessing | None 
         role: Name of the argument, for messages.
         source: A module or an `Encoder`, which is copied; or a spec or spec string, whose pre-trained weights are
             loaded.
-        preprocess: What the encoder expects, in place of what is found. An `Encoder` keeps its own.
+        preprocess: Preprocessing of the encoder; None takes that of its own configuration. An `Encoder` keeps its own.
 
     Raises:
         InputError: If `source` is none of these.

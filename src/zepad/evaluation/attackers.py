@@ -57,7 +57,7 @@ class Attacker:
 
     Attributes:
         name: Name shown in tables; unique within one evaluation.
-        threat_model: What the attacker knows.
+        threat_model: Threat model, which says what the attacker knows.
         attack: The attack to run.
         target: Maps the evaluated model to what the attack is run on, by default the model itself. `against(encoder)`
             gives a fixed surrogate.

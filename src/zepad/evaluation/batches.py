@@ -25,7 +25,7 @@ def checked_batches(loader: Loader, device: torch.device | None) -> Iterator[tup
 
     Args:
         loader: Yields `(images, labels)`.
-        device: Where the batches are moved; None leaves them where they are.
+        device: Device that the batches are moved to; None leaves them where they are.
 
     Raises:
         InputError: If a batch does not fit.
@@ -44,7 +44,7 @@ def repeated_batches(
 
     Args:
         loader: Yields `(images, labels)`.
-        device: Where the batches are moved; None leaves them where they are.
+        device: Device that the batches are moved to; None leaves them where they are.
         digests: `digest_batch` of every batch of the earlier pass.
 
     Raises:

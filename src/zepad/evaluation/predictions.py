@@ -1,4 +1,4 @@
-"""What a model says of images, and of the benign ones before any attack."""
+"""Predictions of a model for images, and for the benign images before any attack."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .batches import checked_batches, digest_batch
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model says of some images: one row per branch, and the fused decision in the last row.
+    """Predictions of a model for some images: one row per branch, and the fused decision in the last row.
 
     Attributes:
         predictions: Predicted classes, int64 `(B + 1, N)`.
@@ -58,7 +58,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Benign:
-    """What a model says of the images as they are: what every attack is compared with.
+    """Predictions of a model for the benign images, with which every attack is compared.
 
     Attributes:
         predictions: Predictions of all images.

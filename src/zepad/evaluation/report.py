@@ -69,11 +69,11 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """What one attacker achieved.
+    """The result of one attacker.
 
     Attributes:
         name: Name of the attacker.
-        threat_model: What the attacker knows.
+        threat_model: Threat model, which says what the attacker knows.
         eps: Radius of the ball in [0, 1] pixel units.
         norm: Norm of the ball.
         settings: Every setting of the attack, JSON-ready.
@@ -102,7 +102,7 @@ class Check:
     """The result of one sanity check of the evaluation itself.
 
     Attributes:
-        name: What was checked.
+        name: Name of the check.
         passed: Whether nothing suspicious was found.
         detail: The numbers, and what they mean when the check failed.
     """

@@ -20,11 +20,11 @@ BINS = 20  # bins of the confidence histograms
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything one attacker did.
+    """The results of one attacker.
 
     Attributes:
-        predictions: What the model says of all attacked images.
-        cost: What crafting them took in all.
+        predictions: Predictions for all attacked images.
+        cost: Total cost of crafting the images.
         samples: Images to show.
     """
 
@@ -37,9 +37,9 @@ def attack_result(benign: Benign, attacker: Attacker, run: Run, *, seed: int) ->
     """Return the row of one attacker.
 
     Args:
-        benign: What the model says before the attack.
-        attacker: Who attacked.
-        run: What the attacker did.
+        benign: Predictions before the attack.
+        attacker: Attacker that made the images.
+        run: Results of the attacker.
         seed: Seed of the bootstrap.
     """
     return AttackResult(
@@ -66,11 +66,11 @@ def worst_cases(benign: Benign, attackers: Sequence[Attacker], runs: Sequence[Ru
 
 
 def robust_rates(benign: Benign, attacked: Predictions) -> RobustRates:
-    """Return what one attacker leaves.
+    """Return the rates under one attacker.
 
     Args:
-        benign: What the model says before the attack.
-        attacked: What the model says after it.
+        benign: Predictions before the attack.
+        attacked: Predictions after the attack.
     """
     before, after = benign.predictions.fused, attacked.fused
     success = attack_success_count(adversarial=after, benign=before, labels=benign.labels)
@@ -83,11 +83,11 @@ def robust_rates(benign: Benign, attacked: Predictions) -> RobustRates:
 
 
 def worst_rates(benign: Benign, attacked: Sequence[Predictions]) -> RobustRates:
-    """Return what several attackers leave together: an image survives them if it survives each of them.
+    """Return the rates under several attackers: an image survives them if it survives each of them.
 
     Args:
-        benign: What the model says before the attacks.
-        attacked: What the model says after each of them; one or more.
+        benign: Predictions before the attacks.
+        attacked: Predictions after each attack, one or more.
     """
     survives = torch.stack([predictions.predictions == benign.labels for predictions in attacked]).all(dim=0)
     changed = torch.stack([predictions.fused != benign.predictions.fused for predictions in attacked]).any(dim=0)

@@ -26,9 +26,9 @@ def draw_samples(
     """Yield the first images of a batch before and after an attack.
 
     Args:
-        attacker: Who attacked.
-        benign: What the model says of all images before the attack.
-        predictions: What the model says of the attacked batch.
+        attacker: Attacker that made the images.
+        benign: Predictions for all images before the attack.
+        predictions: Predictions for the attacked batch.
         images: The batch before the attack, `(N, C, H, W)`.
         attacked: The batch after the attack, `(N, C, H, W)`.
         position: Index of the first image of the batch in the data.

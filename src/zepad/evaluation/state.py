@@ -65,12 +65,12 @@ class State:
 
     @classmethod
     def open(cls, folder: Path, fingerprint: Fingerprint, *, resume: bool) -> State:
-        """Start or go on.
+        """Start a new state or resume an existing one.
 
         Args:
-            folder: Created if need be.
-            fingerprint: What is evaluated.
-            resume: Go on where an evaluation of the same was interrupted.
+            folder: Folder, which is created if it does not exist.
+            fingerprint: Identity of the evaluation.
+            resume: Whether to resume an interrupted evaluation with the same fingerprint.
 
         Raises:
             InputError: If the folder holds an evaluation and `resume` is off, or cannot be written.

@@ -34,7 +34,7 @@ _TASKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CardDetails(_JSONConfig):
-    """What only the publisher knows of a model.
+    """Facts about a model that only its publisher knows.
 
     Attributes:
         license: Identifier of a license on the Hub, such as `"apache-2.0"`. Those of the public encoders bind you too.
@@ -56,7 +56,7 @@ class CardDetails(_JSONConfig):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is malformed.
         """
         license_id = self.license is None or (isinstance(self.license, str) and _is_license(self.license))
         require(license_id, "license", self.license, 'an identifier such as "apache-2.0", or None')
@@ -74,7 +74,7 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
     Args:
         config: Config of the model. An attached evaluation becomes the measured numbers and the `model-index`.
         model_id: Hub id that the model is published under, where known.
-        details: What only the publisher knows of the model.
+        details: Facts that only the publisher knows.
 
     Raises:
         CheckpointError: If the config's provenance is not as zepad writes it.

@@ -111,7 +111,7 @@ class SavedFile(_JSONConfig):
         """Check both fields.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is malformed.
         """
         digest = re.fullmatch("[0-9a-f]{64}", self.sha256)
         require(bool(digest), "sha256", self.sha256, "a digest of 64 hexadecimal digits")
@@ -134,7 +134,7 @@ class Base(_JSONConfig):
         """Check both fields, which end up in requests to the Hub.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is malformed.
         """
         named = is_hub_id(self.repo_id) and "/" in self.repo_id
         require(named, "base.repo_id", self.repo_id, 'a Hub id such as "user/name"')
@@ -150,7 +150,7 @@ class SavedConfig(_JSONConfig):
         format: Version of the file format. A config that was read keeps the version it was written with.
         library: Name of the library, always `"zepad"`.
         library_version: Version of zepad that wrote the file.
-        stage: How far the model has come.
+        stage: Stage of the model.
         channels: Number of image channels.
         num_classes: Number of classes of the present task, or None before there is one.
         class_names: One name per class, or None.
@@ -230,7 +230,7 @@ def parse_config(text: str | bytes, origin: str) -> SavedConfig:
 
     Args:
         text: JSON in UTF-8.
-        origin: Where the text came from, for messages.
+        origin: File that holds the text, for error messages.
 
     Raises:
         CheckpointError: If the text is no config of zepad or of a format that this version does not read; otherwise
@@ -295,7 +295,7 @@ def _check(config: SavedConfig) -> None:
     """Check what the types of single fields cannot say.
 
     Raises:
-        ConfigError: Naming the field, the value and what was expected.
+        ConfigError: If a field is malformed.
     """
     require(config.channels >= 1, "channels", config.channels, "a positive integer")
     classes, names = config.num_classes, config.class_names

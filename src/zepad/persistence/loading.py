@@ -26,7 +26,7 @@ class SavedFiles:
     Args:
         config_path: Path of config.json. The other files lie beside it, or are fetched.
         remote: Repository that config.json came from, or None if it lies in a folder of the user's.
-        repo: How to reach the Hub.
+        repo: Repository and how to access it.
 
     Raises:
         CheckpointError: If the config is damaged.
@@ -93,7 +93,7 @@ def load_saved(
 
     Args:
         model_id: A folder, or a Hub id.
-        repo: How to reach the Hub.
+        repo: Repository and how to access it.
         branches: Roles of the encoders to load, without heads; None loads everything.
         modules: Architectures of custom encoders, by role.
 

@@ -59,7 +59,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         Args:
             save_directory: Folder, created if need be.
             heads_only: Whether to leave out encoders that are on the Hub already, and name their repository and commit.
-            card: What only you know of the model: license, data sets, base models.
+            card: Facts for the model card that only you know: license, data sets, base models.
 
         Raises:
             StageError: If `heads_only` and the encoders are not on the Hub, or there are no heads.
@@ -94,13 +94,13 @@ class Pretrained(nn.Module, ModelHubMixin):
             token: Access token of the Hub; None is the stored one.
             commit_message: First line of the commit message.
             heads_only: Whether to publish the heads of a task alone; loading fetches the encoders from where they are.
-            card: What only you know of the model: license, data sets, base models.
+            card: Facts for the model card that only you know: license, data sets, base models.
 
         Returns:
             Repository, commit and address. Load with `revision=` that commit to get these very weights.
 
         Raises:
-            HubError: Saying whether anything was published.
+            HubError: If the push failed; the message says whether anything was published.
             StageError: If `heads_only` and the encoders are not on the Hub, or there are no heads.
             CheckpointError: If something in the model cannot be stored.
         """

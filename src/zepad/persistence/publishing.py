@@ -49,7 +49,7 @@ def push_model(
         repo_id: Id of the repository, `"user/name"`, created if need be.
         model: Result of `describe_model`.
         heads_only: Publish the heads alone, with the repository and commit that hold the encoders.
-        card: What only the publisher knows of the model.
+        card: Facts for the model card that only the publisher knows.
         private: Visibility of a new repository. True refuses an existing public one.
         revision: Branch to commit to, created if need be; None is the default branch.
         token: Access token, True or None for the stored one, False for none.
@@ -116,7 +116,7 @@ def download(repo: HubRepo, folder: Path) -> SavedConfig:
     """Copy a published model into a folder, whole: heads that name a base bring its encoders along.
 
     Args:
-        repo: Where the model is.
+        repo: Repository of the model.
         folder: Created if need be; config.json comes last, so that an interrupted copy never passes for a whole one.
 
     Raises:

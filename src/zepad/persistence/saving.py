@@ -41,7 +41,7 @@ def save_model(
         folder: Folder to write, created if need be. Weight files of an earlier save that this one has not are removed.
         model: Result of `describe_model`.
         heads_only: Leave the encoders' files out and name the repository and commit that hold them.
-        card: What only the publisher knows of the model.
+        card: Facts for the model card that only the publisher knows.
         model_id: Hub id for the card, where known.
 
     Returns:

@@ -76,7 +76,7 @@ def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: st
         own: State of the module, possibly on the meta device.
         tensors: Tensors that were read from a file.
         name: Name of the module, for the message.
-        origin: Where the tensors came from, for the message.
+        origin: File that holds the tensors, for error messages.
 
     Raises:
         CheckpointError: Listing missing and unexpected keys and differing shapes.

@@ -33,7 +33,7 @@ class Hardened(NamedTuple):
             fitted afterwards on clean features, or the identity if there are no labels to fit it to.
         num_classes: Number of classes; None where no label was used.
         class_names: Names of the classes where the data set has them, else None.
-        record: What to remember in the provenance: `"config"`, the name of the `"method"`, number of `"images"`, and
+        record: Record for the provenance: `"config"`, the name of the `"method"`, number of `"images"`, and
             `"history"` with one list of records per encoder.
     """
 

@@ -49,7 +49,7 @@ def train(branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -
 
     Args:
         branch: The branch, which comes back in evaluation mode with its encoder frozen.
-        run: What to do.
+        run: Settings of the run.
         loader: Loader that yields `(images, labels)` and can be iterated more than once.
         val_loader: Loader of the images that the epoch is chosen by; None keeps the last epoch.
 

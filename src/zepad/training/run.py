@@ -26,7 +26,7 @@ class Run:
     Attributes:
         name: Name of the run in progress bars, errors and checkpoints, such as `"harden victim"`.
         index: Number that distinguishes the seeds of the runs of one model.
-        recipe: What is minimised.
+        recipe: Recipe, which defines the objective and the inner attack.
         config: Rates, length, seed and precision; a `HardenConfig` also holds budget and steps of the inner attack.
         channels: Number of channels of the images.
         features: Width of the encoder's output.

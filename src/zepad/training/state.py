@@ -45,9 +45,9 @@ class TrainingState:
         """Write the state after an epoch to a folder.
 
         Args:
-            folder: Where the epochs of this run are kept.
+            folder: Folder for the checkpoints of this run.
             epoch: Number of the epoch, from zero.
-            fingerprint: What a run that resumes must agree on.
+            fingerprint: Values on which a resumed run must agree.
         """
         state = {
             "fingerprint": fingerprint,
@@ -61,11 +61,11 @@ class TrainingState:
         save_epoch(folder, epoch, state)
 
     def resume(self, folder: Path, fingerprint: dict[str, Any]) -> int:
-        """Take over the newest epoch in a folder and return the number of the epoch to go on with.
+        """Restore the newest epoch in a folder and return the number of the next epoch.
 
         Args:
-            folder: Where `save` wrote; it may be empty.
-            fingerprint: What the saved run must agree on.
+            folder: Folder that `save` wrote to; it may be empty.
+            fingerprint: Values on which the saved run must agree.
 
         Raises:
             CheckpointError: If the file is damaged, or of a run with other settings or another architecture.

@@ -130,7 +130,7 @@ def wrap_module(module: nn.Module, preprocessing: Preprocessing | None = None) -
 
     Args:
         module: The caller's module; never modified.
-        preprocessing: What the module expects, in place of what would be found.
+        preprocessing: Preprocessing of the module; None takes that of its own configuration.
     """
     for source in _SOURCES.values():
         found = None if source.wrap is None else source.wrap(module)

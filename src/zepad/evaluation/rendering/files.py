@@ -15,8 +15,8 @@ def save_report(report: EvalReport, folder: str | Path) -> Path:
     """Write report.html, report.md, report.json and report.png.
 
     Args:
-        report: What was found.
-        folder: Created if need be.
+        report: Report to render.
+        folder: Folder, which is created if it does not exist.
 
     Returns:
         The path of report.html.

@@ -34,7 +34,7 @@ def markdown_tables(report: EvalReport) -> str:
     """Return the verdict, the warnings and every table as GitHub's Markdown.
 
     Args:
-        report: What was found.
+        report: Report to render.
 
     Returns:
         A page. Names are escaped: none of them is taken for markup.

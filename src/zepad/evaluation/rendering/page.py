@@ -60,7 +60,7 @@ def html_page(report: EvalReport) -> str:
     """Return the report as one self-contained HTML page.
 
     Args:
-        report: What was found. Names and settings in it are escaped.
+        report: Report to render. Names and settings in it are escaped.
 
     Returns:
         The page: under 3 MB, readable on a phone, in the dark and in print. Sample pictures beyond that size are left

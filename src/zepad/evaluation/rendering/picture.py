@@ -22,7 +22,7 @@ def overview_png(report: EvalReport) -> bytes:
     Confidences and curves are those of the attacker of each threat model that leaves the least accuracy.
 
     Args:
-        report: What was found.
+        report: Report to render.
 
     Returns:
         A PNG file.

@@ -16,7 +16,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: Name of a file in the folder `templates`.
-        values: What the template names. Text is plain text, not HTML.
+        values: Values of the variables in the template. Text is plain text, not HTML.
     """
     return str(_environment().get_template(template).render(values))
 
