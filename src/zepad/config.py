@@ -25,7 +25,7 @@ def require(condition: bool, name: str, got: object, expected: str) -> None:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether a setting is a finite number; True and False are not."""
-    # Compared, not converted: an int may be too large for a float, and a comparison with NaN is false.
+    # A comparison needs no conversion, which fails for very large integers, and is false for NaN.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
@@ -47,7 +47,7 @@ def check_budget(eps: float, norm: str = "linf") -> None:
         norm: Name of the norm, such as `"linf"`.
 
     Raises:
-        ConfigError: Naming the value and, for 0..255 units, the remedy.
+        ConfigError: If the value is out of range; for a value in 0..255 units the message suggests the division.
     """
     require(is_number(eps) and eps > 0, "eps", eps, "a positive number in [0, 1] pixel units")
     if norm == "linf" and eps > 1:
@@ -141,7 +141,7 @@ class HardenConfig(_TrainingConfig):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         check_budget(self.eps)
@@ -206,7 +206,7 @@ class BenignConfig(_TrainingConfig):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         super().__post_init__()
         require(isinstance(self.freeze_encoder, bool), "freeze_encoder", self.freeze_encoder, "True or False")
@@ -239,7 +239,7 @@ class HeadConfig(_JSONConfig):
         """Check every field.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is out of range.
         """
         _check_fitting(self, "head_lr")
         for name, least in (("batch_size", 1), ("cache_bytes", 0)):

@@ -24,4 +24,4 @@ def evaluating(model: object) -> Iterator[None]:
         yield
     finally:
         for part in training:
-            part.training = True  # each flag by itself: train() would recurse and wake frozen parts
+            part.training = True  # train() would also change the submodules, some of which are frozen

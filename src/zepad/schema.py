@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 """No conversion between types, no unknown field, no infinity."""
 
-_SHOWN = 3  # problems that one message names
+_SHOWN = 3  # number of problems that one message lists
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

@@ -25,7 +25,7 @@ def check_ascent(eps: float, norm: str, steps: int, restarts: int) -> None:
     """Check the settings of `ascend`.
 
     Raises:
-        ConfigError: Naming the field, the value and what was expected.
+        ConfigError: If a setting is out of range.
     """
     require(norm in BALLS, "norm", norm, f"one of {sorted(BALLS)}")
     check_budget(eps, norm)

@@ -30,7 +30,7 @@ def read_npz(path: Path) -> tuple[ArrayImages | EncodedImages, Tensor, list[str]
     - `classes`, optional: one string per class. Without it the classes are called `"0"`, `"1"`, ...
 
     Raises:
-        InputError: Saying what is wrong with the file or with which key.
+        InputError: If the file is malformed; the message names the key.
     """
     arrays, found = _read(path)
     if "labels" not in arrays:

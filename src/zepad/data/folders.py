@@ -71,7 +71,7 @@ def check_classes(path: Path, names: list[str], wanted: tuple[str, ...]) -> None
     """Refuse a folder whose classes are not exactly those of the data set that it should hold.
 
     Raises:
-        InputError: Naming the classes that are missing and those that are unknown.
+        InputError: If classes are missing or unknown; the message names them.
     """
     missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
     if missing or extra:

@@ -75,7 +75,7 @@ class EncoderSpec(_JSONConfig):
         """Check every field. A name is an identifier: no path, no address, no dotted import.
 
         Raises:
-            ConfigError: Naming the field, the value and what was expected.
+            ConfigError: If a field is malformed.
         """
         word = isinstance(self.source, str) and bool(re.fullmatch(r"[a-z][a-z0-9_-]*", self.source))
         require(word, "source", self.source, f"a plain word, such as {', '.join(FORMS)} or custom")

@@ -73,7 +73,7 @@ def digest_batches(digests: Sequence[str]) -> str:
 def class_names(loader: Loader, model: Any) -> tuple[str, ...]:
     """Return the names of the classes that the data set, or else the model, has; empty where neither has any."""
     dataset: Any = getattr(loader, "dataset", None)
-    while hasattr(dataset, "dataset"):  # subsets hold the data set they were taken from
+    while hasattr(dataset, "dataset"):  # subsets wrap the data set they were taken from
         dataset = dataset.dataset
     names = getattr(dataset, "classes", None) or getattr(model, "class_names", None) or ()
     return tuple(str(name) for name in names)

@@ -59,7 +59,7 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no word for it
+        return str(value)  # JSON cannot represent it
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
@@ -121,7 +121,7 @@ def _function(value: FunctionType | MethodType, inside: tuple[int, ...]) -> str:
     if known and owner is None:
         return function.__qualname__
     around = inspect.getclosurevars(function)
-    settings = {  # of the names a function takes from its module, those that are values: other code has its own name
+    settings = {  # values among the globals of a function
         name: item
         for name, item in around.globals.items()
         if isinstance(item, (bool, int, float, str, Tensor, nn.Module))

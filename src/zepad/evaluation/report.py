@@ -18,7 +18,7 @@ from .attackers import THREAT_MODELS, ThreatModel
 from .statistics import Detection, Rate, WrittenRate
 
 FORMAT = 2
-_LARGEST_FILE = 1 << 29  # bytes; pictures make a report large
+_LARGEST_FILE = 1 << 29  # largest size of a report in bytes, most of which are pictures
 
 
 def _from_base64(written: Any) -> bytes:
@@ -273,7 +273,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, str):
-        # Half a surrogate pair, as in a file name that is no UTF-8, could be written but not be read.
+        # A lone surrogate, as in a file name that is not UTF-8, could be written as JSON but not be read again.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, Sequence):
         return [_encode(item) for item in value]

@@ -22,7 +22,7 @@ from .config import SavedConfig
 
 CARD_FILE = "README.md"
 
-# What reading a provenance raises that is not as zepad writes it.
+# Exceptions that are raised by a provenance that zepad did not write.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError)
 
 _TASKS = {
@@ -81,7 +81,7 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
     """
     try:
         text = _card(config, model_id, details)
-        text.encode()  # JSON can hold half a letter, which no file can
+        text.encode()  # JSON can hold a lone surrogate, which cannot be written to a file
     except (
         LookupError,
         TypeError,
@@ -141,7 +141,7 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
 
 @cache
 def _template() -> Template:
-    # The card is Markdown, so nothing is escaped for HTML: the filter `markdown` says where text of others goes.
+    # The card is Markdown, so nothing is escaped for HTML; the filter `markdown` escapes untrusted text.
     environment = Environment(  # noqa: S701
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )

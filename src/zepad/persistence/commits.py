@@ -125,7 +125,7 @@ def _commit(
             with translated(unknown, repo_id, revision):
                 now = _info(api, repo_id, revision)
             if not _differing(now, digests) and not _present(now, obsolete):
-                return published(now.sha)  # only the answer was lost
+                return published(now.sha)  # the commit was made, and only the response was lost
             if now.sha != head.sha:
                 raise HubError(
                     f"nothing was published to {repo_id!r}: somebody else committed in the meantime ({head.sha} is "

@@ -60,7 +60,7 @@ DETECTOR_FILE = "detector.safetensors"
 HeadKind = Literal["mlp", "zero_shot"]
 
 _MAX_CONFIG_BYTES = 10 * 2**20
-_MAX_WIDTH = 2**24  # beyond this number of features or classes a head cannot even be laid out
+_MAX_WIDTH = 2**24  # largest number of features or classes; a larger head could not be allocated
 
 
 def stored_role(role: str, version: int = FORMAT) -> str:
@@ -238,7 +238,7 @@ def parse_config(text: str | bytes, origin: str) -> SavedConfig:
     """
     values = _upgraded(_values(text, origin), origin)
     try:
-        # Half a surrogate pair, as in the name of a folder that is no UTF-8, is read as a question mark.
+        # A lone surrogate, as in a folder name that is not UTF-8, is read as a question mark.
         spelled_out = json.dumps(values, ensure_ascii=False).encode(errors="replace")
         config = parse_json(SavedConfig, spelled_out, origin=origin)
         _check(config)
@@ -318,7 +318,7 @@ def _check_encoders(config: SavedConfig) -> None:
         mean = pixels.mean if pixels else None
         one_each = mean is None or len(mean) == config.channels
         require(one_each, f"{at}.spec.preprocessing.mean", mean, "one per channel, or null")
-        # A path or an address of weights is never saved.
+        # Paths and URLs of weights are never saved.
         require(not spec.weights, f"{at}.spec.weights", spec.weights, "empty")
         require(1 <= record.features <= _MAX_WIDTH, f"{at}.features", record.features, f"from 1 to {_MAX_WIDTH}")
         owner = record.architecture_of

@@ -61,7 +61,7 @@ class _Deployed(nn.Module):
         outputs = {"logits": logits, "probabilities": logits.softmax(dim=-1)}
         weights = self.defense.fusion.weights(inputs.logits)
         if weights is not None:
-            outputs["weights"] = weights.T  # a server splits batches along the first axis
+            outputs["weights"] = weights.T  # transposed, because servers split batches along the first axis
         if self.defense.detector.is_fitted:
             outputs["detection_score"] = self.defense.detector(inputs)
         return outputs
@@ -104,7 +104,7 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
         _require_onnx()
     height, width = _known_size(defense) if image_size is None else _checked_size(image_size)
     device = next(defense.parameters()).device
-    # Two images, because a graph traced with one would serve one alone.
+    # Two images, because a graph that is traced with one image may be specialised to a batch size of one.
     images = torch.full((2, defense.channels, height, width), 0.5, device=device)
     deployed = _Deployed(defense)
     program = _trace(deployed, images)
@@ -118,7 +118,7 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             _WRITERS[path.suffix](program, Path(folder) / path.name, metadata, deployed.names)
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph itself after its .data
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph follows its .data file
                 file.replace(path.parent / file.name)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}. Choose a writable path.") from error
@@ -158,7 +158,7 @@ def _trace(graph: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     with evaluating(graph):
         try:
             with torch.no_grad():
-                graph(images)  # an image that does not fit is told apart from a graph that does not
+                graph(images)  # distinguishes images that do not fit from models that cannot be exported
         except ZePADError:
             raise
         except Exception as error:
@@ -178,7 +178,7 @@ def _trace(graph: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _brief(error: BaseException) -> str:
-    while error.__cause__ is not None:  # exporters wrap what went wrong in pages of advice
+    while error.__cause__ is not None:  # exporters wrap the original error in pages of advice
         error = error.__cause__
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
@@ -192,12 +192,12 @@ def _write_onnx(
             dynamo=True,
             input_names=["images"],
             output_names=outputs,
-            dynamic_shapes={"images": {0: "batch"}},  # for the name: which axis it is the program says
+            dynamic_shapes={"images": {0: "batch"}},  # names the dynamic axis, which the exported program already has
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
         raise InputError(f"an encoder cannot be expressed in ONNX: {_brief(error)}. Export a .pt2 instead.") from error
-    assert onnx_program is not None  # it is without dynamo
+    assert onnx_program is not None  # None is returned only without dynamo
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path)
 

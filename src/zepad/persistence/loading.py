@@ -108,7 +108,7 @@ def load_saved(
     files = SavedFiles(*locate(model_id, repo), repo)
     config, whole = files.config, branches is None
     roles = [role for role in ENCODER_ROLES if role in config.encoders and (branches is None or role in branches)]
-    plans = {role: plan_encoder(role, config, modules) for role in roles}  # all of them before any file is fetched
+    plans = {role: plan_encoder(role, config, modules) for role in roles}  # before any download
     encoders: dict[str, Encoder] = {}
     for role, plan in plans.items():
         name = config.encoder_file(role)

@@ -66,7 +66,7 @@ class Pretrained(nn.Module, ModelHubMixin):
             CheckpointError: If the folder cannot be written, something in the model cannot be stored, or `heads_only`
                 and the encoders changed since they were published.
         """
-        # Not the mixin's: that deletes an older config.json before it is known whether this model can be saved.
+        # The mixin's method would delete an older config.json before it is known whether this model can be saved.
         contents = self._contents("save_pretrained")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not distributed or torch.distributed.get_rank() == 0:

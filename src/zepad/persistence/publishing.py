@@ -123,7 +123,7 @@ def download(repo: HubRepo, folder: Path) -> SavedConfig:
         CheckpointError: If what came is damaged, or the folder cannot be written.
         HubError: If the Hub cannot deliver.
     """
-    # A folder that is called like the id is never read, for it may be the one to be written.
+    # A local folder of the same name as the id is never read, because it may be the target.
     files = SavedFiles(repo.fetch(CONFIG_FILE), repo, repo)
     paths = {name: files.verified(name) for name in files.config.files}
     try:

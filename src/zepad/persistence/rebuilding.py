@@ -54,7 +54,7 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     owner = role if role in modules else record.architecture_of
     if (
         owner is None and record.spec.source != "custom" and not is_registered(record.spec.source)
-    ):  # a copy of another role's encoder, the reference say
+    ):  # the encoder is a copy of another role's, such as the reference
         owner = next((r for r in ROLES if r in modules and config.encoders[r].spec == record.spec), None)
     if owner is not None and owner in modules:
         module = modules[owner]
@@ -92,7 +92,7 @@ def rebuild_encoder(record: EncoderRecord, blueprint: Blueprint, tensors: Mappin
     Raises:
         CheckpointError: If the weights do not fit.
     """
-    if blueprint.state is not None:  # before memory is taken for what the config asks for
+    if blueprint.state is not None:  # checked before memory is allocated for the architecture in the config
         check_fit(blueprint.state, tensors, blueprint.name, origin)
     backbone = blueprint.build()
     load_strictly(backbone, tensors, origin)
@@ -138,7 +138,7 @@ def rebuild_detector(config: SavedConfig, weights: Mapping[str, Tensor] | None, 
     detector = FittedDetector(config.detector_rule)
     if weights is not None:
         widths = {role: record.features for role, record in config.encoders.items()}
-        with torch.device("meta"):  # no memory before what is stored is known to fit
+        with torch.device("meta"):  # allocates no memory until the stored weights are known to fit
             hardened = sum(widths[role] for role in HARDENED_ROLES)
             detector.allocate(Widths(hardened=hardened, reference=widths.get(REFERENCE, 0)))
         load_strictly(detector, weights, origin)

@@ -54,7 +54,7 @@ def save_model(
     """
     home = _home_of_heads(model) if heads_only else None
     config = replace(model.config, base=home.base if home else None)
-    text = model_card(config, model_id=model_id, details=card)  # before an older save is replaced
+    text = model_card(config, model_id=model_id, details=card)  # may raise, so it comes before any writing
     blobs = _blobs(model)
     config = replace(config, files={name: _record(blob) for name, blob in blobs.items()})
     if home is not None:

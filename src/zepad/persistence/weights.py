@@ -52,7 +52,7 @@ def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
     blob = check_weights(path, record)
     try:
         return load(blob)
-    # Types that safetensors knows and torch does not come as a KeyError; other nonsense as the rest.
+    # safetensors raises KeyError for dtypes that torch lacks, and the other errors for damaged files.
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, OverflowError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
 
@@ -65,7 +65,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     """
     own = module.state_dict(keep_vars=True)
     check_fit(own, tensors, type(module).__name__, origin)
-    # With assign=True the stored dtype is kept, so that predictions come back bit for bit.
+    # assign=True keeps the stored dtype, so that predictions are bit-identical.
     module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
 
 
@@ -145,5 +145,5 @@ def tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
             f"{owner} has state that is no tensor ({', '.join(foreign)}), which a weight file cannot hold. "
             "Drop it from the module's state_dict."
         )
-    # Cloned one by one, for safetensors refuses tensors that share memory.
+    # Tensors are cloned, because safetensors refuses tensors that share memory.
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}

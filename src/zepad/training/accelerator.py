@@ -24,7 +24,7 @@ def make_accelerator(seed: int) -> Accelerator:
         seed: Seed of the order in which images are drawn.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    # Told to use the CPU, Accelerate also joins processes that have nothing else; left alone it would not.
+    # Accelerate joins processes without a GPU only if it is told to use the CPU.
     accelerator = Accelerator(cpu=not accelerated, kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
     accelerator.dataloader_config = DataLoaderConfiguration(
         split_batches=accelerator.num_processes > 1, use_seedable_sampler=True, data_seed=seed

@@ -44,7 +44,7 @@ def plan_labels(
     """
     check_reiterable(loader)
     needed = recipe.trains_head and labeller is None
-    if needed or is_labelled(loader):  # a look at the first batch may be costly, and is taken only where it matters
+    if needed or is_labelled(loader):  # reading the first batch may be slow, so it is read only if needed
         return num_classes or count_classes(loader), None
     if labeller is None or not recipe.trains_head:
         return (None if labeller is None else num_classes), unlabelled

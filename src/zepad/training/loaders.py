@@ -36,7 +36,7 @@ def is_labelled(loader: Loader) -> bool:
     Raises:
         InputError: If the loader is empty.
     """
-    with seeded(0):  # iterating draws from the caller's generator
+    with seeded(0):  # iterating would draw from the global generator of the caller
         for batch in loader:
             return has_labels(batch)
     raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
@@ -53,7 +53,7 @@ def count_classes(loader: Loader) -> int:
     if names:
         return len(names)
     largest = -1
-    with seeded(0):  # iterating draws from the caller's generator
+    with seeded(0):  # iterating would draw from the global generator of the caller
         for batch in loader:
             images, labels = split_batch(batch)
             largest = max(largest, int(check_labels(labels, count=len(check_images(images))).max()))

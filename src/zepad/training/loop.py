@@ -170,7 +170,7 @@ class _Loop:
                 self.state.record(epoch, record)
                 self._save(epoch)
         self.state.install_best(self.accelerator.num_processes)
-        if self.device.type != "cpu":  # there it would only collect garbage, which takes longer than a small epoch
+        if self.device.type != "cpu":  # on the CPU it would only collect garbage, which takes longer than a small epoch
             self.accelerator.free_memory()
         return self.state.history
 
@@ -189,7 +189,7 @@ class _Loop:
         if not meter.seen:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
         if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
-            self._fail("a weight is not finite", epoch, step)  # the last step broke it; no loss has shown it yet
+            self._fail("a weight is not finite", epoch, step)  # after the last step, which no later loss has shown
         self.state.batches = step + 1
         return meter.record()
 
@@ -226,7 +226,7 @@ class _Loop:
 
     def _set_rates(self, epoch: int, step: int) -> None:
         batches = self.state.batches
-        # A loader of unknown length tells its length by ending once; until then the rate stays at its peak.
+        # The length of some loaders is known only after the first pass; until then the learning rate stays at its peak.
         progress = (epoch + (step / batches if batches else 0)) / self.epochs
         factor = rate_factor(self.config.schedule, epoch=epoch, progress=progress)
         for group in self.state.optimizer.param_groups:

@@ -36,7 +36,7 @@ class TrainingState:
         """Note the record of an epoch, and its weights if they are the best yet by validation accuracy."""
         self.history.append(record)
         score = record.get("val_adversarial_accuracy", record.get("val_benign_accuracy"))
-        # On a tie the later epoch wins: it has been trained longer.
+        # In a tie the later epoch is kept, because it has been trained longer.
         if score is not None and (self.best is None or score >= self.best["score"]):
             weights = {key: value.detach().cpu().clone() for key, value in self.branch.state_dict().items()}
             self.best = {"epoch": epoch, "score": score, "weights": weights}

@@ -140,7 +140,7 @@ def wrap_module(module: nn.Module, preprocessing: Preprocessing | None = None) -
 
 
 def is_registered(source: str) -> bool:
-    """Whether this process can build encoders of a source."""
+    """Return whether this process can build encoders of a source."""
     return source in _SOURCES
 
 

@@ -68,7 +68,7 @@ def check_request(spec: EncoderSpec, *, pretrained: bool) -> None:
     """Refuse a request for pre-trained weights without a file, or for an architecture without a name.
 
     Raises:
-        ConfigError: Saying what to name.
+        ConfigError: If weights are requested without a file, or an architecture without a name.
     """
     if pretrained and not spec.weights:
         raise ConfigError(
@@ -147,7 +147,7 @@ def check_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights with infinities or NaN.
 
     Raises:
-        CheckpointError: Naming the keys.
+        CheckpointError: If a weight is not finite; the message names the keys.
     """
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:

@@ -38,7 +38,7 @@ from .wording import (
     verdict_subject,
 )
 
-_PAGE_BYTES = 2_910_000  # a page stays under 3 MB: samples get what the rest leaves
+_PAGE_BYTES = 2_910_000  # a page stays under 3 MB: samples fill the space that is left
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def overview_png(report: EvalReport) -> bytes:
     Returns:
         A PNG file.
     """
-    # The object interface: no global state, no display.
+    # The object interface of matplotlib needs neither global state nor a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
