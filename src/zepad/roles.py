@@ -197,8 +197,8 @@ class RoleEnsemble(BranchEnsemble):
         whole = len(self.branches) == len(ROLES)
         if not whole or (self.reference is None and self.detector.rule.needs_reference()):
             raise StageError(
-                f"{call} needs all encoders, and this model was loaded with {', '.join(self.encoders)} alone. Load it "
-                "without branches=..."
+                f"{call} needs all encoders, and this model was loaded with {', '.join(self.encoders)} alone. "
+                "Load it without branches=..."
             )
 
     def _renew_detector(self, rule: Detector) -> None:

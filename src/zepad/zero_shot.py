@@ -64,8 +64,8 @@ class ZeroShotHead(nn.Module):
         super().__init__()
         if not (weight.ndim == 2 and weight.numel() and weight.is_floating_point()):
             raise InputError(
-                f"the embeddings of the classes must be floating-point of shape (K, D); got {weight.dtype} of shape "
-                f"{tuple(weight.shape)}."
+                "the embeddings of the classes must be floating-point of shape (K, D); "
+                f"got {weight.dtype} of shape {tuple(weight.shape)}."
             )
         weight = weight.detach().float()
         lengths = weight.norm(dim=1)

@@ -55,8 +55,8 @@ def read_folder(path: Path) -> tuple[ImageFiles, Tensor, list[str]]:
     empty = [name for name in classes if not files[name]]
     if empty:
         raise InputError(
-            f"{path} has classes without images: {_some(empty)}. Add images ({' '.join(SUFFIXES)}) or remove the "
-            "folders."
+            f"{path} has classes without images: {_some(empty)}. "
+            f"Add images ({' '.join(SUFFIXES)}) or remove the folders."
         )
     labels = [label for label, name in enumerate(classes) for _ in files[name]]
     return ImageFiles(tuple(file for name in classes for file in files[name])), torch.tensor(labels), classes

@@ -183,8 +183,8 @@ def _check_one_size(pictures: ImageFiles | EncodedImages, indices: Tensor) -> No
             other_height, other_width = pictures.shape(index)
             raise InputError(
                 f"images differ in size: {pictures.name(first)} is {height} x {width}, {pictures.name(index)} is "
-                f"{other_height} x {other_width} (height x width). Pass size= (--size), such as 64, to stretch all to "
-                "one."
+                f"{other_height} x {other_width} (height x width). "
+                "Pass size= (--size), such as 64, to stretch all to one."
             )
 
 

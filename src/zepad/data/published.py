@@ -70,8 +70,8 @@ def read_published(
                 f"(docs/data.md has the addresses), or {elsewhere}."
             ) from error
         raise InputError(
-            f"{name} ({split}) is not there: {place} is missing. Pass download=True (--download) to fetch it, or "
-            f"{elsewhere}."
+            f"{name} ({split}) is not there: {place} is missing. "
+            f"Pass download=True (--download) to fetch it, or {elsewhere}."
         ) from error
 
 

@@ -291,8 +291,8 @@ def _decode(text: str | bytes, *, origin: str) -> EvalReport:
         current = json.dumps(_encode(values), allow_nan=False)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{origin} is no evaluation report of format 1 or {FORMAT}: {error!r}. Pass a report.json that "
-            "zepad.evaluation.save_report wrote."
+            f"{origin} is no evaluation report of format 1 or {FORMAT}: {error!r}. "
+            "Pass a report.json that zepad.evaluation.save_report wrote."
         ) from error
     return parse_json(EvalReport, current, origin=origin)
 

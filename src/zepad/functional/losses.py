@@ -140,8 +140,8 @@ def kl_divergence(*, logits: Tensor, target: Tensor) -> Tensor:
     """
     if logits.shape != target.shape or logits.ndim != 2:
         raise ValueError(
-            f"logits and target must be (N, K) tensors of the same shape; got {tuple(logits.shape)} and "
-            f"{tuple(target.shape)}."
+            "logits and target must be (N, K) tensors of the same shape; "
+            f"got {tuple(logits.shape)} and {tuple(target.shape)}."
         )
     log_q, log_p = accurate(logits).log_softmax(dim=1), accurate(target).log_softmax(dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -98,8 +98,8 @@ def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | N
     if differing:
         details = "; ".join(f"{key} was {theirs.get(key)!r}, now {fingerprint.get(key)!r}" for key in differing)
         raise CheckpointError(
-            f"{path} belongs to another run: {details}. Resume with the same settings and data, or choose another "
-            "folder."
+            f"{path} belongs to another run: {details}. "
+            "Resume with the same settings and data, or choose another folder."
         )
     return state
 
