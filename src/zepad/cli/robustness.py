@@ -243,6 +243,8 @@ def _measure(
     from ..model import ZePAD
     from ..protocols import Protocol, measure, replica_of
 
+    if replica is not None and not any(Path(name).is_dir() for name in names):
+        raise ConfigError("--replica repeats the hardening of a saved model, and an undefended encoder has none.")
     budget = parse_eps(eps)
     attacks = _chosen_attacks([name for name in universal.split(",") if name], budget, seed)
     protocol = Protocol(eps=budget, universal=attacks, steps=steps, queries=queries, seed=seed, progress=progress)
@@ -266,9 +268,7 @@ def _measure(
         typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
-        saved_model = next((model for model in models.values() if isinstance(model, ZePAD)), None)
-        if saved_model is None:
-            raise ConfigError("--replica repeats the hardening of a saved model, and an undefended encoder has none.")
+        saved_model = next(model for model in models.values() if isinstance(model, ZePAD))
         own = _loader(replica, "train", limit=train_limit, shuffle=True, **source)
         copies = replica_of(saved_model, public, own, folder=out / "replica", progress=progress)
     return measure(
