@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zepad.evaluation.attackers import THREAT_MODELS
 from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from zepad.evaluation.statistics import Detection, Rate
 
@@ -216,8 +217,7 @@ def hostile() -> EvalReport:
 def large() -> EvalReport:
     """Twenty attackers with very long names, a thousand classes, images that do not compress."""
     long = "an attacker whose name nobody thought of shortening_before_it_was_put_into_a_table " * 2
-    groups = ("semi-black-box", "semi-black-box+", "white-box")
-    attackers = tuple((f"{i} {long}", groups[i % 3], 0.04 * i) for i in range(20))
+    attackers = tuple((f"{i} {long}", THREAT_MODELS[i % 5], 0.04 * i) for i in range(20))
     return report(
         model="a model " * 30,
         attackers=attackers,

@@ -146,6 +146,8 @@ def test_without_a_report_nothing_is_claimed(config: SavedConfig) -> None:
     card = read(model_card(config, model_id="me/x"))
     assert UNMEASURED in card.text
     assert "How much was not measured here." in card.text
+    assert "Publishing turns a private defense into a public encoder" in card.text
+    assert "What that leaves was not measured here." in card.text
     assert "%" not in card.text
     assert not {"metrics", "model-index"} & set(card.data.to_dict())
 
@@ -196,7 +198,15 @@ def test_the_table_holds_the_reports_numbers(fitted: ZePAD, tmp_path: Path) -> N
         assert f"{result.name} {result.detection.auroc:.2f}" in text
     assert "Sanity checks that failed, so that accuracies may be too high: a large budget breaks it." in text
     assert "How much is in the table above." in text
+    assert "What that leaves was not measured here." in text  # by an attacker who has the published encoders
     assert UNMEASURED not in text
+
+
+def test_the_card_refers_to_published_attackers_where_there_are_some(fitted: ZePAD, tmp_path: Path) -> None:
+    fitted.attach(about(fitted, attackers=(("PAP", "semi-black-box", 0.6), ("PGD", "published", 0.3))))
+    text = model_card(config_of(fitted, tmp_path))
+    assert "published: worst of PGD" in text
+    assert "What that leaves is in the table above (published)." in text
 
 
 def test_a_report_without_attackers_claims_no_robustness(fitted: ZePAD, tmp_path: Path) -> None:

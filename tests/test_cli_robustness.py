@@ -16,6 +16,7 @@ from zepad.attacks import UniversalPerturbation
 from zepad.cli.robustness import parse_eps
 from zepad.data import digits
 from zepad.evaluation import EvalReport
+from zepad.evaluation.attackers import THREAT_MODELS
 
 VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
 QUICK = ("--steps", 2, "--queries", 3, "--limit", 6, "--train-limit", 32, "--quiet")
@@ -47,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(model: Path, perturbation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     arguments = ("--universal", "", "--perturbation", perturbation, "--eps", "32/255", "--out", out, *QUICK)
-    done = zepad("evaluate", model, *arguments)
+    done = zepad("evaluate", model, "--replica", "digits", *arguments)
     assert done.returncode == 0, done.stderr
     assert "white-box" in done.stdout
     assert str(out / "report.html") in done.stdout
@@ -65,20 +66,24 @@ def test_attack_writes_a_perturbation_that_fits_the_data(perturbation: Path) -> 
 def test_evaluate_attacks_in_every_group_and_writes_every_report(evaluated: Path) -> None:
     assert {"report.html", "report.md", "report.json", "report.png"} <= {path.name for path in evaluated.iterdir()}
     report = EvalReport.load(evaluated)
-    assert report.groups == ("semi-black-box", "semi-black-box+", "white-box")
+    assert report.groups == THREAT_MODELS
     assert report.images == 6
     assert {a.eps for a in report.attacks} == {32 / 255}
     assert any(a.name == "PAPBase #1" for a in report.attacks)
     assert any("detector-evading" in a.name for a in report.attacks)
     assert set(report.benign_branches) == {"victim", "auxiliary", "benign"}
+    page = (evaluated / "report.html").read_text()
+    assert "Replica attackers" in page
+    assert "Published attackers" in page
 
 
 def test_evaluate_goes_on_where_it_was_and_refuses_other_settings(
     evaluated: Path, model: Path, perturbation: Path
 ) -> None:
-    files = {path: path.stat().st_mtime_ns for path in (evaluated / "state").rglob("*.safetensors")}
-    assert files
-    common = ("--universal", "", "--eps", "32/255", "--out", evaluated, *QUICK)
+    files = {path: path.stat().st_mtime_ns for path in evaluated.rglob("state/**/*.safetensors")}
+    files |= {path: path.stat().st_mtime_ns for path in evaluated.rglob("replica/**/epoch-*.pt")}
+    assert {path.suffix for path in files} == {".safetensors", ".pt"}
+    common = ("--replica", "digits", "--universal", "", "--eps", "32/255", "--out", evaluated, *QUICK)
     again = zepad("evaluate", model, "--perturbation", perturbation, *common, "--json")
     assert again.returncode == 0, again.stderr
     record = json.loads(again.stdout)
@@ -123,6 +128,10 @@ def test_evaluate_reads_npz_files(tmp_path: Path) -> None:
         (["evaluate", VICTIM, "--universal", "PAP,FGSM", "--out", "x"], "got FGSM"),
         (["evaluate", VICTIM, "--perturbation", "absent.safetensors", "--out", "x"], "absent.safetensors"),
         (["evaluate", "timm:no_such_model", "--out", "x"], "no_such_model"),
+        (
+            ["evaluate", VICTIM, "--replica", "digits", "--train-limit", "64", "--limit", "4", "--out", "x"],
+            "an undefended encoder has none",
+        ),
         (["compare", __file__, "--out", "x"], "spec"),
     ],
 )

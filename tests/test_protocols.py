@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, protocols
+from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, ZePAD, protocols
 from zepad.attacks import PAPBase, UniversalFeatureAttack
+from zepad.encoders import Encoder
 from zepad.evaluation import EvalReport, statistics
-from zepad.protocols import ABLATION, Protocol, ablation, matched, measure, slug, transfer
+from zepad.evaluation.attackers import THREAT_MODELS
+from zepad.objectives import fare
+from zepad.protocols import (
+    ABLATION,
+    Protocol,
+    ablation,
+    matched,
+    measure,
+    replica_branches,
+    replica_of,
+    slug,
+    train_replica,
+    transfer,
+)
 
 EPS = 8 / 255
 QUICK = Protocol(
@@ -67,7 +83,8 @@ def test_matched_scores_both_models_and_saves_the_reports(tmp_path) -> None:
     assert undefended.images == zepad.images == 24
     assert set(zepad.benign_branches) == {"victim", "auxiliary", "benign"}
     assert not undefended.benign_branches
-    assert zepad.groups == ("semi-black-box", "white-box")  # without plus nobody attacks both encoders
+    assert zepad.groups == ("semi-black-box", "published", "white-box")  # without plus nobody attacks both encoders
+    assert undefended.groups == ("semi-black-box", "white-box")  # and it publishes no hardened encoder
     for name, report in reports.items():
         assert EvalReport.load(tmp_path / slug(name)) == report
     for encoder, weights in zip(encoders, before, strict=True):  # copied, never modified
@@ -79,7 +96,9 @@ def test_all_models_meet_the_same_public_attackers(taken_apart) -> None:
     for group in ("semi-black-box", "semi-black-box+"):
         own = [[(a.name, a.settings) for a in report.group(group)] for report in (undefended, zepad)]
         assert own[0] == own[1]
-        assert len(own[0]) == 3
+        assert len(own[0]) == 4
+    assert len(zepad.group("published")) == 6  # the universal feature attack among them
+    assert not undefended.group("published")
     assert len(zepad.group("white-box")) > len(undefended.group("white-box")) == 3
 
 
@@ -94,6 +113,137 @@ def test_a_folder_of_other_models_is_refused(tmp_path) -> None:
     run(0)
     with pytest.raises(CheckpointError, match="model_digest"):
         run(1)
+
+
+@pytest.fixture(scope="module")
+def defended() -> tuple[dict[str, Encoder], ZePAD]:
+    """The public encoders, and a defense on them."""
+    victim, auxiliary = make_encoders()
+    defense = ZePAD.from_encoders(victim, auxiliary)
+    public = {role: copy.deepcopy(defense.encoder(role)) for role in ("victim", "auxiliary")}
+    defense.harden(TRAIN, QUICK.harden, progress=False)
+    return public, defense.fit_benign(TRAIN, QUICK.benign, head_config=QUICK.heads, progress=False)
+
+
+OTHER = make_loader(*toy_data(48, seed=4))
+
+
+def states(encoders) -> list[torch.Tensor]:
+    return [tensor.clone() for encoder in encoders.values() for tensor in encoder.state_dict().values()]
+
+
+def same(first, second) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(states(first), states(second), strict=True))
+
+
+def test_a_replica_repeats_the_hardening_with_a_seed_and_images_of_its_own(defended) -> None:
+    public, defense = defended
+    before = states(public)
+    copies = replica_of(defense, public, OTHER, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, states(public), strict=True))  # copied, never modified
+    explicit = {"harden_config": QUICK.harden, "objective": None, "progress": False}
+    assert same(copies, train_replica(*public.values(), OTHER, seed=QUICK.harden.seed + 1, **explicit))
+    for changed in (public, train_replica(*public.values(), OTHER, seed=7, **explicit)):
+        assert not same(copies, changed)
+    assert not any(p.requires_grad or copies[role].training for role in copies for p in copies[role].parameters())
+
+
+def test_a_replica_is_trained_once_for_all_it_depends_on(defended, tmp_path, monkeypatch) -> None:
+    public, _ = defended
+    trained: list[Path] = []
+    original = protocols.harden
+
+    def spy(*args, checkpoint_dir, **settings):
+        trained.append(checkpoint_dir)
+        return original(*args, checkpoint_dir=checkpoint_dir, **settings)
+
+    monkeypatch.setattr(protocols, "harden", spy)
+
+    def train(**changes) -> dict[str, Encoder]:
+        settings = {**public, "loader": OTHER, "harden_config": QUICK.harden, **changes}
+        return train_replica(**settings, folder=tmp_path, progress=False)
+
+    first = train()
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("epoch-*.pt")}
+    assert len(files) == 2
+    assert same(first, train())
+    assert {file: file.stat().st_mtime_ns for file in files} == files  # nothing was trained twice
+    train(seed=2)
+    train(loader=TRAIN)
+    train(victim=public["auxiliary"])
+    train(harden_config=replace(QUICK.harden, steps=2))
+    train(objective=fare())
+    assert trained[0] == trained[1]
+    assert len(set(trained)) == 6
+
+
+def test_a_defense_is_measured_under_all_five_attackers(defended) -> None:
+    public, defense = defended
+    copies = replica_of(defense, public, OTHER, progress=False)
+    settings = {"public": public, "surrogate": OTHER, "num_classes": 3}
+    ladder = replace(QUICK, universal={"cosine": UniversalFeatureAttack(eps=EPS, epochs=1)})
+    reports = measure({"ZePAD": defense}, TEST, copies=copies, others={"third": copies["victim"]}, **settings,
+                      protocol=ladder)  # fmt: skip
+    report = reports["ZePAD"]
+    assert report.groups == THREAT_MODELS
+    assert [a.name for a in report.group("replica")] == [
+        "universal feature attack (copies)",
+        "feature PGD-20 (copies)",
+        "feature PGD-20 (copies and public encoders)",
+        "feature MI-DI-30 (copies and public encoders)",
+    ]
+    assert "feature MI-DI-30 (third)" in {a.name for a in report.group("semi-black-box")}
+
+
+def test_copies_with_heads_are_attacked_with_labels_too(defended) -> None:
+    public, defense = defended
+    bare = replica_of(defense, public, OTHER, progress=False)
+    heads = HeadConfig(epochs=60, batch_size=12, head_lr=1e-2)
+    copies = replica_branches(bare, OTHER, heads, num_classes=3, progress=False)
+    images, labels = TEST.dataset.tensors
+    with torch.no_grad():
+        assert all((branch(images).argmax(1) == labels).float().mean() > 0.6 for branch in copies.values())
+    protocol = replace(FEW, published=False)
+    settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": protocol}
+    report = measure({"ZePAD": defense}, TEST, copies=copies, **settings)["ZePAD"]
+    assert report.groups == ("semi-black-box", "replica", "white-box")
+    assert report.group("replica")[-1].name == "APGD-CE-2 (mean logits of the copies)"
+    assert not any("universal" in a.name for a in report.attacks)  # the protocol has none
+
+
+def test_a_second_evaluation_crafts_no_universal_perturbation(defended, tmp_path, monkeypatch) -> None:
+    public, defense = defended
+    crafted: list[str] = []
+    original = UniversalFeatureAttack.fit
+
+    def spy(self, *args, **settings):
+        crafted.append(str(self))
+        return original(self, *args, **settings)
+
+    monkeypatch.setattr(UniversalFeatureAttack, "fit", spy)
+    protocol = replace(QUICK, plus=False, universal={"cosine": UniversalFeatureAttack(eps=EPS, epochs=1)})
+
+    def run(**changes) -> EvalReport:
+        settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": protocol, **changes}
+        return measure({"ZePAD": defense}, TEST, folder=tmp_path, **settings)["ZePAD"]
+
+    first = run()
+    assert len(crafted) == 2  # on the public victim, and on the published encoders
+    assert run().worst == first.worst
+    assert len(crafted) == 2
+    with pytest.raises(CheckpointError, match="attackers_digest"):
+        run(surrogate=TRAIN)
+    assert len(crafted) == 4
+
+
+def test_a_hardening_that_cannot_be_repeated_is_refused(defended) -> None:
+    public, defense = defended
+    with pytest.raises(ConfigError, match="auxiliary is not known"):
+        replica_of(defense, {"victim": public["victim"]}, OTHER)
+    other = copy.deepcopy(defense)
+    other.provenance["harden"]["method"] = "trades(beta=6)"
+    with pytest.raises(ConfigError, match=r"train_replica with its objective"):
+        replica_of(other, public, OTHER)
 
 
 def test_transfer_fits_heads_of_the_new_task_on_encoders_of_the_old() -> None:

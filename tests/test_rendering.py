@@ -17,6 +17,7 @@ from PIL import Image
 import example_reports as examples
 from zepad.errors import InputError
 from zepad.escaping import clean
+from zepad.evaluation.attackers import THREAT_MODELS
 from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
 from zepad.evaluation.rendering.files import save_report
@@ -24,7 +25,7 @@ from zepad.evaluation.rendering.page import html_page
 from zepad.evaluation.rendering.picture import overview_png
 from zepad.evaluation.rendering.table import Cell, Row, Table, markdown_table
 from zepad.evaluation.rendering.templating import macros
-from zepad.evaluation.rendering.wording import verdict
+from zepad.evaluation.rendering.wording import EXPLANATIONS, GROUPS, verdict
 from zepad.evaluation.report import EvalReport
 from zepad.evaluation.statistics import Rate
 
@@ -178,6 +179,24 @@ def test_the_verdict_says_what_was_not_measured() -> None:
     assert "not measured under any white-box attacker" in said
     assert "not measured under any semi-black-box attacker" in verdict(example("unattacked"))
     assert "says nothing about robustness" in Page(page("unattacked")).text("main")
+
+
+def test_the_verdict_says_of_a_defense_that_nobody_repeated_or_published_it() -> None:
+    defense = examples.report(attackers=(("PAP", "semi-black-box", 0.6), ("APGD", "white-box", 0.1)))
+    for group in ("replica", "published"):
+        assert f"not measured under any {group} attacker" in verdict(defense)
+        assert f"not measured under any {group} attacker" not in verdict(example("plain"))  # it has nothing of that
+
+
+def test_every_step_of_the_ladder_has_its_section_with_what_the_attacker_knows() -> None:
+    report = examples.report(attackers=tuple((f"by {group}", group, 0.5) for group in THREAT_MODELS), samples=())
+    tables, page_text = markdown_tables(report), Page(html_page(report)).text()
+    places = [tables.index(f"## {GROUPS[group]}") for group in THREAT_MODELS]
+    assert places == sorted(places)
+    for group in THREAT_MODELS:
+        assert EXPLANATIONS[group] in tables
+        assert EXPLANATIONS[group] in page_text
+        assert f"under one {group} attacker (by {group}; eps 10/255 L∞)" in verdict(report)
 
 
 def test_a_failed_check_is_a_warning_between_verdict_and_numbers() -> None:
@@ -359,15 +378,32 @@ def changed(report: EvalReport, index: int, **changes: object) -> EvalReport:
         (lambda r: changed(r, 0, eps=8 / 255), "AdvEncoder has another eps"),
         (lambda r: changed(r, 0, threat_model="semi-black-box+"), "AdvEncoder has another threat model"),
         (lambda r: changed(r, -1, eps=1 / 255), "white-box budgets"),
+        (lambda r: changed(r, 6, eps=1 / 255), "published budgets"),
         (lambda r: changed(r, 0, settings={**r.attacks[0].settings, "steps": 5}), "another settings.steps"),
     ],
 )
 def test_reports_that_do_not_compare_are_refused(make, message: str) -> None:
-    one, two = (examples.report(model=name, samples=()) for name in ("one", "two"))
+    attackers = (*examples.ATTACKERS[:6], ("on the encoders", "published", 0.2), *examples.ATTACKERS[6:])
+    one, two = (examples.report(model=name, samples=(), attackers=attackers) for name in ("one", "two"))
     for compare in (comparison_html, comparison_markdown):
         compare([one, two])
         with pytest.raises(InputError, match=message):
             compare([one, make(two)])
+
+
+@pytest.mark.parametrize("defense_first", [True, False])
+def test_a_defense_compares_with_a_classifier_that_publishes_nothing(defense_first: bool) -> None:
+    attackers = (*examples.ATTACKERS, ("on the copies", "replica", 0.2), ("on the encoders", "published", 0.3))
+    defense = examples.report(model="defense", samples=(), attackers=attackers)
+    reports = [defense, examples.report(model="classifier", samples=(), branches=())]
+    tables = comparison_markdown(reports if defense_first else reports[::-1])
+    for group in ("replica", "published"):
+        assert GROUPS[group] in tables
+    for name in ("on the copies", "on the encoders"):
+        (row,) = (line for line in tables.splitlines() if line.startswith(f"| {name} "))
+        assert row.count("not run") == 1
+        assert row.count("%") == 1
+    assert tables.count("not run") == 4  # two attackers, and the worst of each group
 
 
 def test_a_comparison_of_nothing_is_refused() -> None:

@@ -5,30 +5,44 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
-from .encoders import Encoder, EncoderLike
+from .encoders import Encoder, EncoderLike, as_encoder, probe
 from .ensemble import BranchEnsemble
+from .errors import ConfigError
 from .evaluation import (
+    Attacker,
     EvalReport,
     UniversalAttack,
     evaluate,
+    keeping,
+    published,
+    replica,
+    replica_with_labels,
     save_report,
     semi_black_box,
     semi_black_box_plus,
     universal_attacker,
+    universal_attacks,
+    universal_feature_attack,
     white_box,
 )
+from .evaluation.identity import digest
+from .evaluation.kept import digest_data
 from .model import ZePAD
 from .modules import Branch
-from .training import fit_heads
+from .objectives import Objective, Recipe
+from .training import fit_heads, harden
+from .training.hardening import as_recipe
 from .types import HARDENED_ROLES, Loader
+
+_SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
 
 ABLATION = ("nothing", "no adversarial tuning", "no MPAE", "no BMP", "all")
 
@@ -44,8 +58,10 @@ class Protocol:
         heads: Settings of fitting the heads.
         steps: Number of steps of the per-image attacks.
         queries: Number of queries of Square.
-        universal: Universal attacks by name; None takes the five defaults at `eps`.
+        universal: Universal attacks on public encoders by name; None takes the five defaults at `eps`. Unless there are
+            none, copies and hardened encoders are attacked by `UniversalFeatureAttack`.
         plus: Attack both public encoders at once too (semi-black-box+).
+        published: Attack the hardened encoders of each `ZePAD` too (published).
         seed: Seed of the attacks and the evaluation; the training settings have seeds of their own.
         progress: Show progress bars.
     """
@@ -58,6 +74,7 @@ class Protocol:
     queries: int = 1000
     universal: Mapping[str, UniversalAttack] | None = None
     plus: bool = True
+    published: bool = True
     seed: int = 0
     progress: bool = True
 
@@ -279,8 +296,13 @@ def measure(
     protocol: Protocol = Protocol(),
     folder: str | Path | None = None,
     perturbations: Sequence[UniversalPerturbation] = (),
+    others: Mapping[str, Encoder] | None = None,
+    copies: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, EvalReport]:
     """Evaluate several models by the same attackers, and each by those who know it.
+
+    Attackers who know public encoders or copies of the hardened ones are the same for every model. Those who know the
+    published encoders, which a `ZePAD` alone has, and the white box are made for each.
 
     Args:
         models: Images to logits `(N, K)`, by name.
@@ -291,9 +313,13 @@ def measure(
         num_classes: Number of classes of the task.
         data: Name of the data, shown in the reports.
         protocol: Budgets of the attacks.
-        folder: Folder whose subfolder `state` keeps what is found as it comes; an interrupted evaluation goes on from
-            there.
+        folder: Folder whose subfolder `state` keeps what is found as it comes, and `perturbations` the universal
+            perturbations; an interrupted evaluation goes on from there, and crafts nothing again.
         perturbations: Universal perturbations fitted before, as further semi-black-box attackers.
+        others: Further public encoders by name, which the models were not built on, for semi-black-box attackers.
+        copies: Copies of the hardened encoders by role, for replica attackers (`train_replica`). Copies with heads of
+            the task (`replica_branches`) are also attacked with labels, and the worst case of the replica attackers
+            then includes an attacker who knows the task.
 
     Returns:
         Reports by model.
@@ -306,19 +332,12 @@ def measure(
         universal_attacker(perturbation, name=f"{perturbation.provenance.get('attack', 'universal')} #{number}")
         for number, perturbation in enumerate(perturbations, start=1)
     ]
-    settings: dict[str, Any] = {
-        "eps": protocol.eps,
-        "universal": protocol.universal,
-        "seed": protocol.seed,
-        "progress": protocol.progress,
-    }
-    if "victim" in public:
-        common += semi_black_box(public["victim"], surrogate, **settings)
-    if protocol.plus and {"victim", "auxiliary"} <= set(public):
-        common += semi_black_box_plus(public["victim"], public["auxiliary"], surrogate, **settings)
+    attacks = _UniversalAttacks.of(protocol, folder)
+    common += _shared_attackers(public, others or {}, copies or {}, surrogate, attacks, protocol)
     reports = {}
     for name, model in models.items():
-        own = white_box(
+        own = _published(model, public, surrogate, attacks, protocol) if protocol.published else []
+        own += white_box(
             model, eps=protocol.eps, num_classes=num_classes, steps=protocol.steps, queries=protocol.queries
         )
         reports[name] = evaluate(
@@ -333,3 +352,188 @@ def measure(
             progress=protocol.progress,
         )
     return reports
+
+
+class _UniversalAttacks(NamedTuple):
+    """Universal attacks by name: those on public encoders, and the cheap one on copies and hardened encoders."""
+
+    on_public: dict[str, UniversalAttack]
+    on_hardened: dict[str, UniversalAttack]
+
+    @classmethod
+    def of(cls, protocol: Protocol, folder: str | Path | None) -> _UniversalAttacks:
+        """Return the attacks of a protocol, which keep their perturbations where there is a folder."""
+        chosen = protocol.universal
+        attacks = universal_attacks(eps=protocol.eps, seed=protocol.seed) if chosen is None else dict(chosen)
+        cheap = universal_feature_attack(eps=protocol.eps, seed=protocol.seed) if attacks else {}
+        if folder is None:
+            return cls(attacks, cheap)
+        kept = Path(folder) / "perturbations"
+        return cls(keeping(attacks, kept), keeping(cheap, kept))
+
+
+def _shared_attackers(
+    public: Mapping[str, Encoder],
+    others: Mapping[str, Encoder],
+    copies: Mapping[str, nn.Module],
+    surrogate: Loader,
+    attacks: _UniversalAttacks,
+    protocol: Protocol,
+) -> list[Attacker]:
+    """Return the attackers who never saw any of the models."""
+    settings: dict[str, Any] = {"eps": protocol.eps, "seed": protocol.seed, "progress": protocol.progress}
+    attackers: list[Attacker] = []
+    if "victim" in public:
+        attackers += semi_black_box(public["victim"], surrogate, universal=attacks.on_public, others=others, **settings)
+    if protocol.plus and {"victim", "auxiliary"} <= set(public):
+        attackers += semi_black_box_plus(
+            public["victim"], public["auxiliary"], surrogate, universal=attacks.on_public, **settings
+        )
+    if copies:
+        bare = {role: part.encoder if isinstance(part, Branch) else part for role, part in copies.items()}
+        attackers += replica(bare, public, surrogate, universal=attacks.on_hardened, **settings)
+        if all(isinstance(part, Branch) and part.has_head for part in copies.values()):
+            attackers += replica_with_labels(copies, eps=protocol.eps, steps=protocol.steps)
+    return attackers
+
+
+def _published(
+    model: nn.Module,
+    public: Mapping[str, Encoder],
+    surrogate: Loader,
+    attacks: _UniversalAttacks,
+    protocol: Protocol,
+) -> list[Attacker]:
+    """Return the attackers who have what a model publishes; none where it publishes no hardened encoder."""
+    if not isinstance(model, ZePAD):
+        return []
+    return published(
+        {role: model.encoder(role) for role in HARDENED_ROLES},
+        surrogate,
+        eps=protocol.eps,
+        public=public,
+        universal=attacks.on_hardened,
+        progress=protocol.progress,
+    )
+
+
+def train_replica(
+    victim: EncoderLike,
+    auxiliary: EncoderLike,
+    loader: Loader,
+    harden_config: HardenConfig = HardenConfig(),
+    *,
+    objective: Objective | Recipe | None = None,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Encoder]:
+    """Repeat the hardening as an attacker does who knows the public encoders and this library.
+
+    The copies serve every model that was hardened alike, so that they are trained once for a table.
+
+    Args:
+        victim: The public encoder; not modified.
+        auxiliary: The second public encoder; not modified.
+        loader: Yields the attacker's `(images, labels)`, which should not be those of the defense; images alone will do
+            for an objective without labels. Shuffle it.
+        harden_config: Settings of the hardening to be repeated, of which the seed is not used.
+        objective: What the hardening to be repeated minimised; None is ZePAD's own recipe.
+        seed: The attacker's seed, another than that of the defense.
+        folder: Folder that keeps what is trained, in a subfolder for each set of encoders, data, settings, objective
+            and seed: copies that are found there are not trained again, and an interrupted training goes on.
+        progress: Show progress bars.
+
+    Returns:
+        The hardened copies by role, `"victim"` and `"auxiliary"`, frozen and in evaluation mode.
+
+    Raises:
+        InputError: If an encoder, a batch or the folder does not fit.
+        TrainingError: If the loss is not finite.
+        CheckpointError: If what the folder holds is damaged.
+    """
+    encoders = {"victim": as_encoder("victim", victim), "auxiliary": as_encoder("auxiliary", auxiliary)}
+    config = replace(harden_config, seed=seed)
+    made_by = None if folder is None else digest([encoders, digest_data(loader), config, as_recipe(objective, config)])
+    hardened = harden(
+        encoders,
+        loader,
+        config,
+        objective=objective,
+        checkpoint_dir=None if folder is None else Path(folder) / str(made_by)[:_SHOWN],
+        resume=folder is not None,
+        progress=progress,
+    )
+    return {role: cast(Encoder, branch.encoder).requires_grad_(False) for role, branch in hardened.branches.items()}
+
+
+def replica_of(
+    defense: ZePAD,
+    public: Mapping[str, EncoderLike],
+    loader: Loader,
+    *,
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Encoder]:
+    """Repeat the hardening that a defense records, by `train_replica`.
+
+    Args:
+        defense: The defense, hardened by the default recipe with whatever settings.
+        public: The public encoders that it was built on, `"victim"` and `"auxiliary"`; not modified.
+        loader: Yields the attacker's `(images, labels)`, which should not be those of the defense. Shuffle it.
+        seed: The attacker's seed; None takes one more than the defense's.
+        folder: Folder that keeps what is trained, as in `train_replica`.
+        progress: Show progress bars.
+
+    Returns:
+        The hardened copies by role, `"victim"` and `"auxiliary"`, frozen and in evaluation mode.
+
+    Raises:
+        ConfigError: If a public encoder is missing, or the record does not say how to repeat the hardening.
+        InputError: If an encoder, a batch or the folder does not fit.
+        TrainingError: If the loss is not finite.
+    """
+    missing = [role for role in HARDENED_ROLES if role not in public]
+    if missing:
+        raise ConfigError(f"a replica is hardened from both public encoders; {' and '.join(missing)} is not known.")
+    record = defense.provenance.get("harden", {})
+    method = record.get("method")
+    config = HardenConfig.from_dict(record.get("config", {}))
+    if method != as_recipe(None, config).name:
+        raise ConfigError(
+            f"only the default recipe can be repeated from a record, which is {as_recipe(None, config).name}; the "
+            f"defense was hardened by {method}. Call zepad.protocols.train_replica with its objective."
+        )
+    other = config.seed + 1 if seed is None else seed
+    victim, auxiliary = (public[role] for role in HARDENED_ROLES)
+    return train_replica(victim, auxiliary, loader, config, seed=other, folder=folder, progress=progress)
+
+
+def replica_branches(
+    copies: Mapping[str, Encoder],
+    loader: Loader,
+    config: HeadConfig = HeadConfig(),
+    *,
+    num_classes: int,
+    progress: bool = True,
+) -> dict[str, Branch]:
+    """Fit heads to hardened copies, as an attacker does who has labelled images of the task.
+
+    Args:
+        copies: The hardened copies by role, such as `train_replica` returns.
+        loader: Yields the attacker's `(images, labels)` of the task.
+        config: Settings of fitting the heads.
+        num_classes: Number of classes of the task.
+        progress: Show a progress bar.
+
+    Returns:
+        The copies with their heads by role, images to logits `(N, K)`, in evaluation mode.
+
+    Raises:
+        InputError: If a batch does not fit.
+        TrainingError: If the loss is not finite.
+    """
+    channels = probe(next(iter(copies.values())))[0]
+    heads = fit_heads(copies, loader, config, channels=channels, num_classes=num_classes, progress=progress)
+    return {role: Branch(copies[role], head).eval() for role, head in heads.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -89,39 +91,73 @@ class PGD:
         Returns:
             Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
         """
-        images = images.detach()
+
+        def height(points: Tensor) -> Tensor:
+            return self.loss_fn(model(points).float(), targets)
+
         with evaluating(model):
-            attacked = self._ascend(model, images, targets, generator)
-            if self.restarts == 1:
-                return attacked
-            highest = self._measure(model, attacked, targets)
-            for _ in range(self.restarts - 1):
-                again = self._ascend(model, images, targets, generator)
-                reached = self._measure(model, again, targets)
-                better = (reached > highest).nonzero().flatten()
-                attacked[better], highest[better] = again[better], reached[better]
+            return self.maximise(images, height, generator=generator)
+
+    def maximise(
+        self,
+        images: Tensor,
+        height: Callable[[Tensor], Tensor],
+        slope: Callable[[Tensor], Tensor] | None = None,
+        *,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Maximise any function of the images by the steps of this attack, whatever its `loss_fn`.
+
+        Args:
+            images: Clean images `(N, C, H, W)` in [0, 1].
+            height: Function from points `(N, C, H, W)` to what is maximised, `(N,)`.
+            slope: Function from points to the direction `(N, C, H, W)` in which to ascend; None takes the gradient of
+                `height`.
+            generator: Random number generator on the device of the images; None uses the global one of torch.
+
+        Returns:
+            Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
+        """
+        images = images.detach()
+        direction = partial(input_gradient, height) if slope is None else slope
+        attacked = self._ascend(images, direction, generator)
+        if self.restarts == 1:
+            return attacked
+        with torch.no_grad():
+            highest = height(attacked)
+        for _ in range(self.restarts - 1):
+            again = self._ascend(images, direction, generator)
+            with torch.no_grad():
+                reached = height(again)
+            better = (reached > highest).nonzero().flatten()
+            attacked[better], highest[better] = again[better], reached[better]
         return attacked
 
-    def _ascend(self, model: ImageModel, images: Tensor, targets: Tensor, generator: Generator | None) -> Tensor:
+    def _ascend(self, images: Tensor, slope: Callable[[Tensor], Tensor], generator: Generator | None) -> Tensor:
         ball = BALLS[self.norm]
         step_size = self.step_size or 2.5 * self.eps / max(self.steps, 1)
         delta = ball.random(images, self.eps, generator) if self.random_start else torch.zeros_like(images)
         delta = project_pixels(images, delta)
         velocity = torch.zeros_like(images)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                delta.requires_grad_()
-                loss = self.loss_fn(model(images + delta).float(), targets).sum()
-                (gradient,) = torch.autograd.grad(loss, delta)
-                if self.momentum:
-                    gradient = velocity = self.momentum * velocity + _unit(gradient)
-                delta = ball.project(delta.detach() + step_size * ball.steepest(gradient), self.eps)
-                delta = project_pixels(images, delta)
-        return (images + delta).detach().clamp(0, 1)
+        for _ in range(self.steps):
+            gradient = slope(images + delta)
+            if self.momentum:
+                gradient = velocity = self.momentum * velocity + _unit(gradient)
+            delta = project_pixels(images, ball.project(delta + step_size * ball.steepest(gradient), self.eps))
+        return (images + delta).clamp(0, 1)
 
-    def _measure(self, model: ImageModel, attacked: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.loss_fn(model(attacked).float(), targets)
+
+def input_gradient(height: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the gradient of the sum of a function with respect to its argument alone.
+
+    Args:
+        height: Function from points `(N, C, H, W)` to one value per point, `(N,)`.
+        points: Points `(N, C, H, W)`.
+    """
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(height(points).sum(), points)
+    return gradient
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -34,6 +34,12 @@ QUERIES = typer.Option(min=1, help="Number of Square queries per image.")
 LIMIT = typer.Option(min=1, help="Evaluate this many test images at most.")
 TRAIN_LIMIT = typer.Option(min=1, help="Give the attacker this many images at most.")
 PERTURBATIONS = typer.Option(help="File that zepad attack wrote; repeat for more.")
+REPLICA = typer.Option(
+    "--replica",
+    metavar="DATA",
+    help="Attack copies too that repeat the hardening of the model on these images, another data set than the model's. "
+    "This trains two encoders, once.",
+)
 QUIET = typer.Option("--quiet", help="Show no progress.")
 
 
@@ -97,6 +103,7 @@ def evaluate(
     ] = None,
     universal: Annotated[str, UNIVERSAL] = FIVE,
     perturbation: Annotated[list[Path] | None, PERTURBATIONS] = None,
+    replica: Annotated[str | None, REPLICA] = None,
     limit: Annotated[int | None, LIMIT] = None,
     train_limit: Annotated[int | None, TRAIN_LIMIT] = None,
     size: Annotated[int | None, SIZE] = None,
@@ -108,7 +115,8 @@ def evaluate(
 ) -> None:
     """Attack a model in every way there is and write report.html, report.md, report.json and report.png.
 
-    The attackers' images are the train split of the data, and the test split is scored.
+    The attackers' images are the train split of the data, and the test split is scored. The encoders of a saved model
+    are also attacked themselves, as everybody can who has them from the Hub.
     """
     from ..evaluation import save_report
     from ..evaluation.rendering import markdown_tables
@@ -124,6 +132,7 @@ def evaluate(
         auxiliary=auxiliary,
         universal=universal,
         perturbation=perturbation,
+        replica=replica,
         limit=limit,
         train_limit=train_limit,
         size=size,
@@ -221,6 +230,7 @@ def _measure(
     auxiliary: str | None,
     universal: str,
     perturbation: list[Path] | None,
+    replica: str | None = None,
     limit: int | None,
     train_limit: int | None,
     size: int | None,
@@ -231,8 +241,10 @@ def _measure(
 ) -> dict[str, EvalReport]:
     from ..attacks import UniversalPerturbation
     from ..model import ZePAD
-    from ..protocols import Protocol, measure
+    from ..protocols import Protocol, measure, replica_of
 
+    if replica is not None and not any(Path(name).is_dir() for name in names):
+        raise ConfigError("--replica repeats the hardening of a saved model, and an undefended encoder has none.")
     budget = parse_eps(eps)
     attacks = _chosen_attacks([name for name in universal.split(",") if name], budget, seed)
     protocol = Protocol(eps=budget, universal=attacks, steps=steps, queries=queries, seed=seed, progress=progress)
@@ -254,6 +266,11 @@ def _measure(
             public[role] = _encoder(given)
     if not public:
         typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
+    copies: dict[str, Encoder] | None = None
+    if replica is not None:
+        saved_model = next(model for model in models.values() if isinstance(model, ZePAD))
+        own = _loader(replica, "train", limit=train_limit, shuffle=True, **source)
+        copies = replica_of(saved_model, public, own, folder=out / "replica", progress=progress)
     return measure(
         models,
         test,
@@ -264,6 +281,7 @@ def _measure(
         protocol=protocol,
         folder=out,
         perturbations=saved,
+        copies=copies,
     )
 
 
@@ -311,9 +329,9 @@ def _undefended(name: str, loader: DataLoader[Any], classes: int, seed: int, pro
     return Branch(encoder, heads[name]).eval()
 
 
-def _loader(data: str, split: str, **settings: Any) -> DataLoader[Any]:
+def _loader(data: str, split: str, *, shuffle: bool = False, **settings: Any) -> DataLoader[Any]:
     from torch.utils.data import DataLoader
 
     from ..data import load_data
 
-    return DataLoader(load_data(data, split, **settings), batch_size=_BATCH)  # type: ignore[arg-type]
+    return DataLoader(load_data(data, split, **settings), batch_size=_BATCH, shuffle=shuffle)  # type: ignore[arg-type]

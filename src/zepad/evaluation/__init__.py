@@ -3,11 +3,22 @@
 from .attackers import Attacker, ThreatModel, against, universal_attacker
 from .evaluate import evaluate
 from .identity import weights_digest
+from .kept import keeping
 from .rendering.files import save_report
 from .report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from .scoring import accuracy
 from .statistics import Detection, Rate, auroc, detection
-from .suites import UniversalAttack, semi_black_box, semi_black_box_plus, universal_attacks, white_box
+from .suites import (
+    UniversalAttack,
+    published,
+    replica,
+    replica_with_labels,
+    semi_black_box,
+    semi_black_box_plus,
+    universal_attacks,
+    universal_feature_attack,
+    white_box,
+)
 
 __all__ = [
     "AttackResult",
@@ -26,11 +37,16 @@ __all__ = [
     "auroc",
     "detection",
     "evaluate",
+    "keeping",
+    "published",
+    "replica",
+    "replica_with_labels",
     "save_report",
     "semi_black_box",
     "semi_black_box_plus",
     "universal_attacker",
     "universal_attacks",
+    "universal_feature_attack",
     "weights_digest",
     "white_box",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Generator, Tensor
 
@@ -13,10 +13,17 @@ from ..config import require
 from ..types import ImageModel
 from .identity import describe
 
-ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "white-box"]
-"""What an attacker knows: the public victim encoder; both public encoders; or the whole deployed ensemble."""
+ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "replica", "published", "white-box"]
+"""What an attacker knows, from the least to the most.
 
-THREAT_MODELS: tuple[ThreatModel, ...] = ("semi-black-box", "semi-black-box+", "white-box")
+* `"semi-black-box"`: the public victim encoder, or another public encoder of its family.
+* `"semi-black-box+"`: both public encoders.
+* `"replica"`: the public encoders and this library, with which he repeats the hardening on images of his own.
+* `"published"`: the hardened encoders, as `push_to_hub` publishes them, without the heads and the benign branch.
+* `"white-box"`: the whole deployed ensemble.
+"""
+
+THREAT_MODELS: tuple[ThreatModel, ...] = get_args(ThreatModel)
 NORMS = ("linf", "l2", "patch")
 
 

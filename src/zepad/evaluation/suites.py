@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..attacks import (
     APGD,
@@ -20,6 +24,7 @@ from ..attacks import (
     PAPBase,
     Square,
     TargetedAPGD,
+    UniversalFeatureAttack,
     UniversalPerturbation,
     cross_entropy,
     dlr,
@@ -29,11 +34,14 @@ from ..attacks import (
     mean_logits,
     one_branch,
 )
+from ..errors import InputError
 from ..fusion import RFDM
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker, ThreatModel, against, the_model, universal_attacker
 
 _TARGETS = 3  # number of wrong classes that a targeted attack tries, the likeliest first
+_NO_ENCODERS: Mapping[str, ImageModel] = MappingProxyType({})
+_NO_ATTACKS: Mapping[str, UniversalAttack] = MappingProxyType({})
 
 
 class UniversalAttack(Protocol):
@@ -63,45 +71,62 @@ def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack
     }
 
 
+def universal_feature_attack(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack]:
+    """Return the cheapest universal attack with its default settings, by name.
+
+    Args:
+        eps: L-infinity budget in [0, 1] pixel units.
+        seed: Seed of the attack.
+    """
+    return {"universal feature attack": UniversalFeatureAttack(eps=eps, seed=seed)}
+
+
 def semi_black_box(
     victim: ImageModel,
     loader: Tensor | Loader,
     *,
     eps: float,
     universal: Mapping[str, UniversalAttack] | None = None,
+    others: Mapping[str, ImageModel] = _NO_ENCODERS,
     steps: int = 20,
     seed: int = 0,
     progress: bool = True,
 ) -> list[Attacker]:
-    """Fit the paper's attackers on the public victim encoder: five universal attacks, and a per-image feature attack.
+    """Fit the attackers on the public victim encoder: the paper's six, and one of the transfer literature.
+
+    The paper's are five universal attacks and a per-image feature attack. The other one is the feature attack with
+    momentum and input diversity (MI-DI).
 
     Args:
         victim: The public encoder, images to features `(N, D)`, as it was before any hardening.
         loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
         eps: L-infinity budget in [0, 1] pixel units.
         universal: Universal attacks by name; None takes those of `universal_attacks`.
-        steps: Number of steps of the feature attack.
+        others: Further public encoders by name, images to features, which the defense was not built on. On each of them
+            two attackers run the feature attack, without and with momentum and input diversity.
+        steps: Number of steps of the feature attack; with momentum and input diversity it takes half as many more.
         seed: Seed of the attacks.
         progress: Show progress bars.
 
     Returns:
-        One attacker for each universal attack, and the feature attack. They never query the evaluated model, so one
-        list serves every model.
+        One attacker for each universal attack, the feature attack, the feature attack with momentum and input
+        diversity, and two attackers for each further encoder. They never query the evaluated model, so one list serves
+        every model.
 
     Raises:
         InputError: If images or labels do not fit the attacks.
+
+    References:
+        ZePAD (ICLR 2026, arXiv 2602.11204), threat model. Dong et al., CVPR 2018, arXiv 1710.06081 (momentum); Xie et
+        al., CVPR 2019, arXiv 1803.06978 (input diversity).
     """
-    return _on_encoders(
-        (victim,),
-        loader,
-        eps=eps,
-        universal=universal,
-        steps=steps,
-        seed=seed,
-        threat_model="semi-black-box",
-        suffix="",
-        progress=progress,
-    )
+    suite = _Suite(threat_model="semi-black-box", eps=eps, steps=steps)
+    attacks = universal_attacks(eps=eps, seed=seed) if universal is None else universal
+    return [
+        *suite.universal(attacks, (victim,), loader, progress=progress),
+        *suite.per_image((victim,)),
+        *(attacker for name, encoder in others.items() for attacker in suite.per_image((encoder,), f" ({name})")),
+    ]
 
 
 def semi_black_box_plus(
@@ -123,55 +148,138 @@ def semi_black_box_plus(
         loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
         eps: L-infinity budget in [0, 1] pixel units.
         universal: Universal attacks by name; None takes those of `universal_attacks`.
-        steps: Number of steps of the feature attack.
+        steps: Number of steps of the feature attack; with momentum and input diversity it takes half as many more.
         seed: Seed of the attacks.
         progress: Show progress bars.
 
     Returns:
-        One attacker for each universal attack, and the feature attack. They never query the evaluated model, so one
-        list serves every model.
+        One attacker for each universal attack, the feature attack, and the feature attack with momentum and input
+        diversity. They never query the evaluated model, so one list serves every model.
 
     Raises:
         InputError: If images or labels do not fit the attacks.
     """
-    return _on_encoders(
-        (victim, auxiliary),
-        loader,
-        eps=eps,
-        universal=universal,
-        steps=steps,
-        seed=seed,
-        threat_model="semi-black-box+",
-        suffix=" (both encoders)",
-        progress=progress,
-    )
+    suite = _Suite(threat_model="semi-black-box+", eps=eps, steps=steps)
+    attacks = universal_attacks(eps=eps, seed=seed) if universal is None else universal
+    encoders, suffix = (victim, auxiliary), " (both encoders)"
+    fitted = suite.universal(attacks, encoders, loader, suffix, progress=progress)
+    return [*fitted, *suite.per_image(encoders, suffix)]
 
 
-def _on_encoders(
-    encoders: tuple[ImageModel, ...],
+def replica(
+    copies: Mapping[str, ImageModel],
+    public: Mapping[str, ImageModel],
     loader: Tensor | Loader,
     *,
     eps: float,
-    universal: Mapping[str, UniversalAttack] | None,
-    steps: int,
-    seed: int,
-    threat_model: ThreatModel,
-    suffix: str,
-    progress: bool,
+    universal: Mapping[str, UniversalAttack] | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[Attacker]:
-    fitted = [
-        universal_attacker(
-            attack.fit(encoders, loader, progress=progress), threat_model=threat_model, name=name + suffix
-        )
-        for name, attack in (universal_attacks(eps=eps, seed=seed) if universal is None else universal).items()
+    """Fit attackers who repeated the hardening: feature attacks on their copies, and on all encoders they have.
+
+    Args:
+        copies: The hardened copies by name, images to features `(N, D)`, such as
+            `zepad.protocols.train_replica` returns.
+        public: The public encoders by name, images to features `(N, D)`, as they were before any hardening.
+        loader: The attacker's surrogate images, with labels if a universal attack needs them.
+        eps: L-infinity budget in [0, 1] pixel units.
+        universal: Universal attacks by name; None takes `UniversalFeatureAttack` with its default settings.
+        steps: Number of steps of the feature attack; with momentum and input diversity it takes half as many more.
+        seed: Seed of the attacks.
+        progress: Show progress bars.
+
+    Returns:
+        One attacker on the copies for each universal attack; feature attacks on the copies, and on copies and public
+        encoders together; the latter also with momentum and input diversity. They never query the evaluated model, so
+        one list serves every model that was hardened alike.
+
+    Raises:
+        InputError: If there is no copy, or images or labels do not fit the attacks.
+    """
+    suite = _Suite(threat_model="replica", eps=eps, steps=steps)
+    attacks = universal_feature_attack(eps=eps, seed=seed) if universal is None else universal
+    own, everything = _members(copies, "copies"), (*copies.values(), *public.values())
+    return [
+        *suite.universal(attacks, own, loader, " (copies)", progress=progress),
+        suite.feature_attack(own, " (copies)"),
+        *suite.per_image(everything, " (copies and public encoders)" if public else " (all copies)"),
     ]
-    per_image = Attacker(
-        name=f"feature PGD-{steps}{suffix}",
-        threat_model=threat_model,
-        attack=FeaturePGD(eps=eps, steps=steps),
-        target=against(*encoders),
-    )
-    return [*fitted, per_image]
+
+
+def replica_with_labels(copies: Mapping[str, ImageModel], *, eps: float, steps: int = 20) -> list[Attacker]:
+    """Return the attacker who repeated the hardening and has labels of the task: APGD-CE through copies with heads.
+
+    He knows the task, so his images are no downstream-agnostic adversarial examples.
+
+    Args:
+        copies: The hardened copies with heads of the attacker's own by name, images to logits `(N, K)`, such as
+            `zepad.protocols.replica_branches` returns.
+        eps: L-infinity budget in [0, 1] pixel units.
+        steps: Number of steps of APGD.
+
+    Returns:
+        One attacker, on the mean of the copies' logits.
+
+    Raises:
+        InputError: If there is no copy.
+    """
+    surrogate = mean_logits(_Stacked(_members(copies, "copies")))
+    return [
+        Attacker(
+            name=f"APGD-CE-{steps} (mean logits of the copies)",
+            threat_model="replica",
+            attack=APGD(eps=eps, steps=steps, loss_fn=cross_entropy),
+            target=against(surrogate),
+        )
+    ]
+
+
+def published(
+    encoders: Mapping[str, ImageModel],
+    loader: Tensor | Loader | None = None,
+    *,
+    eps: float,
+    public: Mapping[str, ImageModel] = _NO_ENCODERS,
+    universal: Mapping[str, UniversalAttack] = _NO_ATTACKS,
+    steps: int = 20,
+    progress: bool = True,
+) -> list[Attacker]:
+    """Fit attackers who have the hardened encoders, but neither heads nor the benign branch: feature attacks on them.
+
+    Args:
+        encoders: The hardened encoders by name, images to features `(N, D)`, such as those of `"victim"` and
+            `"auxiliary"`.
+        loader: The attacker's surrogate images, with labels if a universal attack needs them; only `universal` reads
+            them.
+        eps: L-infinity budget in [0, 1] pixel units.
+        public: The public encoders by name, as they were before any hardening; they are attacked along.
+        universal: Universal attacks by name, none by default.
+        steps: Number of steps of the feature attack; with momentum and input diversity it takes half as many more.
+        progress: Show progress bars.
+
+    Returns:
+        For each universal attack one attacker on all hardened encoders at once; feature attacks on each hardened
+        encoder, on all of them at once, and together with the public encoders; the last one also with momentum and
+        input diversity.
+
+    Raises:
+        InputError: If there is no encoder, there are universal attacks but no images for them, or images or labels do
+            not fit the attacks.
+    """
+    suite = _Suite(threat_model="published", eps=eps, steps=steps)
+    own, suffix = _members(encoders, "encoders"), " (hardened encoders)"
+    attackers: list[Attacker] = []
+    if universal:
+        if loader is None:
+            raise InputError("universal attacks are fitted to images, and there are none. Pass the attacker's loader.")
+        attackers += suite.universal(universal, own, loader, suffix, progress=progress)
+    attackers += [suite.feature_attack((encoder,), f" (hardened {name})") for name, encoder in encoders.items()]
+    if not public:
+        return [*attackers, *suite.per_image(own, suffix)]
+    together = suite.per_image((*own, *public.values()), " (hardened and public encoders)")
+    return [*attackers, suite.feature_attack(own, suffix), *together]
 
 
 def white_box(
@@ -242,3 +350,63 @@ def _hardened(model: Branched) -> ImageModel:
 
 def _branch(index: int) -> Callable[[Branched], ImageModel]:
     return lambda model: one_branch(model.branch_logits, index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Suite:
+    """Attackers of one threat model on encoders, whichever those are."""
+
+    threat_model: ThreatModel
+    eps: float
+    steps: int
+
+    def universal(
+        self,
+        attacks: Mapping[str, UniversalAttack],
+        encoders: tuple[ImageModel, ...],
+        loader: Tensor | Loader,
+        suffix: str = "",
+        *,
+        progress: bool,
+    ) -> list[Attacker]:
+        """Return one attacker for each universal attack, fitted on all encoders at once."""
+        return [
+            universal_attacker(
+                attack.fit(encoders, loader, progress=progress), threat_model=self.threat_model, name=name + suffix
+            )
+            for name, attack in attacks.items()
+        ]
+
+    def per_image(self, encoders: tuple[ImageModel, ...], suffix: str = "") -> list[Attacker]:
+        """Return the feature attack on all encoders at once, without and with momentum and input diversity."""
+        steps = math.ceil(1.5 * self.steps)
+        transferable = FeaturePGD(eps=self.eps, steps=steps, momentum=1.0, diversity=0.5)
+        return [
+            self.feature_attack(encoders, suffix),
+            self._attacker(f"feature MI-DI-{steps}{suffix}", transferable, encoders),
+        ]
+
+    def feature_attack(self, encoders: tuple[ImageModel, ...], suffix: str = "") -> Attacker:
+        """Return the feature attack on all encoders at once."""
+        return self._attacker(f"feature PGD-{self.steps}{suffix}", FeaturePGD(eps=self.eps, steps=self.steps), encoders)
+
+    def _attacker(self, name: str, attack: Attack, encoders: tuple[ImageModel, ...]) -> Attacker:
+        return Attacker(name=name, threat_model=self.threat_model, attack=attack, target=against(*encoders))
+
+
+class _Stacked(nn.Module):
+    """Classifiers that are asked one after another: images to stacked logits `(B, N, K)`."""
+
+    def __init__(self, classifiers: tuple[ImageModel, ...]) -> None:
+        super().__init__()
+        self.classifiers = classifiers
+        self.parts = nn.ModuleList(part for part in classifiers if isinstance(part, nn.Module))  # whose mode is set
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([classifier(images) for classifier in self.classifiers])
+
+
+def _members(encoders: Mapping[str, ImageModel], name: str) -> tuple[ImageModel, ...]:
+    if not encoders:
+        raise InputError(f"{name} is empty: pass at least one encoder by name.")
+    return tuple(encoders.values())

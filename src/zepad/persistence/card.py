@@ -134,6 +134,7 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
         words=_words(config),
         measured=measured,
         rows=None if measured is None else _rows(measured),
+        published=measured is not None and "published" in measured["groups"],
         white_box=measured is not None and "white-box" in measured["groups"],
         training=_training(config.provenance),
     )

@@ -87,6 +87,9 @@ class Pretrained(nn.Module, ModelHubMixin):
     ) -> Published:
         """Publish the model in one commit, or not at all. Under several processes, call it on one.
 
+        Publishing turns a private defense into a public encoder: everybody can then attack the hardened encoders
+        themselves, as the attackers of `zepad.evaluation.published` do.
+
         Args:
             repo_id: Repository `"user/name"`, created if need be. An existing one must be one of zepad's.
             private: Visibility; None is your account's default for a new repository and changes nothing in an old one.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ...errors import InputError
 from ...escaping import clean, escape_markdown
+from ..attackers import ThreatModel
 from ..report import AttackResult, EvalReport
 from .content import pairs_table, rate_cell
 from .markdown import warning_block
@@ -15,6 +16,9 @@ from .templating import render
 from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
+
+_OWN: tuple[ThreatModel, ...] = ("replica", "published", "white-box")
+"""Threat models whose attackers aim at the model itself; a plain classifier has neither replica nor publication."""
 
 
 def comparison_markdown(reports: Sequence[EvalReport]) -> str:
@@ -28,8 +32,8 @@ def comparison_markdown(reports: Sequence[EvalReport]) -> str:
         One table with a column per model: accuracy with no attack, under each attacker, and the worst case per image.
 
     Raises:
-        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
-            budgets differ; the error says which.
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or budgets of
+            attackers on the model itself differ; the error says which.
     """
     check_comparable(reports)
     blocks = [f"# {escape_markdown(_heading(reports))}", INTERVALS]
@@ -46,8 +50,8 @@ def comparison_html(reports: Sequence[EvalReport]) -> str:
         reports: Reports on models evaluated on the same data under the same attackers.
 
     Raises:
-        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
-            budgets differ; the error says which.
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or budgets of
+            attackers on the model itself differ; the error says which.
     """
     check_comparable(reports)
     return render(
@@ -68,7 +72,7 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
     sections: list[tuple[str, tuple[Row, ...]]] = [
         ("", (Row("No attack", tuple(rate_cell(report.benign_accuracy) for report in reports)),))
     ]
-    for group in first.groups:
+    for group in _groups(reports):
         # A white box attacks what there is: an ensemble has branches and a detector to aim at, a classifier has not.
         shown = {result.name: result for report in reports for result in report.group(group)}
         rows = [
@@ -80,7 +84,7 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
         ]
         rows.append(_worst_row(WORST, reports, group))
         sections.append((GROUPS[group], tuple(rows)))
-    if len(first.groups) > 1:
+    if len(_groups(reports)) > 1:
         sections.append(("All attackers", (_worst_row(WORST_OF_ALL, reports, "all"),)))
     columns = "attacker", *(report.model for report in reports)
     caption = f"Accuracy on {first.data}, {counted(first.images, 'image')}"
@@ -92,15 +96,22 @@ def _robust_cell(result: AttackResult | None) -> Cell:
 
 
 def _worst_row(title: str, reports: Sequence[EvalReport], group: str) -> Row:
-    return Row(title, tuple(rate_cell(report.worst[group].robust_accuracy) for report in reports), summary=True)
+    worst = (report.worst.get(group) for report in reports)
+    cells = tuple(Cell("not run") if rates is None else rate_cell(rates.robust_accuracy) for rates in worst)
+    return Row(title, cells, summary=True)
+
+
+def _groups(reports: Sequence[EvalReport]) -> list[ThreatModel]:
+    """Return the threat models under which at least one of the models was attacked, the least knowing first."""
+    return [group for group in GROUPS if any(group in report.groups for report in reports)]
 
 
 def check_comparable(reports: Sequence[EvalReport]) -> None:
     """Refuse reports whose numbers do not belong in one table.
 
     Raises:
-        InputError: If there is no report, two models share a name, or data, attackers on public encoders or white-box
-            budgets differ; the error says which.
+        InputError: If there is no report, two models share a name, or data, attackers on public encoders or budgets of
+            attackers on the model itself differ; the error says which.
     """
     if not reports:
         raise InputError("a comparison needs at least one report; got none.")
@@ -130,12 +141,13 @@ def check_comparable(reports: Sequence[EvalReport]) -> None:
 
 
 def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
-    """Say what differs between attackers who know the same of every model, and between white-box budgets."""
-    budgets = [sorted({(r.norm, r.eps) for r in report.group("white-box")}) for report in (first, second)]
-    if budgets[0] != budgets[1]:
-        return [f"white-box budgets {budgets[0]} and {budgets[1]}"]
+    """Say what differs between attackers who know the same of every model, and between the budgets of all others."""
+    for group in _OWN:
+        budgets = [sorted({(r.norm, r.eps) for r in report.group(group)}) for report in (first, second)]
+        if budgets[0] != budgets[1] and (group == "white-box" or all(budgets)):
+            return [f"{group} budgets {budgets[0]} and {budgets[1]}"]
     ours, theirs = (
-        {result.name: _identity(result) for result in report.attacks if result.threat_model != "white-box"}
+        {result.name: _identity(result) for result in report.attacks if result.threat_model not in _OWN}
         for report in (first, second)
     )
     only = [
@@ -166,7 +178,7 @@ def _heading(reports: Sequence[EvalReport]) -> str:
 
 
 def _explanations(reports: Sequence[EvalReport]) -> list[str]:
-    return [f"{GROUPS[group]}: {EXPLANATIONS[group]}" for group in reports[0].groups]
+    return [f"{GROUPS[group]}: {EXPLANATIONS[group]}" for group in _groups(reports)]
 
 
 def _provenance(reports: Sequence[EvalReport]) -> Table:

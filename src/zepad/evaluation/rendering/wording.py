@@ -15,12 +15,16 @@ from ..statistics import Rate
 GROUPS: dict[ThreatModel, str] = {
     "semi-black-box": "Semi-black-box attackers",
     "semi-black-box+": "Semi-black-box+ attackers",
+    "replica": "Replica attackers",
+    "published": "Published attackers",
     "white-box": "White-box attackers",
 }
 
 EXPLANATIONS: dict[ThreatModel, str] = {
     "semi-black-box": "The attacker knows the public victim encoder the model is built on, and nothing else of it.",
     "semi-black-box+": "The attacker knows both public encoders, and nothing that was trained on them.",
+    "replica": "The attacker knows the public encoders and zepad, and attacks copies hardened on images of his own.",
+    "published": "The attacker has the hardened encoders, as the Hub publishes them, but no head and no benign branch.",
     "white-box": "The attacker knows everything: all weights, how the branches are fused, and the detector.",
 }
 
@@ -124,9 +128,16 @@ def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
         if attackers:
             worst = report.worst[group].robust_accuracy
             clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, group)}"))
-        elif group != "semi-black-box+":
+        elif _is_missed(report, group):
             clauses.append(("", f"not measured under any {group} attacker"))
     return clauses
+
+
+def _is_missed(report: EvalReport, threat_model: ThreatModel) -> bool:
+    """Return whether the verdict must say that there is no attacker of a threat model."""
+    if threat_model in ("replica", "published"):  # a plain classifier has no hardening to repeat or to publish
+        return bool(report.benign_branches)
+    return threat_model != "semi-black-box+"
 
 
 def _bounds(rate: Rate) -> str:
