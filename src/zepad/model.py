@@ -150,6 +150,7 @@ class ZePAD(
         zero_shot: Mapping[str, ZeroShotHead] | None = None,
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
+        bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> ZePAD:
@@ -159,7 +160,7 @@ class ZePAD(
 
         Args:
             loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Images alone will do with
-                `objective=fare()`, and with `zero_shot` heads, which then label them.
+                `objective=fare()` or `restoration()`, and with `zero_shot` heads, which then label them.
             config: Rates, length and budget; `HardenConfig.paper()` for the paper's.
             objective: A recipe of `zepad.objectives` such as `trades(beta=6)`, or a plain function from branch and
                 batch to an `ObjectiveOutput`. None is ZePAD's own recipe.
@@ -167,6 +168,8 @@ class ZePAD(
                 they are. Images without labels get those of the public encoders' zero-shot classifiers, averaged.
             val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
             checkpoint_dir: Folder where the newest epochs of each encoder are kept.
+            bank_dir: Folder where adversarial examples of the public encoders are kept and found again, for an
+                objective such as `restoration()` that trains on them; None keeps them for this call alone.
             resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
             progress: Whether to show bars with loss, accuracies and the time left.
 
@@ -190,6 +193,7 @@ class ZePAD(
             num_classes=self._declared_classes,
             val_loader=val_loader,
             checkpoint_dir=checkpoint_dir,
+            bank_dir=bank_dir,
             resume=resume,
             progress=progress,
         )
