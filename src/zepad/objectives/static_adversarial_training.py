@@ -51,13 +51,13 @@ def static_adversarial_training(
     def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         assert batch.static is not None
         parts = [batch.images, batch.static, *([] if own_eps is None else [batch.adversarial])]
-        features = branch.encoder(torch.cat(parts)).float()
+        features = branch.encoder(torch.cat(parts))
         logits = branch.head(features).float()
         loss = F.cross_entropy(logits, batch.labels.repeat(len(parts)))
         if weight:
             assert batch.public_features is not None
             target = batch.public_features.repeat(len(parts), 1)
-            loss = loss + weight * squared_distance(features, target).mean()
+            loss = loss + weight * squared_distance(features.float(), target).mean()
         clean, attacked, *_ = logits.detach().chunk(len(parts))
         return ObjectiveOutput(loss, attacked, clean)
 

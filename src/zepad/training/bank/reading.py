@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from ...digests import digest_tensor
 from ...inputs import check_images, images_of
@@ -47,21 +55,17 @@ class Images:
         """Return the images behind a loader, after one pass over them.
 
         Returns:
-            The images; None where they cannot be read by index, differ in shape, or come out otherwise when they are
-            fetched again, as after random augmentation.
+            The images; None where they cannot be read by index, a sampler of the user's own chooses among them, they
+            differ in shape, or come out otherwise when they are fetched again, as after random augmentation.
 
         Raises:
             InputError: If images are not float `(N, C, H, W)` in [0, 1].
         """
-        if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-            return None
-        if loader.batch_size is None or not hasattr(loader.dataset, "__len__") or not len(loader.dataset):
-            return None
-        if not _is_constant(loader):
+        if not isinstance(loader, DataLoader) or not _is_indexed(loader) or not _is_constant(loader):
             return None
         shapes: set[tuple[int, int, int]] = set()
         total = hashlib.sha256()
-        rows = torch.arange(len(loader.dataset)).split(_BATCH)
+        rows = torch.arange(len(loader.dataset)).split(_BATCH)  # type: ignore[arg-type]
         with seeded(0):
             for batch in _reader(loader, [chunk.tolist() for chunk in rows]):
                 images = check_images(images_of(batch))
@@ -71,6 +75,16 @@ class Images:
                     return None
                 total.update(digest_tensor(images).encode())
         return cls(loader, shapes.pop(), total.hexdigest())
+
+
+def _is_indexed(loader: DataLoader[Any]) -> bool:
+    """Return whether a loader reads all of an indexable data set: other samplers may leave images out on purpose."""
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_size is not None
+        and type(loader.sampler) in (RandomSampler, SequentialSampler, WeightedRandomSampler)
+        and len(loader.dataset) > 0  # type: ignore[arg-type]
+    )
 
 
 def _is_constant(loader: DataLoader[Any]) -> bool:
@@ -133,15 +147,11 @@ def align(loader: DataLoader[Any], bank: Any) -> DataLoader[Any]:
         bank: Bank of the data set of the loader, or anything else that has one residual for each index.
     """
     workers = loader.num_workers
-    default = type(loader.batch_sampler) is torch.utils.data.BatchSampler
-    order: dict[str, Any] = (
-        {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
-        if default
-        else {"batch_sampler": loader.batch_sampler}
-    )
     return DataLoader(
         _Aligned(loader.dataset, bank),
-        **order,
+        batch_size=loader.batch_size,
+        sampler=loader.sampler,
+        drop_last=loader.drop_last,
         num_workers=workers,
         collate_fn=_Collate(loader.collate_fn),
         pin_memory=loader.pin_memory,
