@@ -457,7 +457,7 @@ def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None
         (HardenConfig, "epochs", 1.5),
         (HardenConfig, "epochs", True),
         (HardenConfig, "lr", "x"),
-        (HardenConfig, "lr", None),
+        (HeadConfig, "head_lr", None),
         (HardenConfig, "head_lr", True),
         (HardenConfig, "weight_decay", float("nan")),
         (HardenConfig, "val_fraction", "half"),

@@ -12,7 +12,7 @@ from .errors import ConfigError
 from .schema import STRICT
 
 Precision = Literal["auto", "fp32", "bf16"]
-Schedule = Literal["cosine", "exponential"]
+Schedule = Literal["cosine", "exponential", "onecycle"]
 
 _Config = TypeVar("_Config", bound="_JSONConfig")
 
@@ -79,32 +79,42 @@ class _JSONConfig:
         return cls(**values)
 
 
-def _check_fitting(config: _TrainingConfig | HeadConfig, *rates: str) -> None:
+def _check_fitting(config: _TrainingConfig | HeadConfig) -> None:
     """Check what every config that trains something has."""
-    epochs, decay, precision = config.epochs, config.weight_decay, config.precision
+    epochs, precision = config.epochs, config.precision
     require(epochs is None or (is_integer(epochs) and epochs >= 1), "epochs", epochs, "at least 1, or None")
-    for name in rates:
-        value = getattr(config, name)
-        require(is_number(value) and value > 0, name, value, "a positive number")
-    require(is_number(decay) and decay >= 0, "weight_decay", decay, "zero or more")
     require(is_integer(config.seed) and config.seed >= 0, "seed", config.seed, "an integer of zero or more")
     require(precision in ("auto", "fp32", "bf16"), "precision", precision, '"auto", "fp32" or "bf16"')
+
+
+def _check_rate(name: str, value: object) -> None:
+    require(is_number(value) and value > 0, name, value, "a positive number")
+
+
+def _check_decay(value: object) -> None:
+    require(is_number(value) and value >= 0, "weight_decay", value, "zero or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainingConfig(_JSONConfig):
     epochs: int | None = None
-    lr: float = 2e-3
-    head_lr: float = 2e-3
-    weight_decay: float = 8e-4
-    schedule: Schedule = "cosine"
+    lr: float | None = None
+    head_lr: float | None = None
+    weight_decay: float | None = None
+    schedule: Schedule | None = None
     val_fraction: float = 0.1
     seed: int = 0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        _check_fitting(self, "lr", "head_lr")
-        require(self.schedule in ("cosine", "exponential"), "schedule", self.schedule, '"cosine" or "exponential"')
+        _check_fitting(self)
+        for name in ("lr", "head_lr"):
+            if getattr(self, name) is not None:
+                _check_rate(name, getattr(self, name))
+        if self.weight_decay is not None:
+            _check_decay(self.weight_decay)
+        schedules = (None, "cosine", "exponential", "onecycle")
+        require(self.schedule in schedules, "schedule", self.schedule, '"cosine", "exponential", "onecycle" or None')
         fraction = self.val_fraction
         require(is_number(fraction) and 0 <= fraction < 1, "val_fraction", fraction, "in [0, 1)")
 
@@ -116,11 +126,14 @@ class HardenConfig(_TrainingConfig):
     The defaults are those that measured best on small data (docs/recipe.md); `HardenConfig.paper()` holds the paper's.
 
     Attributes:
-        epochs: Number of passes over the loader. None takes as many as 900 updates need, at least 10.
-        lr: Peak learning rate of the encoder (Adam).
-        head_lr: Peak learning rate of the head that is trained along.
-        weight_decay: L2 penalty inside Adam; 8e-4 as in the paper.
-        schedule: Decay of the learning rates: `"cosine"` to zero over the whole run, `"exponential"` by 0.96 per epoch.
+        epochs: Number of passes over the loader. None takes as many as the recipe asks for: 900 updates and at least
+            10 passes for most.
+        lr: Peak learning rate of the encoder (Adam). None takes the recipe's own, 2e-3 for most.
+        head_lr: Peak learning rate of the head that is trained along. None takes the recipe's own, 2e-3 for most.
+        weight_decay: L2 penalty inside Adam. None takes the recipe's own, 8e-4 as in the paper for most.
+        schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96
+            per epoch, `"onecycle"` rises for the first 30 % of the run and then decays to zero. None takes the
+            recipe's own, `"cosine"` for most.
         val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
             given, in [0, 1).
         seed: Seed of order, attacks, heads and dropout.
@@ -187,10 +200,11 @@ class BenignConfig(_TrainingConfig):
     Attributes:
         epochs: Number of passes over the loader. None takes as many as 100 updates need, at least 10: clean images are
             learnt faster than attacked ones.
-        lr: Peak learning rate of the encoder (Adam).
-        head_lr: Peak learning rate of the head.
-        weight_decay: L2 penalty inside Adam.
-        schedule: Decay of the learning rates: `"cosine"` to zero over the whole run, `"exponential"` by 0.96 per epoch.
+        lr: Peak learning rate of the encoder (Adam). None takes 2e-3.
+        head_lr: Peak learning rate of the head. None takes 2e-3.
+        weight_decay: L2 penalty inside Adam. None takes 8e-4.
+        schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96
+            per epoch, `"onecycle"` rises for the first 30 % of the run and then decays to zero. None takes `"cosine"`.
         val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
             given, in [0, 1).
         seed: Seed of order, heads and dropout.
@@ -241,7 +255,9 @@ class HeadConfig(_JSONConfig):
         Raises:
             ConfigError: If a field is out of range.
         """
-        _check_fitting(self, "head_lr")
+        _check_fitting(self)
+        _check_rate("head_lr", self.head_lr)
+        _check_decay(self.weight_decay)
         for name, least in (("batch_size", 1), ("cache_bytes", 0)):
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")

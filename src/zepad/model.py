@@ -156,6 +156,7 @@ class ZePAD(
         zero_shot: Mapping[str, ZeroShotHead] | None = None,
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
+        bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> ZePAD:
@@ -165,7 +166,7 @@ class ZePAD(
 
         Args:
             loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Labels are not needed with
-                `objective=fare()`, nor with `zero_shot` heads, which then predict them.
+                `objective=fare()` or `restoration()`, nor with `zero_shot` heads, which then predict them.
             config: Learning rates, number of epochs and attack budget; `HardenConfig.paper()` has the paper's values.
             objective: A recipe of `zepad.objectives` such as `trades(beta=6)`, or a plain function from branch and
                 batch to an `ObjectiveOutput`. None uses ZePAD's own recipe.
@@ -173,6 +174,8 @@ class ZePAD(
                 without labels are labelled by the averaged zero-shot predictions of the public encoders.
             val_loader: Loader for choosing the best epoch; None holds out a part of `loader` if it can be split.
             checkpoint_dir: Folder for checkpoints of the newest epochs of each encoder, or None for no checkpoints.
+            bank_dir: Folder where adversarial examples of the public encoders are kept and found again, for an
+                objective such as `restoration()` that trains on them; None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars with loss, accuracies and the time left.
 
@@ -196,6 +199,7 @@ class ZePAD(
             num_classes=self._declared_classes,
             val_loader=val_loader,
             checkpoint_dir=checkpoint_dir,
+            bank_dir=bank_dir,
             resume=resume,
             progress=progress,
         )

@@ -13,7 +13,8 @@ from torch import nn
 
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
-from .encoders import Encoder, EncoderLike, as_encoder, probe
+from .encoders import Encoder, EncoderLike, probe
+from .encoders.given import as_encoder
 from .ensemble import BranchEnsemble
 from .errors import ConfigError
 from .evaluation import (

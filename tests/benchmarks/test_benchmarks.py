@@ -26,6 +26,7 @@ RUNS = {
     "benign_default": ["benign_default.py --images 64 --test-images 16"],
     "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
+    "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --out runs"],
     "public_encoders": ["public_encoders.py"],
     "baselines": [
         "baselines.py train --setting tiny --out runs --models undefended ZePAD",

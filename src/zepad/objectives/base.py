@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import Schedule, check_budget, is_integer, require
 from ..modules import Branch
 from ..types import ImageModel, LossFn
+from .augmentation import Augmentation
+from .mixture import DAEMixture
 
 
 class Batch(NamedTuple):
@@ -22,12 +27,18 @@ class Batch(NamedTuple):
         adversarial: The same images attacked; the clean images themselves where training is benign.
         labels: Labels, int64 `(N,)`.
         targets: What the inner attack moved away from: the labels, logits `(N, K)` or features `(N, D)`.
+        static: Adversarial examples of public encoders `(N, C, H, W)` for the same images, where the recipe has a
+            `DAEMixture`.
+        public_features: Features `(N, D)` that the encoder gave the clean images before training, where the recipe
+            needs them.
     """
 
     images: Tensor
     adversarial: Tensor
     labels: Tensor
     targets: Tensor | None = None
+    static: Tensor | None = None
+    public_features: Tensor | None = None
 
 
 class ObjectiveOutput(NamedTuple):
@@ -63,6 +74,39 @@ def whole(branch: Branch) -> ImageModel:
     return branch
 
 
+def check_own(own_eps: float | None, own_steps: int) -> None:
+    """Check the settings of the attack on the encoder in training.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+    if own_eps is not None:
+        check_budget(own_eps)
+    require(is_integer(own_steps) and own_steps >= 1, "own_steps", own_steps, "an integer of at least 1")
+
+
+def squared_distance(features: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared L2 distance of each image's features `(N,)`, summed over features."""
+    return (features - targets).square().sum(dim=1)
+
+
+def encoder_of(branch: Branch) -> ImageModel:
+    """Return the encoder of a branch, so that the inner attack sees its features."""
+    return branch.encoder
+
+
+def public_features(untrained: Branch) -> Targets:
+    """Return the function whose targets are the features of the encoder as it is now, whatever becomes of it."""
+    original = copy.deepcopy(untrained.encoder).eval().requires_grad_(False)
+
+    def targets(branch: Branch, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001 - unsupervised
+        with torch.no_grad():
+            features: Tensor = original(images)
+        return features.float()
+
+    return targets
+
+
 def labels_as_targets(_: Branch) -> Targets:
     """Return the function whose targets are the labels."""
     return lambda branch, images, labels: labels  # noqa: ARG005 - the signature of all targets
@@ -77,11 +121,15 @@ class Inner:
         model: Function from a branch to the part of it that is attacked.
         targets: Function that is called once with the branch as it is before training, so that a recipe can keep what
             it needs of it, and returns the function that computes the targets of each batch.
+        eps: Radius of the attack in [0, 1] pixel units; None takes that of the config.
+        steps: Number of steps of the attack; None takes that of the config.
     """
 
     loss: LossFn = label_loss
     model: Callable[[Branch], ImageModel] = whole
     targets: Callable[[Branch], Targets] = labels_as_targets
+    eps: float | None = None
+    steps: int | None = None
 
 
 CROSS_ENTROPY = Inner()
@@ -107,11 +155,28 @@ class Adaptation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How one branch is trained: what is minimised, against which attack, and for how long by default.
+class Rates:
+    """The learning rates that a recipe takes where the config leaves them open.
 
-    Rates, length, seed and the budget of the attack are settings of `HardenConfig` and `BenignConfig`, the same for
-    every recipe.
+    Attributes:
+        lr: Peak learning rate of the encoder (Adam).
+        head_lr: Peak learning rate of the head.
+        weight_decay: L2 penalty inside Adam.
+        schedule: Course of the learning rates over the run, as in `HardenConfig`.
+    """
+
+    lr: float = 2e-3
+    head_lr: float = 2e-3
+    weight_decay: float = 8e-4
+    schedule: Schedule = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one branch is trained: what is minimised, against which attack, and at which rates and length by default.
+
+    Seed and budget of the attack are settings of `HardenConfig` and `BenignConfig`, the same for every recipe; rates
+    and length that these state replace those of the recipe.
 
     Attributes:
         name: Name of the recipe with its settings, such as `"trades(beta=6)"`. A run resumes under the same name only.
@@ -125,6 +190,13 @@ class Recipe:
         min_updates: Number of updates that `epochs=None` provides for.
         min_epochs: Smallest number of passes that `epochs=None` makes.
         adaptation: The second stage; None for recipes that have one stage.
+        rates: Learning rates where the config states none.
+        static: Adversarial examples of the public encoders that each batch carries in `Batch.static`; None for recipes
+            that do without.
+        needs_public_features: Whether each batch carries the features that the encoder gave its clean images before
+            training, `Batch.public_features`.
+        augmentation: Random change of the training images, the same for an image and its static adversarial example,
+            before everything else; None leaves them as they are.
     """
 
     name: str
@@ -135,6 +207,10 @@ class Recipe:
     min_updates: int = 900
     min_epochs: int = 10
     adaptation: Adaptation | None = None
+    rates: Rates = Rates()
+    static: DAEMixture | None = None
+    needs_public_features: bool = False
+    augmentation: Augmentation | None = None
 
     @property
     def trains_head(self) -> bool:

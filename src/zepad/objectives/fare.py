@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
-from torch import Tensor
-
 from ..modules import Branch
-from ..types import ImageModel
-from .base import Batch, Inner, ObjectiveOutput, Recipe, Targets
+from .base import Batch, Inner, ObjectiveOutput, Recipe, encoder_of, public_features, squared_distance
 
 
 def fare() -> Recipe:
@@ -26,7 +20,7 @@ def fare() -> Recipe:
     return Recipe(
         name="fare()",
         objective=_embedding_distance,
-        inner=Inner(loss=_squared_distance, model=_encoder, targets=_original_features),
+        inner=Inner(loss=squared_distance, model=encoder_of, targets=public_features),
         trained=("encoder",),
         choose_epoch=False,
     )
@@ -34,23 +28,4 @@ def fare() -> Recipe:
 
 def _embedding_distance(branch: Branch, batch: Batch) -> ObjectiveOutput:
     assert batch.targets is not None
-    return ObjectiveOutput(_squared_distance(branch.encoder(batch.adversarial).float(), batch.targets).mean())
-
-
-def _squared_distance(features: Tensor, targets: Tensor) -> Tensor:
-    return (features - targets).square().sum(dim=1)
-
-
-def _encoder(branch: Branch) -> ImageModel:
-    return branch.encoder
-
-
-def _original_features(untrained: Branch) -> Targets:
-    original = copy.deepcopy(untrained.encoder).eval().requires_grad_(False)
-
-    def targets(branch: Branch, images: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001 - unsupervised
-        with torch.no_grad():
-            features: Tensor = original(images)
-        return features.float()
-
-    return targets
+    return ObjectiveOutput(squared_distance(branch.encoder(batch.adversarial).float(), batch.targets).mean())

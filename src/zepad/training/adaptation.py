@@ -73,6 +73,7 @@ def _second_stage(adaptation: Adaptation, layers: list[str], run: Run) -> Run:
         inner=None,
         trained=tuple(layers),
         min_updates=100,
+        rates=run.rates,
     )
     epochs = adaptation.epochs or run.config.epochs
     return replace(
@@ -80,6 +81,7 @@ def _second_stage(adaptation: Adaptation, layers: list[str], run: Run) -> Run:
         name=f"{run.name}, adaptation",
         index=run.index + _SECOND_STAGE,
         recipe=recipe,
+        static=None,
         config=replace(run.config, lr=adaptation.lr, head_lr=adaptation.lr, epochs=epochs),
         checkpoint_dir=run.checkpoint_dir / "adaptation" if run.checkpoint_dir else None,
     )

@@ -16,7 +16,7 @@ from .checkpoints import checkpoint_folder
 from .copies import copy_encoder
 from .loaders import count_classes, num_images, split
 from .loop import starting_branch, train
-from .run import Run
+from .run import Run, resolved_settings
 
 
 def train_benign(
@@ -71,4 +71,4 @@ def train_benign(
     )
     branch = starting_branch(copied, run)
     history = train(branch, run, *split(loader, val_loader, config.val_fraction, config.seed))
-    return branch, {"config": config.to_dict(), "images": num_images(loader), "history": history}
+    return branch, {"config": resolved_settings(config, run.recipe), "images": num_images(loader), "history": history}

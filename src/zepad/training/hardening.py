@@ -15,13 +15,14 @@ from ..objectives import Objective, Recipe, zepad_recipe
 from ..types import Loader
 from ..zero_shot import ZeroShotHead
 from .adaptation import adapt
+from .bank import static_daes
 from .checkpoints import checkpoint_folder
 from .copies import copy_encoder
 from .heads import fit_heads
 from .labels import plan_labels, zero_shot_labeller
 from .loaders import class_names, num_images, split
 from .loop import starting_branch, train
-from .run import Run
+from .run import Run, resolved_settings
 
 
 class Hardened(NamedTuple):
@@ -53,6 +54,7 @@ def harden(
     num_classes: int | None = None,
     val_loader: Loader | None = None,
     checkpoint_dir: str | Path | None = None,
+    bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Hardened:
@@ -70,6 +72,8 @@ def harden(
         num_classes: Number of classes; None takes it from the loader.
         val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
         checkpoint_dir: Folder where the newest epochs are kept, in one folder per encoder.
+        bank_dir: Folder where adversarial examples of the public encoders are kept and found again, for a recipe that
+            trains on them; None keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show progress bars.
 
@@ -95,26 +99,29 @@ def harden(
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
     branches: dict[str, Branch] = {}
     history: dict[str, Any] = {}
-    for index, (name, encoder) in enumerate(encoders.items()):
-        copied = copy_encoder(name, encoder)
-        run = Run.on(
-            copied,
-            name=f"harden {name}",
-            index=index,
-            recipe=recipe,
-            config=config,
-            num_classes=classes,
-            head=heads[name] if heads else None,
-            labeller=labeller,
-            checkpoint_dir=folder / name if folder else None,
-            resume=resume,
-            progress=progress,
-        )
-        branches[name], stages = _run_stages(copied, run, train_loader, chosen_by)
-        history[name] = stages.pop("hardening")
-        history.update({f"{name} {stage}": record for stage, record in stages.items()})
+    with static_daes(recipe.static, encoders, train_loader, config, folder=bank_dir, progress=progress) as static:
+        for index, (name, encoder) in enumerate(encoders.items()):
+            copied = copy_encoder(name, encoder)
+            run = Run.on(
+                copied,
+                name=f"harden {name}",
+                index=index,
+                recipe=recipe,
+                config=config,
+                num_classes=classes,
+                head=heads[name] if heads else None,
+                labeller=labeller,
+                static=static,
+                checkpoint_dir=folder / name if folder else None,
+                resume=resume,
+                progress=progress,
+            )
+            branches[name], stages = _run_stages(copied, run, train_loader, chosen_by)
+            history[name] = stages.pop("hardening")
+            history.update({f"{name} {stage}": record for stage, record in stages.items()})
     names = None if classes is None or heads else class_names(loader)
-    record = {"config": config.to_dict(), "method": recipe.name, "images": num_images(loader), "history": history}
+    settings = resolved_settings(config, recipe)
+    record = {"config": settings, "method": recipe.name, "images": num_images(loader), "history": history}
     return Hardened(branches, classes, names, record)
 
 
@@ -127,6 +134,7 @@ def harden_branch(
     num_classes: int | None = None,
     val_loader: Loader | None = None,
     checkpoint_dir: str | Path | None = None,
+    bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> tuple[Branch, dict[str, Any]]:
@@ -142,6 +150,8 @@ def harden_branch(
         num_classes: Number of classes; None takes it from the loader.
         val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
         checkpoint_dir: Folder where the newest epochs are kept.
+        bank_dir: Folder where adversarial examples of the public encoders are kept and found again, for a recipe that
+            trains on them; None keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show progress bars.
 
@@ -158,19 +168,23 @@ def harden_branch(
     folder, recipe = checkpoint_folder(checkpoint_dir, resume=resume), as_recipe(objective, config)
     classes, labeller = plan_labels(loader, recipe, num_classes=num_classes)
     copied = copy_encoder("encoder", encoder)
-    run = Run.on(
-        copied,
-        name="harden encoder",
-        index=0,
-        recipe=recipe,
-        config=config,
-        num_classes=classes,
-        labeller=labeller,
-        checkpoint_dir=folder,
-        resume=resume,
-        progress=progress,
-    )
-    return _run_stages(copied, run, *split(loader, val_loader, config.val_fraction, config.seed))
+    train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
+    public = {"encoder": copied}
+    with static_daes(recipe.static, public, train_loader, config, folder=bank_dir, progress=progress) as static:
+        run = Run.on(
+            copied,
+            name="harden encoder",
+            index=0,
+            recipe=recipe,
+            config=config,
+            num_classes=classes,
+            labeller=labeller,
+            static=static,
+            checkpoint_dir=folder,
+            resume=resume,
+            progress=progress,
+        )
+        return _run_stages(copied, run, train_loader, chosen_by)
 
 
 def as_recipe(objective: Objective | Recipe | None, config: HardenConfig) -> Recipe:

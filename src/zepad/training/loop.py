@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from ..functional import Count, correct_count
 from ..inputs import num_batches
 from ..modules import Branch, MLPHead
 from ..objectives import Batch, Objective, ObjectiveOutput
+from ..objectives.augmentation import augment_pair
+from ..objectives.base import public_features
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
@@ -26,6 +30,8 @@ from .loaders import num_images
 from .run import Run
 from .state import TrainingState
 from .validation import validate
+
+_WARM_UP, _FIRST_RATE = 0.3, 1 / 25  # of the one-cycle schedule: share of the run, share of the peak
 
 
 def starting_branch(encoder: Encoder, run: Run) -> Branch:
@@ -74,13 +80,26 @@ def rate_factor(schedule: Schedule, *, epoch: int, progress: float) -> float:
     """Return the learning rate as a share of its peak.
 
     Args:
-        schedule: `"cosine"` decays to zero over the run; `"exponential"` takes 0.96 per epoch.
+        schedule: `"cosine"` decays to zero over the run; `"exponential"` takes 0.96 per epoch; `"onecycle"` rises from
+            1/25 for the first 30 % of the run and then decays to zero, both along half a cosine.
         epoch: Number of the epoch, from zero.
         progress: Share of the run that is done.
+
+    References:
+        Smith, Topin, Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates, 2018,
+        arXiv 1708.07120 (one cycle).
     """
     if schedule == "exponential":
         return 0.96**epoch
+    if schedule == "onecycle":
+        return _one_cycle(min(progress, 1))
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+
+
+def _one_cycle(progress: float) -> float:
+    if progress < _WARM_UP:
+        return _FIRST_RATE + (1 - _FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * progress / _WARM_UP))
+    return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
 
 
 class _ObjectiveModule(nn.Module):
@@ -91,8 +110,8 @@ class _ObjectiveModule(nn.Module):
         self.branch = branch
         self.objective = objective
 
-    def forward(self, images: Tensor, adversarial: Tensor, labels: Tensor, targets: Tensor) -> ObjectiveOutput:
-        return self.objective(self.branch, Batch(images, adversarial, labels, targets))
+    def forward(self, *batch: Any) -> ObjectiveOutput:
+        return self.objective(self.branch, Batch(*batch))
 
 
 class _Meter:
@@ -133,9 +152,12 @@ class _Loop:
         self.branch = branch.to(self.device)
         inner = self.recipe.inner
         self.targets = None if inner is None else inner.targets(self.branch)  # before anything is trained or resumed
+        self.public = public_features(self.branch) if self.recipe.needs_public_features else None
+        self.static = run.static
         optimizer = self._optimizer()
         self.module: Any = self.accelerator.prepare_model(_ObjectiveModule(branch, self.recipe.objective))
-        self.loader = prepare_loader(self.accelerator, loader)
+        aligned = loader if self.static is None else self.static.prepare(loader)
+        self.loader = prepare_loader(self.accelerator, aligned)
         chosen_by = val_loader if self.recipe.choose_epoch else None
         self.val_loader = None if chosen_by is None else prepare_loader(self.accelerator, chosen_by)
         self.state = TrainingState(branch=self.branch, optimizer=optimizer, batches=num_batches(self.loader))
@@ -143,10 +165,11 @@ class _Loop:
         self.fingerprint = run.fingerprint(epochs=self.epochs, images=num_images(loader))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        parts = ((self.branch.encoder, self.config.lr), (self.branch.head, self.config.head_lr))
+        rates = self.run.rates
+        parts = ((self.branch.encoder, rates.lr), (self.branch.head, rates.head_lr))
         trained = [([p for p in part.parameters() if p.requires_grad], peak) for part, peak in parts]
         groups = [{"params": params, "peak": peak, "lr": peak} for params, peak in trained if params]
-        return torch.optim.Adam(groups, weight_decay=self.config.weight_decay)
+        return torch.optim.Adam(groups, weight_decay=rates.weight_decay)
 
     def run_all(self) -> list[dict[str, float]]:
         folder, index = self.run.checkpoint_dir, self.run.index
@@ -179,10 +202,10 @@ class _Loop:
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
         meter, step = _Meter(), -1
-        for step, (images, labels) in enumerate(self.run.batches(self.loader, self.device)):
+        for step, (images, labels, static) in enumerate(self._batches(generator)):
             self._set_rates(epoch, step)
             self._train_mode()
-            output, loss = self._update(images, labels, generator, epoch, step)
+            output, loss = self._update(images, labels, static, generator, epoch, step)
             meter.add(output, loss, labels)
             bar.set_postfix(epoch=f"{epoch + 1}/{self.epochs}", **meter.postfix())
             bar.update()
@@ -193,15 +216,36 @@ class _Loop:
         self.state.batches = step + 1
         return meter.record()
 
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Iterate over images, labels and static adversarial examples, augmented alike where the recipe asks for it."""
+        read = partial(self.run.batches, device=self.device)
+        augmentation = self.recipe.augmentation
+        batches: Iterator[tuple[Tensor, Tensor, Tensor | None]]
+        if self.static is None:
+            batches = ((images, labels, None) for images, labels in read(self.loader))
+        else:
+            batches = iter(self.static.batches(self.loader, read, generator))
+        for images, labels, static in batches:
+            if augmentation is not None:
+                images, static = augment_pair(augmentation, images, static, generator)
+            yield images, labels, static
+
     def _update(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, epoch: int, step: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        static: Tensor | None,
+        generator: torch.Generator,
+        epoch: int,
+        step: int,
     ) -> tuple[ObjectiveOutput, float]:
         """Attack a batch and step down its loss."""
         attacked, targets = self._attack(images, labels, generator)
+        public = self._public_features(images, labels)
         # A context of its own: in older torch autocast caches the weights that were cast without gradients, as for
         # the targets, and they would have none here.
         with autocast(self.device, self.config.precision):
-            output: ObjectiveOutput = self.module(images, attacked, labels, targets)
+            output: ObjectiveOutput = self.module(images, attacked, labels, targets, static, public)
         loss = output.loss.item()
         if not math.isfinite(loss):
             self._fail(f"the loss is {loss}", epoch, step)
@@ -219,6 +263,12 @@ class _Loop:
             targets = self.targets(self.branch, images, labels)
             return attack(inner.model(self.branch), images, targets, generator=generator), targets
 
+    def _public_features(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        if self.public is None:
+            return None
+        with autocast(self.device, self.config.precision):
+            return self.public(self.branch, images, labels)
+
     def _train_mode(self) -> None:
         self.branch.eval()
         for name in self.recipe.trained:
@@ -226,9 +276,9 @@ class _Loop:
 
     def _set_rates(self, epoch: int, step: int) -> None:
         batches = self.state.batches
-        # The length of some loaders is known only after the first pass; until then the learning rate stays at its peak.
+        # The length of some loaders is known only after the first pass; until then the rate stays as it begins.
         progress = (epoch + (step / batches if batches else 0)) / self.epochs
-        factor = rate_factor(self.config.schedule, epoch=epoch, progress=progress)
+        factor = rate_factor(self.run.rates.schedule, epoch=epoch, progress=progress)
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
 
@@ -244,5 +294,5 @@ class _Loop:
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint was kept: pass checkpoint_dir."
         raise TrainingError(
             f"{self.run.name}: {what} at epoch {epoch + 1}, step {step + 1}. {kept} "
-            f'Lower lr (now {self.config.lr:g}), or set precision="fp32".'
+            f'Lower lr (now {self.run.rates.lr:g}), or set precision="fp32".'
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ..config import BenignConfig, HardenConfig
 from ..digests import digest_tensor
 from ..encoders import Encoder, probe
 from ..inputs import Labeller, labelled_batches
-from ..objectives import Recipe
+from ..objectives import Rates, Recipe
 from ..types import Loader
+from .bank import StaticDAEs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Run:
         num_classes: Number of classes; None where no label is used.
         head: Head that the run starts with a copy of; None starts with a fresh `MLPHead`.
         labeller: Function that labels the images of a loader without labels; None where the loader has them.
+        static: Adversarial examples of the public encoders; None where the recipe does without.
         checkpoint_dir: Folder where this run keeps its epochs; None keeps none.
         resume: Whether to go on from the newest epoch there.
         progress: Whether to show a progress bar.
@@ -47,6 +49,7 @@ class Run:
     num_classes: int | None
     head: nn.Module | None = None
     labeller: Labeller | None = None
+    static: StaticDAEs | None = None
     checkpoint_dir: Path | None = None
     resume: bool = False
     progress: bool = True
@@ -66,13 +69,21 @@ class Run:
         return cls(channels=channels, features=features, **settings)
 
     @property
+    def rates(self) -> Rates:
+        """The learning rates of the config, and those of the recipe where the config leaves them open."""
+        return resolved_rates(self.config, self.recipe)
+
+    @property
     def attack(self) -> PGD | None:
-        """The PGD of the config, on cross-entropy; None where the recipe trains on clean images."""
-        if self.recipe.inner is None:
+        """The PGD of recipe and config, on cross-entropy; None where the recipe has no inner attack."""
+        inner = self.recipe.inner
+        if inner is None:
             return None
         assert isinstance(self.config, HardenConfig), "the budget of an inner attack is a setting of HardenConfig"
-        eps, steps = self.config.eps, self.config.steps
-        return PGD(eps=eps, steps=steps, step_size=self.config.step_size or 2 * eps / steps)
+        eps, steps = inner.eps or self.config.eps, inner.steps or self.config.steps
+        own = inner.eps is not None or inner.steps is not None  # a step size is made for one budget
+        step_size = None if own else self.config.step_size
+        return PGD(eps=eps, steps=steps, step_size=step_size or 2 * eps / steps)
 
     def batches(self, loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over checked images and labels on a device.
@@ -92,7 +103,8 @@ class Run:
             images: Number of images trained on, where known.
         """
         return {
-            **self.config.to_dict(),
+            **resolved_settings(self.config, self.recipe),
+            **({} if self.static is None else {"static": self.static.digest}),
             "run": self.name,
             "objective": self.recipe.name,
             "trained": list(self.recipe.trained),
@@ -101,3 +113,14 @@ class Run:
             "total_epochs": epochs,
             "images": images,
         }
+
+
+def resolved_rates(config: HardenConfig | BenignConfig, recipe: Recipe) -> Rates:
+    """Return the learning rates of a config, and those of the recipe where the config leaves them open."""
+    stated = {name: getattr(config, name) for name in asdict(recipe.rates)}
+    return replace(recipe.rates, **{name: value for name, value in stated.items() if value is not None})
+
+
+def resolved_settings(config: HardenConfig | BenignConfig, recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of a config, JSON-ready, with the recipe's learning rates where the config states none."""
+    return {**config.to_dict(), **asdict(resolved_rates(config, recipe))}

@@ -1,0 +1,170 @@
+"""The bank: residuals of DAEs for every image of a data set, in a memory-mapped file that is found by its digest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...errors import InputError
+from ...inputs import check_images, images_of
+from ...seeding import derive_seed, seeded
+from .crafting import Crafter, digest_json, level
+from .reading import Images
+
+_FORMAT = 1
+_CHUNK = 128  # images that are attacked at once
+
+
+class DAEBank:
+    """DAEs of the images of one data set: `bank[index]` is the residual of image `index`, float32 `(C, H, W)`.
+
+    The clean image plus its residual lies in the ball of the attack that the image was given; clamped to [0, 1], it
+    lies in the box too. A bank is opened with `DAEBank.build`.
+
+    Args:
+        file: File of int8 residuals `(N, per_image, C, H, W)`.
+        members: Index of the attack of each residual, int64 `(N, per_image)`.
+        radii: Radius of each attack in [0, 1] pixel units, `(M,)`.
+        shape: Shape `(C, H, W)` of an image.
+        digest: Digest of encoders, images and settings.
+    """
+
+    def __init__(self, file: Path, *, members: Tensor, radii: Tensor, shape: tuple[int, int, int], digest: str) -> None:
+        self.file, self.members, self.radii, self.shape, self.digest = file, members, radii, shape, digest
+        self._table: np.memmap[Any, np.dtype[np.int8]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a residual of an image; where it has several, one drawn from torch's global generator."""
+        slots = self.members.shape[1]
+        slot = 0 if slots == 1 else int(torch.randint(slots, ()))
+        unit = level(float(self.radii[self.members[index, slot]]))
+        return torch.from_numpy(np.array(self._rows()[index, slot])).float() * unit
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}  # each worker maps the file itself
+
+    def _rows(self) -> np.memmap[Any, np.dtype[np.int8]]:
+        if self._table is None:
+            self._table = np.memmap(self.file, np.int8, "r", shape=(*self.members.shape, *self.shape))
+        return self._table
+
+    @classmethod
+    def build(
+        cls, crafter: Crafter, images: Images, folder: Path, *, per_image: int = 1, seed: int = 0, progress: bool = True
+    ) -> DAEBank:
+        """Open the bank of a data set in a folder, after crafting what is missing of it.
+
+        Each image is given `per_image` different attacks of the mixture, drawn uniformly by the seed. A process that
+        is killed while it crafts leaves a part of the bank, and the next one goes on from there to the same bytes.
+
+        Args:
+            crafter: Public encoders and attacks.
+            images: Images of the data set, all of one shape.
+            folder: Folder of banks, one folder for each digest.
+            per_image: Number of DAEs for each image.
+            seed: Seed of the draw of attacks, and of their random starts.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: If the folder cannot be written, or images are not float `(N, C, H, W)` in [0, 1].
+        """
+        per_image = min(per_image, len(crafter.members))
+        settings = {**crafter.describe(), "images": images.digest, "per_image": per_image, "seed": seed}
+        digest = digest_json({**settings, "format": _FORMAT, "chunk": _CHUNK})
+        members = draw_members(len(images), len(crafter.members), per_image, seed)
+        home = folder / digest[:32]
+        _make(home)
+        bank = cls(home / "residuals.int8", members=members, radii=crafter.radii, shape=images.shape, digest=digest)
+        _fill(bank, crafter, images, _Record(home / "bank.json", digest), seed, progress)
+        return bank
+
+
+def draw_members(images: int, members: int, per_image: int, seed: int) -> Tensor:
+    """Draw the attacks of each image uniformly and without repetition, int64 `(images, per_image)`."""
+    generator = torch.Generator().manual_seed(derive_seed(seed))
+    return torch.rand(images, members, generator=generator).argsort(dim=1)[:, :per_image].contiguous()
+
+
+def plan(members: Tensor) -> list[tuple[int, int, list[int]]]:
+    """Return the work in order: attack, slot and up to 128 images that it is for."""
+    work = []
+    for member in range(int(members.max()) + 1):
+        for slot in range(members.shape[1]):
+            rows = (members[:, slot] == member).nonzero().flatten()
+            work += [(member, slot, chunk.tolist()) for chunk in rows.split(_CHUNK) if len(chunk)]
+    return work
+
+
+class _Record:
+    """The file beside a bank that says how many chunks are done; it is written after them, whole or not at all."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self._path, self._digest = path, digest
+
+    def read(self) -> int:
+        """Return the number of chunks that are done; zero if the file is missing, damaged or of another bank."""
+        try:
+            record = json.loads(self._path.read_text())
+            return int(record["chunks"]) if record["digest"] == self._digest else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def write(self, chunks: int) -> None:
+        partial = self._path.with_suffix(".partial")
+        with partial.open("w") as file:
+            json.dump({"format": _FORMAT, "digest": self._digest, "chunks": chunks}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path)
+
+
+def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed: int, progress: bool) -> None:
+    work = plan(bank.members)
+    shape = (*bank.members.shape, *bank.shape)
+    size = int(np.prod(shape))
+    whole = bank.file.exists() and bank.file.stat().st_size == size
+    done = min(record.read(), len(work)) if whole else 0
+    if done == len(work):
+        return
+    if not whole:
+        with bank.file.open("wb") as file:
+            file.truncate(size)
+    table = np.memmap(bank.file, np.int8, "r+", shape=shape)
+    todo = work[done:]
+    with tqdm(total=len(work), initial=done, desc="DAEs of public encoders", unit="batch", disable=not progress) as bar:
+        for number, ((member, slot, rows), batch) in enumerate(_with_images(todo, images), start=done):
+            generator = torch.Generator(crafter.device).manual_seed(derive_seed(seed, number))
+            residual = crafter.craft(member, batch.to(crafter.device), generator)
+            table[rows, slot] = residual.cpu().numpy()
+            table.flush()
+            record.write(number + 1)
+            bar.update()
+
+
+def _with_images(
+    todo: list[tuple[int, int, list[int]]], images: Images
+) -> Iterator[tuple[tuple[int, int, list[int]], Tensor]]:
+    with seeded(0):  # iterating draws from the caller's generator
+        batches = images.read([rows for _, _, rows in todo])
+        yield from zip(todo, (check_images(images_of(batch)).float() for batch in batches), strict=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / ".writable"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"bank_dir {folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
