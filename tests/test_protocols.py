@@ -18,7 +18,7 @@ from zepad.attacks import PAPBase, UniversalFeatureAttack
 from zepad.encoders import Encoder
 from zepad.evaluation import EvalReport, statistics
 from zepad.evaluation.attackers import THREAT_MODELS
-from zepad.objectives import fare
+from zepad.objectives import fare, restoration, trades
 from zepad.protocols import (
     ABLATION,
     Protocol,
@@ -173,8 +173,10 @@ def test_a_replica_is_trained_once_for_all_it_depends_on(defended, tmp_path, mon
     train(victim=public["auxiliary"])
     train(harden_config=replace(QUICK.harden, steps=2))
     train(objective=fare())
+    train(objective=restoration())
+    assert list((tmp_path / "bank").iterdir())  # adversarial examples for the last one, kept too
     assert trained[0] == trained[1]
-    assert len(set(trained)) == 6
+    assert len(set(trained)) == 7
 
 
 def test_a_defense_is_measured_under_all_five_attackers(defended) -> None:
@@ -241,9 +243,23 @@ def test_a_hardening_that_cannot_be_repeated_is_refused(defended) -> None:
     with pytest.raises(ConfigError, match="auxiliary is not known"):
         replica_of(defense, {"victim": public["victim"]}, OTHER)
     other = copy.deepcopy(defense)
-    other.provenance["harden"]["method"] = "trades(beta=6)"
-    with pytest.raises(ConfigError, match=r"train_replica with its objective"):
+    other.provenance["harden"]["method"] = "trades(beta=5.5)"
+    with pytest.raises(ConfigError, match=r"hardened by trades\(beta=5\.5\), which is no recipe of default settings"):
         replica_of(other, public, OTHER)
+    with pytest.raises(ConfigError, match=r"which is not fare\(\)"):
+        replica_of(other, public, OTHER, objective=fare())
+
+
+@pytest.mark.parametrize("recipe", [fare, trades, restoration])
+def test_a_replica_finds_the_recipe_by_the_record(defended, monkeypatch, recipe) -> None:
+    public, defense = defended
+    repeated: list[str] = []
+    monkeypatch.setattr(protocols, "train_replica", lambda *_, objective, **__: repeated.append(objective.name))
+    other = copy.deepcopy(defense)
+    other.provenance["harden"]["method"] = recipe().name
+    replica_of(other, public, OTHER)
+    replica_of(other, public, OTHER, objective=recipe())
+    assert repeated == [recipe().name] * 2
 
 
 def test_transfer_fits_heads_of_the_new_task_on_encoders_of_the_old() -> None:

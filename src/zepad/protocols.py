@@ -38,11 +38,22 @@ from .evaluation.identity import digest
 from .evaluation.kept import digest_data
 from .model import ZePAD
 from .modules import Branch
-from .objectives import Objective, Recipe
+from .objectives import (
+    Objective,
+    Recipe,
+    fare,
+    gen_af,
+    mart,
+    pgd_at,
+    restoration,
+    static_adversarial_training,
+    trades,
+)
 from .training import fit_heads, harden
 from .training.hardening import as_recipe
 from .types import HARDENED_ROLES, Loader
 
+_RECIPES = (fare, gen_af, mart, pgd_at, restoration, static_adversarial_training, trades)
 _SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
 
 ABLATION = ("nothing", "no adversarial tuning", "no MPAE", "no BMP", "all")
@@ -461,6 +472,7 @@ def train_replica(
         loader,
         config,
         objective=objective,
+        bank_dir=None if folder is None else Path(folder) / "bank",
         checkpoint_dir=None if folder is None else Path(folder) / str(made_by)[:_SHOWN],
         resume=folder is not None,
         progress=progress,
@@ -473,6 +485,7 @@ def replica_of(
     public: Mapping[str, EncoderLike],
     loader: Loader,
     *,
+    objective: Objective | Recipe | None = None,
     seed: int | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
@@ -480,9 +493,11 @@ def replica_of(
     """Repeat the hardening that a defense records, by `train_replica`.
 
     Args:
-        defense: The defense, hardened by the default recipe with whatever settings.
+        defense: The defense, hardened with whatever settings.
         public: The public encoders that it was built on, `"victim"` and `"auxiliary"`; not modified.
         loader: Yields the attacker's `(images, labels)`, which should not be those of the defense. Shuffle it.
+        objective: What the hardening minimised; None finds it by the record, if it is a recipe of `zepad.objectives`
+            with its default settings.
         seed: The attacker's seed; None takes one more than the defense's.
         folder: Folder that keeps what is trained, as in `train_replica`.
         progress: Show progress bars.
@@ -491,7 +506,8 @@ def replica_of(
         The hardened copies by role, `"victim"` and `"auxiliary"`, frozen and in evaluation mode.
 
     Raises:
-        ConfigError: If a public encoder is missing, or the record does not say how to repeat the hardening.
+        ConfigError: If a public encoder is missing, or the record names another recipe than `objective`, or one that
+            cannot be found.
         InputError: If an encoder, a batch or the folder does not fit.
         TrainingError: If the loss is not finite.
     """
@@ -499,16 +515,31 @@ def replica_of(
     if missing:
         raise ConfigError(f"a replica is hardened from both public encoders; {' and '.join(missing)} is not known.")
     record = defense.provenance.get("harden", {})
-    method = record.get("method")
     config = HardenConfig.from_dict(record.get("config", {}))
-    if method != as_recipe(None, config).name:
-        raise ConfigError(
-            f"only the default recipe can be repeated from a record, which is {as_recipe(None, config).name}; the "
-            f"defense was hardened by {method}. Call zepad.protocols.train_replica with its objective."
-        )
-    other = config.seed + 1 if seed is None else seed
     victim, auxiliary = (public[role] for role in HARDENED_ROLES)
-    return train_replica(victim, auxiliary, loader, config, seed=other, folder=folder, progress=progress)
+    return train_replica(
+        victim,
+        auxiliary,
+        loader,
+        config,
+        objective=_recorded_recipe(record.get("method"), config, objective),
+        seed=config.seed + 1 if seed is None else seed,
+        folder=folder,
+        progress=progress,
+    )
+
+
+def _recorded_recipe(method: str | None, config: HardenConfig, objective: Objective | Recipe | None) -> Recipe:
+    """Return the recipe of a recorded name: the one given, or else one of the library's with its default settings."""
+    known = [as_recipe(None, config), *(recipe() for recipe in _RECIPES)]
+    for recipe in known if objective is None else [as_recipe(objective, config)]:
+        if recipe.name == method:
+            return recipe
+    raise ConfigError(
+        f"the defense was hardened by {method}, which is "
+        + (f"not {as_recipe(objective, config).name}." if objective is not None else "no recipe of default settings.")
+        + " Pass that recipe to zepad.protocols.replica_of: objective=..."
+    )
 
 
 def replica_branches(
