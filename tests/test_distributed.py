@@ -30,9 +30,9 @@ def run(out: Path, *launcher: str) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def start(out: Path, **variables: str) -> subprocess.Popen[str]:
+def start(out: Path, objective: str, **variables: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, str(TINY), str(out)]
+    command = [sys.executable, str(TINY), str(out), objective]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -43,11 +43,12 @@ def free_port() -> int:
         return port
 
 
-def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["two stages", pytest.param("static", marks=pytest.mark.slow)])
+def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(objective: str, tmp_path: Path) -> None:
     # What torchrun sets, without the seconds that it takes to start.
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [start(tmp_path / "two", **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    one = two_processes.train(tmp_path / "one")
+    pair = [start(tmp_path / "two", objective, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    one = two_processes.train(tmp_path / "one", objective)
     outputs = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     two = json.loads(outputs[0][0].strip().splitlines()[-1])

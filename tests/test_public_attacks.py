@@ -53,7 +53,11 @@ RECIPES = {
     "static": static_adversarial_training(static=SMALL),
     "static, all": static_adversarial_training(static=SMALL, restoration_weight=0.5, own_eps=EPS, own_steps=1),
 }
-each_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+QUICKLY = ("restoration", "static, all")
+each_recipe = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, id=name, marks=() if name in QUICKLY else pytest.mark.slow) for name, r in RECIPES.items()],
+)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -162,6 +166,7 @@ def test_the_attack_of_the_bank_is_feature_pgd_on_the_named_encoders(tmp_path: P
         {"mixture": replace(SMALL, steps=2)},
         {"mixture": replace(SMALL, sources=(("victim",),))},
         {"mixture": replace(SMALL, variants=({"momentum": 1.0},))},
+        {"mixture": replace(SMALL, variants=({"diversity": 0.5},))},
         {"mixture": replace(SMALL, per_image=2)},
         {"mixture": replace(SMALL, eps=EPS / 2)},
         {"mixture": replace(SMALL, further={"third": TinyEncoder()})},

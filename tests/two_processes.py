@@ -14,17 +14,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.evaluation import accuracy
-from zepad.objectives import gen_af
+from zepad.objectives import DAEMixture, gen_af, static_adversarial_training
+
+OBJECTIVES = {
+    "two stages": gen_af(probes=16, adaptation_epochs=2),  # the second trains the same branch once more
+    "static": static_adversarial_training(static=DAEMixture(steps=1)),  # one process crafts, both read
+}
 
 
-def train(out: str | Path) -> dict[str, float]:
+def train(out: str | Path, objective: str) -> dict[str, float]:
     """Return the accuracies and the number of processes."""
     torch.manual_seed(3)
     loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
     defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
-    two_stages = gen_af(probes=16, adaptation_epochs=2)  # the second trains the same branch once more
     config = HardenConfig(epochs=6, steps=1, lr=1e-2, head_lr=1e-2)
-    defense.harden(loader, config, objective=two_stages, progress=False)
+    defense.harden(loader, config, objective=OBJECTIVES[objective], progress=False)
     benign = BenignConfig(epochs=6, lr=1e-2, head_lr=1e-2)
     defense.fit_benign(loader, benign, head_config=HeadConfig(epochs=20), progress=False)
     defense.save_pretrained(out)
@@ -35,6 +39,6 @@ def train(out: str | Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rates = train(sys.argv[1])
+    rates = train(*sys.argv[1:])
     if PartialState().is_main_process:
         sys.stdout.write(json.dumps(rates) + "\n")

@@ -50,7 +50,8 @@ class DAEMixture:
         distances: Distances of features that the attacks maximise, `"cosine"` or `"l2"`.
         budgets: Radii of the balls as multiples of `eps`.
         steps: Number of gradient steps.
-        variants: Further settings of `FeaturePGD` for each variant of an attack, such as `{"momentum": 1.0}`.
+        variants: Further settings of `FeaturePGD` for each variant of an attack, such as
+            `{"momentum": 1.0, "diversity": 0.5}`.
         per_image: Number of different DAEs that a bank keeps for each image; each epoch draws one of them.
         eps: Radius that `budgets` multiply, in [0, 1] pixel units, written `8 / 255`. None takes `HardenConfig.eps`.
         further: Further public encoders by name, which are attacked and never trained.
