@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,59 @@ def test_a_frozen_benign_encoder_keeps_weights_and_batchnorm_statistics(loader: 
         loader, BenignConfig(epochs=2, freeze_encoder=True), head_config=HeadConfig(epochs=1), progress=False
     )
     assert same(weights(defense.encoder("benign")), before)
+
+
+def blind() -> TinyEncoder:
+    """An encoder whose features say nothing of the image, until it is trained."""
+    encoder = TinyEncoder()
+    nn.init.zeros_(encoder.norm.weight)
+    nn.init.constant_(encoder.norm.bias, 0.5)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("build_encoder", "config", "frozen"),
+    [(blind, BenignConfig(epochs=20, lr=2e-2, head_lr=1e-2), False), (TinyEncoder, BenignConfig(epochs=1), True)],
+    ids=["fine-tuned", "frozen"],
+)
+def test_the_form_of_the_benign_branch_that_is_better_on_held_out_images_is_kept(
+    loader: DataLoader, build_encoder: Callable[[], nn.Module], config: BenignConfig, frozen: bool
+) -> None:
+    encoder, forms = build_encoder(), {}
+    for freeze in (None, False):
+        torch.manual_seed(len(forms))
+        expected = torch.rand(3)
+        torch.manual_seed(len(forms))  # the caller's generator does not matter and is given back
+        forms[freeze] = train_benign(encoder, loader, replace(config, freeze_encoder=freeze), progress=False)
+        assert torch.equal(torch.rand(3), expected)
+    (chosen, record), (tuned, tuned_record) = forms[None], forms[False]
+    accuracies = record["choice"]["accuracies"]
+    assert record["choice"]["freeze_encoder"] == frozen == (accuracies["frozen"] >= accuracies["fine_tuned"])
+    assert record["choice"]["held_out_images"] == 10
+    assert accuracies["fine_tuned"] == tuned_record["history"][-1]["val_benign_accuracy"]
+    assert record["history"] == tuned_record["history"]
+    held_out = hold_out(loader, config.val_fraction, config.seed)[1]
+    if frozen:
+        assert same(weights(chosen.encoder.backbone), weights(encoder))
+        assert accuracy(chosen, held_out).rate == accuracies["frozen"]
+    else:
+        assert same(weights(chosen), weights(tuned))
+    assert not any(part.training for part in chosen.modules())
+    assert not any(parameter.requires_grad for parameter in chosen.encoder.parameters())
+
+
+def test_the_benign_branch_is_fine_tuned_where_nothing_can_be_held_out_and_as_told_where_told() -> None:
+    batches = list(zip(*(part.split(16) for part in toy_data(48)), strict=True))
+    encoder, config = TinyEncoder(), BenignConfig(epochs=1)
+    chosen, record = train_benign(encoder, batches, config, progress=False)
+    assert record["choice"] == {"freeze_encoder": False, "held_out_images": 0}
+    assert BenignConfig.from_dict(record["config"]).freeze_encoder is None
+    tuned, told = train_benign(encoder, batches, replace(config, freeze_encoder=False), progress=False)
+    assert same(weights(chosen), weights(tuned))
+    assert "choice" not in told
+    frozen, told = train_benign(encoder, batches, replace(config, freeze_encoder=True), progress=False)
+    assert same(weights(frozen.encoder.backbone), weights(encoder))
+    assert "choice" not in told
 
 
 def test_the_objective_is_cross_entropy_plus_structure_per_row_and_clean_images_leave_batchnorm_alone() -> None:

@@ -211,10 +211,11 @@ class BenignConfig(_TrainingConfig):
         precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
             computes in it and float32 elsewhere.
         freeze_encoder: Whether the benign encoder stays as it is and its head alone is trained, as in the paper's
-            example.
+            example. None trains both forms and keeps the one that is more accurate on the held-out images: the frozen
+            one on a tie, the fine-tuned one where nothing can be held out.
     """
 
-    freeze_encoder: bool = False
+    freeze_encoder: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -223,7 +224,8 @@ class BenignConfig(_TrainingConfig):
             ConfigError: If a field is out of range.
         """
         super().__post_init__()
-        require(isinstance(self.freeze_encoder, bool), "freeze_encoder", self.freeze_encoder, "True or False")
+        freeze = self.freeze_encoder
+        require(freeze is None or isinstance(freeze, bool), "freeze_encoder", freeze, "True, False or None")
 
 
 @dataclass(frozen=True, kw_only=True)
