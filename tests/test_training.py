@@ -32,6 +32,7 @@ from zepad import (
 )
 from zepad.attacks import PGD
 from zepad.data import digits
+from zepad.encoders.sources.registry import wrap_module
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead, NoHead
@@ -39,9 +40,10 @@ from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_recipe
 from zepad.objectives.benign import benign_recipe
 from zepad.objectives.zepad import zepad_objective
 from zepad.seeding import derive_seed, seeded
-from zepad.training import fit_heads, harden_branch, train_benign
+from zepad.training import fit_heads, harden, harden_branch, train_benign
 from zepad.training.features import FeatureCache
 from zepad.training.loaders import hold_out
+from zepad.training.rates import default_rate
 
 FAST = HardenConfig(epochs=2, steps=2)
 
@@ -302,6 +304,63 @@ def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
     assert "val_benign_accuracy" not in history[0]  # nothing could be held out
 
 
+class Tokens(nn.Module):
+    """An encoder that normalises by LayerNorm alone, as a ViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(self.patches(x).flatten(2).transpose(1, 2))).mean(1)
+
+
+class RMSNorm(nn.Module):
+    """A stand-in for the many classes of this name."""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rate"),
+    [
+        (TinyEncoder(), 2e-3),
+        (Tokens(), 1e-4),
+        (wrap_module(Tokens()), 1e-4),
+        (RMSNorm(), 1e-4),
+        (nn.Sequential(nn.LayerNorm(4), nn.BatchNorm1d(4)), 2e-3),
+        (nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4)), 2e-3),
+        (nn.Linear(2, 2), 2e-3),
+    ],
+)
+def test_the_rate_is_lower_where_layer_norm_is_the_only_norm(encoder: nn.Module, rate: float) -> None:
+    assert default_rate(encoder) == rate
+    assert default_rate(encoder, usual=1e-5) == 1e-5
+
+
+@pytest.mark.parametrize(("make", "rate"), [(TinyEncoder, 2e-3), (Tokens, 1e-4)])
+def test_a_config_without_a_rate_trains_as_one_with_the_rate_that_suits_the_encoder(
+    loader: DataLoader, make: Callable[[], nn.Module], rate: float
+) -> None:
+    encoders = {"victim": wrap_module(make())}
+    results = [
+        harden(encoders, loader, replace(FAST, lr=lr), num_classes=3, progress=False) for lr in (None, rate, 10 * rate)
+    ]
+    suited, stated, higher = (weights(found.branches["victim"]) for found in results)
+    assert same(suited, stated)
+    assert not same(suited, higher)
+    assert [found.record["lr"]["victim"] for found in results] == [rate, rate, 10 * rate]
+    assert results[0].record["config"]["lr"] == rate
+    config = BenignConfig(epochs=1)
+    records = [
+        train_benign(encoders["victim"], loader, c, progress=False)[1] for c in (config, replace(config, lr=1.0))
+    ]
+    assert [record["config"]["lr"] for record in records] == [rate, 1.0]
+    mixed = harden({"a": wrap_module(TinyEncoder()), "b": wrap_module(Tokens())}, loader, FAST, progress=False)
+    assert mixed.record["lr"] == {"a": 2e-3, "b": 1e-4}
+    assert mixed.record["config"]["lr"] is None
+
+
 def test_few_batches_mean_more_epochs() -> None:
     assert zepad_recipe().epochs(None, 6) == 150  # 6 batches a pass, 900 updates
     assert benign_recipe().epochs(None, 6) == 17
@@ -510,6 +569,7 @@ def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None
         (HardenConfig, "epochs", 1.5),
         (HardenConfig, "epochs", True),
         (HardenConfig, "lr", "x"),
+        (HardenConfig, "lr", 0.0),
         (HeadConfig, "head_lr", None),
         (HardenConfig, "head_lr", True),
         (HardenConfig, "weight_decay", float("nan")),

@@ -128,7 +128,8 @@ class HardenConfig(_TrainingConfig):
     Attributes:
         epochs: Number of passes over the loader. None takes as many as the recipe asks for: 900 updates and at least
             10 passes for most.
-        lr: Peak learning rate of the encoder (Adam). None takes the recipe's own, 2e-3 for most.
+        lr: Peak learning rate of the encoder (Adam). None takes the recipe's own, 2e-3 for most, but at most 1e-4
+            for an encoder that normalises by LayerNorm alone, such as a ViT.
         head_lr: Peak learning rate of the head that is trained along. None takes the recipe's own, 2e-3 for most.
         weight_decay: L2 penalty inside Adam. None takes the recipe's own, 8e-4 as in the paper for most.
         schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96
@@ -200,7 +201,8 @@ class BenignConfig(_TrainingConfig):
     Attributes:
         epochs: Number of passes over the loader. None takes as many as 100 updates need, at least 10: clean images are
             learnt faster than attacked ones.
-        lr: Peak learning rate of the encoder (Adam). None takes 2e-3.
+        lr: Peak learning rate of the encoder (Adam). None takes 2e-3, and 1e-4 for an encoder that normalises by
+            LayerNorm alone, such as a ViT.
         head_lr: Peak learning rate of the head. None takes 2e-3.
         weight_decay: L2 penalty inside Adam. None takes 8e-4.
         schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96

@@ -49,9 +49,9 @@ def train_benign(
 
     Returns:
         The branch in evaluation mode on the training device, its encoder frozen, and the record for the provenance:
-        `"config"`, number of `"images"` and `"history"`, one record per epoch. With `freeze_encoder=None` the history
-        is that of the fine-tuned form, and `"choice"` holds the form that was kept, the accuracies of both on the
-        held-out images and the number of these.
+        `"config"`, number of `"images"` and `"history"`, one record per epoch.
+        With `freeze_encoder=None` the history is that of the fine-tuned form, and `"choice"` holds the form that was
+        kept, the accuracies of both on the held-out images and the number of these.
 
     Raises:
         InputError: If the encoder, a batch or the folder does not fit.
@@ -79,7 +79,8 @@ def train_benign(
     branch = starting_branch(copied, run)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
     history = train(branch, run, train_loader, chosen_by)
-    record = {"config": resolved_settings(config, run.recipe), "images": num_images(loader), "history": history}
+    settings = {**resolved_settings(config, run.recipe), "lr": run.lr}
+    record = {"config": settings, "images": num_images(loader), "history": history}
     if config.freeze_encoder is None:
         frozen = None if chosen_by is None else _fit_frozen(copy_encoder("benign", encoder), run, train_loader)
         branch, record["choice"] = _choose(branch, frozen, run, history, chosen_by)
