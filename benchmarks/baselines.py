@@ -158,7 +158,10 @@ class Bench:
         defense = ZePAD.from_encoders(self.public["victim"], self.public["auxiliary"], num_classes=CLASSES)
         defense.harden(self.loader, self.config, progress=False)
         defense.fit_benign(
-            self.loader, BenignConfig(seed=self.seed), head_config=HeadConfig(seed=self.seed), progress=False
+            self.loader,
+            BenignConfig(seed=self.seed, freeze_encoder=False),
+            head_config=HeadConfig(seed=self.seed),
+            progress=False,
         )
         return {f"ZePAD {role}": defense.branch(role) for role in ("victim", "auxiliary", "benign")}
 

@@ -70,7 +70,7 @@ def main() -> None:
             encoder = copy.deepcopy(model.encoder("auxiliary"))
             if fresh:
                 encoder = from_scratch(encoder, seed)
-            config = BenignConfig(seed=seed, epochs=10 * factor)
+            config = BenignConfig(seed=seed, epochs=10 * factor, freeze_encoder=False)
             branch: nn.Module = train_benign(encoder, loader, config, num_classes=10, progress=False)[0]
             for column, images in {"benign": test.images, **attacked}.items():
                 results.setdefault(column, []).append(benign(branch, images, test.labels))

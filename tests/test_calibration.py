@@ -400,21 +400,89 @@ def test_a_floor_out_of_reach_is_warned_of_and_the_most_accurate_taken(rule):
         assert found.fusion.vote == pytest.approx(GRID[int(np.argmax(others))])
 
 
-def test_without_a_floor_that_of_the_undefended_victim_is_asked_for_and_else_the_benign_branchs():
-    world = World()
-    images = world.images(60, 0)
-    labels = world.labels(images)
-    seen = world.look(images)
+class Beside(World):
+    """The world with a benign branch and a reference whose accuracy is chosen: that many first images are wrong."""
 
-    def floor():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)
-            return world.calibrate([(images, labels)], rule="bounded").record["fusion"]["benign_floor"]
+    def __init__(self, *, benign=0, reference=None, hardened=0):
+        super().__init__()
+        self.wrong, self.reference = {"benign": benign, "hardened": hardened}, reference
 
-    assert floor() == accuracy(seen.reference_logits, labels)
-    world.look = lambda images: DetectorInputs(World().look(images).logits)
-    assert floor() == accuracy(seen.logits[-1], labels)
-    assert accuracy(seen.reference_logits, labels) != accuracy(seen.logits[-1], labels)
+    def one_hot(self, labels, wrong):
+        says = torch.cat([(labels[:wrong] + 1) % 3, labels[wrong:]])
+        return 9 * torch.nn.functional.one_hot(says, 3).float()
+
+    def calibrate_on(self, count=50, *, rule="bounded", looks_at_reference=True, **arguments):
+        images = self.images(count, 0)
+        labels = torch.arange(count) % 3
+        parts = [self.one_hot(labels, self.wrong[name]) for name in ("hardened", "hardened", "benign")]
+        undefended = None if self.reference is None else self.one_hot(labels, self.reference)
+        asked = []
+
+        def reference_of(chunk):
+            asked.append(len(chunk))
+            return undefended
+
+        self.look = lambda _: DetectorInputs(
+            torch.stack(parts), reference_logits=undefended if looks_at_reference else None
+        )
+        settings = {"fit_loader": None, "fpr": 0.1, "benign_floor": None, "eps": 8 / 255, "channels": 1}
+        found = calibrate(
+            self.look,
+            [(images, labels)],
+            branch_logits=lambda _: torch.stack(parts),
+            fusion=rule_of(rule),
+            detector=detector_of("gap").rule,
+            num_classes=3,
+            device=torch.device("cpu"),
+            reference=None if undefended is None else reference_of,
+            **{**settings, **arguments},
+        )
+        assert asked == ([] if looks_at_reference or undefended is None else [count])
+        return found.record["fusion"]
+
+
+@pytest.mark.parametrize("looks_at_reference", [True, False])
+@pytest.mark.parametrize(
+    ("benign", "reference", "owner", "floor"),
+    [(3, 30, "benign", 0.94), (5, 2, "reference", 0.96), (5, None, "benign", 0.9), (4, 4, "benign", 0.92)],
+)
+def test_without_a_floor_that_of_the_best_clean_trained_model_is_asked_for(
+    benign, reference, owner, floor, looks_at_reference
+):
+    record = Beside(benign=benign, reference=reference).calibrate_on(looks_at_reference=looks_at_reference)
+    assert (record["benign_floor"], record["floor_of"]) == (pytest.approx(floor), owner)
+    clean = {"benign": 1 - benign / 50} | ({} if reference is None else {"reference": 1 - reference / 50})
+    assert record["clean_accuracies"] == pytest.approx(clean)
+    json.dumps(record)
+
+
+def test_a_frozen_victim_on_a_far_task_does_not_lower_the_floor():
+    """The benign branch has 94 per cent, the undefended victim 40 and the hardened branches 20: a vote must restore."""
+    record = Beside(benign=3, reference=30, hardened=40).calibrate_on()
+    assert record["benign_accuracy"] >= record["benign_floor"] == pytest.approx(0.94)
+
+
+@pytest.mark.parametrize(
+    ("floor", "message"),
+    [
+        (None, r"accuracy of 90\.0% on these 50 images, not the 96\.0% of the undefended victim\. Train the hardened"),
+        (0.95, r"accuracy of 90\.0% .*, not the 95\.0% asked for \(the undefended victim has 96\.0%\).*benign_floor="),
+    ],
+)
+def test_a_warning_says_what_was_asked_for_whose_it_is_what_was_reached_and_what_to_do(floor, message):
+    with pytest.warns(CalibrationWarning, match=message):
+        record = Beside(benign=5, reference=2, hardened=5).calibrate_on(benign_floor=floor)
+    assert (record["benign_accuracy"], record["floor_of"]) == (0.9, "caller" if floor else "reference")
+
+
+def test_what_a_floor_of_ones_own_costs_is_logged(caplog):
+    with caplog.at_level("INFO", logger="zepad"):
+        Beside(benign=0, hardened=10).calibrate_on(benign_floor=0.5)
+        (message,) = caplog.messages
+        assert message.endswith("accuracy of 80.0% on these 50 images; the benign branch alone has 100.0%.")
+        caplog.clear()
+        Beside(benign=10, hardened=0).calibrate_on(benign_floor=0.5)
+        assert caplog.messages == []
 
 
 def test_mixed_is_judged_under_an_attack_on_the_hardened_branches():
@@ -504,7 +572,9 @@ def test_calibrating_changes_fusion_detector_and_threshold_and_nothing_else(guar
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert guarded.fusion.name == "bounded"
     assert guarded.provenance["calibration"]["fpr"] == 0.1
-    assert guarded.provenance["calibration"]["fusion"]["benign_floor"] == 0.3
+    record = guarded.provenance["calibration"]["fusion"]
+    assert (record["benign_floor"], record["floor_of"]) == (0.3, "caller")
+    assert record["clean_accuracies"].keys() == {"benign", "reference"}
     assert guarded.provenance.keys() == {"harden", "benign", "calibration"}
     assert int(guarded.detect(images[1::2]).sum()) <= 4  # of 40, as (40 + 1) * 0.1 is
 
@@ -527,6 +597,15 @@ def test_every_rule_is_calibrated_on_a_whole_model(guarded, rule):
     assert record["benign_accuracy"] == accuracy(guarded(images), labels)
     assert guarded.fusion != rule_of(rule)
     assert all(parameter.grad is None for parameter in guarded.parameters())
+
+
+def test_a_kept_reference_counts_for_the_floor_though_the_detector_does_not_look_at_it(guarded):
+    images, labels = toy_data(60, seed=5)
+    expected = accuracy(guarded.branch("reference")(images), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        guarded.configure(detector="gap").calibrate([(images, labels)], fpr=0.1)
+    assert guarded.provenance["calibration"]["fusion"]["clean_accuracies"]["reference"] == expected
 
 
 @pytest.mark.parametrize(

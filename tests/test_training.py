@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from zepad import (
 )
 from zepad.attacks import PGD
 from zepad.data import digits
+from zepad.encoders.sources.registry import wrap_module
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead, NoHead
@@ -39,9 +40,10 @@ from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_recipe
 from zepad.objectives.benign import benign_recipe
 from zepad.objectives.zepad import zepad_objective
 from zepad.seeding import derive_seed, seeded
-from zepad.training import fit_heads, harden_branch, train_benign
+from zepad.training import fit_heads, harden, harden_branch, train_benign
 from zepad.training.features import FeatureCache
 from zepad.training.loaders import hold_out
+from zepad.training.rates import default_rate
 
 FAST = HardenConfig(epochs=2, steps=2)
 
@@ -157,6 +159,59 @@ def test_a_frozen_benign_encoder_keeps_weights_and_batchnorm_statistics(loader: 
     assert same(weights(defense.encoder("benign")), before)
 
 
+def blind() -> TinyEncoder:
+    """An encoder whose features say nothing of the image, until it is trained."""
+    encoder = TinyEncoder()
+    nn.init.zeros_(encoder.norm.weight)
+    nn.init.constant_(encoder.norm.bias, 0.5)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("build_encoder", "config", "frozen"),
+    [(blind, BenignConfig(epochs=20, lr=2e-2, head_lr=1e-2), False), (TinyEncoder, BenignConfig(epochs=1), True)],
+    ids=["fine-tuned", "frozen"],
+)
+def test_the_form_of_the_benign_branch_that_is_better_on_held_out_images_is_kept(
+    loader: DataLoader, build_encoder: Callable[[], nn.Module], config: BenignConfig, frozen: bool
+) -> None:
+    encoder, forms = build_encoder(), {}
+    for freeze in (None, False):
+        torch.manual_seed(len(forms))
+        expected = torch.rand(3)
+        torch.manual_seed(len(forms))  # the caller's generator does not matter and is given back
+        forms[freeze] = train_benign(encoder, loader, replace(config, freeze_encoder=freeze), progress=False)
+        assert torch.equal(torch.rand(3), expected)
+    (chosen, record), (tuned, tuned_record) = forms[None], forms[False]
+    accuracies = record["choice"]["accuracies"]
+    assert record["choice"]["freeze_encoder"] == frozen == (accuracies["frozen"] >= accuracies["fine_tuned"])
+    assert record["choice"]["held_out_images"] == 10
+    assert accuracies["fine_tuned"] == tuned_record["history"][-1]["val_benign_accuracy"]
+    assert record["history"] == tuned_record["history"]
+    held_out = hold_out(loader, config.val_fraction, config.seed)[1]
+    if frozen:
+        assert same(weights(chosen.encoder.backbone), weights(encoder))
+        assert accuracy(chosen, held_out).rate == accuracies["frozen"]
+    else:
+        assert same(weights(chosen), weights(tuned))
+    assert not any(part.training for part in chosen.modules())
+    assert not any(parameter.requires_grad for parameter in chosen.encoder.parameters())
+
+
+def test_the_benign_branch_is_fine_tuned_where_nothing_can_be_held_out_and_as_told_where_told() -> None:
+    batches = list(zip(*(part.split(16) for part in toy_data(48)), strict=True))
+    encoder, config = TinyEncoder(), BenignConfig(epochs=1)
+    chosen, record = train_benign(encoder, batches, config, progress=False)
+    assert record["choice"] == {"freeze_encoder": False, "held_out_images": 0}
+    assert BenignConfig.from_dict(record["config"]).freeze_encoder is None
+    tuned, told = train_benign(encoder, batches, replace(config, freeze_encoder=False), progress=False)
+    assert same(weights(chosen), weights(tuned))
+    assert "choice" not in told
+    frozen, told = train_benign(encoder, batches, replace(config, freeze_encoder=True), progress=False)
+    assert same(weights(frozen.encoder.backbone), weights(encoder))
+    assert "choice" not in told
+
+
 def test_the_objective_is_cross_entropy_plus_structure_per_row_and_clean_images_leave_batchnorm_alone() -> None:
     images, labels = toy_data(24)
     attacked = (images + 0.1).clamp(0, 1)
@@ -247,6 +302,63 @@ def test_loaders_of_unknown_length_and_plain_iterables(kind: str) -> None:
     history = defense.provenance["harden"]["history"]["victim"]
     assert len(history) == 2
     assert "val_benign_accuracy" not in history[0]  # nothing could be held out
+
+
+class Tokens(nn.Module):
+    """An encoder that normalises by LayerNorm alone, as a ViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.block(self.patches(x).flatten(2).transpose(1, 2))).mean(1)
+
+
+class RMSNorm(nn.Module):
+    """A stand-in for the many classes of this name."""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rate"),
+    [
+        (TinyEncoder(), 2e-3),
+        (Tokens(), 1e-4),
+        (wrap_module(Tokens()), 1e-4),
+        (RMSNorm(), 1e-4),
+        (nn.Sequential(nn.LayerNorm(4), nn.BatchNorm1d(4)), 2e-3),
+        (nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4)), 2e-3),
+        (nn.Linear(2, 2), 2e-3),
+    ],
+)
+def test_the_rate_is_lower_where_layer_norm_is_the_only_norm(encoder: nn.Module, rate: float) -> None:
+    assert default_rate(encoder) == rate
+    assert default_rate(encoder, usual=1e-5) == 1e-5
+
+
+@pytest.mark.parametrize(("make", "rate"), [(TinyEncoder, 2e-3), (Tokens, 1e-4)])
+def test_a_config_without_a_rate_trains_as_one_with_the_rate_that_suits_the_encoder(
+    loader: DataLoader, make: Callable[[], nn.Module], rate: float
+) -> None:
+    encoders = {"victim": wrap_module(make())}
+    results = [
+        harden(encoders, loader, replace(FAST, lr=lr), num_classes=3, progress=False) for lr in (None, rate, 10 * rate)
+    ]
+    suited, stated, higher = (weights(found.branches["victim"]) for found in results)
+    assert same(suited, stated)
+    assert not same(suited, higher)
+    assert [found.record["lr"]["victim"] for found in results] == [rate, rate, 10 * rate]
+    assert results[0].record["config"]["lr"] == rate
+    config = BenignConfig(epochs=1)
+    records = [
+        train_benign(encoders["victim"], loader, c, progress=False)[1] for c in (config, replace(config, lr=1.0))
+    ]
+    assert [record["config"]["lr"] for record in records] == [rate, 1.0]
+    mixed = harden({"a": wrap_module(TinyEncoder()), "b": wrap_module(Tokens())}, loader, FAST, progress=False)
+    assert mixed.record["lr"] == {"a": 2e-3, "b": 1e-4}
+    assert mixed.record["config"]["lr"] is None
 
 
 def test_few_batches_mean_more_epochs() -> None:
@@ -457,6 +569,7 @@ def test_seeds_differ_in_every_part_and_seeded_restores_the_generators() -> None
         (HardenConfig, "epochs", 1.5),
         (HardenConfig, "epochs", True),
         (HardenConfig, "lr", "x"),
+        (HardenConfig, "lr", 0.0),
         (HeadConfig, "head_lr", None),
         (HardenConfig, "head_lr", True),
         (HardenConfig, "weight_decay", float("nan")),

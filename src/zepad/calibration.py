@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,14 @@ from .errors import CalibrationWarning, InputError
 from .functional import conformal_threshold, correct_count
 from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
-from .types import Loader
+from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
 _ATTACKED = 1024  # largest number of attacked images: an attack costs about forty forward passes
+_MODELS: dict[str, str] = {"benign": "the benign branch alone", REFERENCE: "the undefended victim"}
+"""Names in messages of the models that were trained on clean images alone."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,30 @@ class Calibrated:
     record: dict[str, Any]
 
 
+class Floor(NamedTuple):
+    """The benign accuracy that a fusion must keep.
+
+    Attributes:
+        accuracy: The floor in [0, 1].
+        owner: Role of the clean-trained model whose accuracy it is, `"benign"` or `"reference"`; None where the caller
+            asked for it.
+        clean_accuracies: Benign accuracy of every clean-trained model at hand on the same images, by role.
+    """
+
+    accuracy: float
+    owner: str | None
+    clean_accuracies: Mapping[str, float]
+
+    def record(self, reached: float) -> dict[str, Any]:
+        """Return what is kept in the provenance, with the benign accuracy that the fusion reached."""
+        return {
+            "benign_floor": self.accuracy,
+            "benign_accuracy": reached,
+            "floor_of": self.owner or "caller",
+            "clean_accuracies": dict(self.clean_accuracies),
+        }
+
+
 def calibrate(
     look: Callable[[Tensor], DetectorInputs],
     loader: Loader | Tensor,
@@ -55,6 +84,7 @@ def calibrate(
     channels: int | None,
     num_classes: int | None,
     device: torch.device,
+    reference: ImageModel | None = None,
 ) -> Calibrated:
     """Choose the fusion's settings where there are labels to choose them by, fit the detector, set its threshold.
 
@@ -66,12 +96,14 @@ def calibrate(
         fusion: The rule, with the settings that stay if there is nothing to choose.
         detector: The detector.
         fpr: Tolerated false positive rate in (0, 1).
-        benign_floor: Benign accuracy in [0, 1] that the fusion must keep; None asks for that of the undefended victim
-            where the detector looks at it, and else for that of the benign branch alone.
+        benign_floor: Benign accuracy in [0, 1] that the fusion must keep; None asks for that of the best clean-trained
+            model at hand, which is the benign branch alone or the undefended victim.
         eps: L-infinity budget of the attack for rules that need attacked images, in [0, 1] pixel units.
         channels: Number of channels of the images, or None.
         num_classes: Number of classes that bounds the labels, or None.
         device: Device that images are moved to.
+        reference: Map from images to the logits of the undefended victim; None where it was not kept. It is called only
+            where the floor needs it and the detector does not look at it.
 
     Raises:
         ConfigError: If `benign_floor` is out of range.
@@ -83,33 +115,47 @@ def calibrate(
     in_range = benign_floor is None or (is_number(benign_floor) and 0 <= benign_floor <= 1)
     require(in_range, "benign_floor", benign_floor, "an accuracy in [0, 1], or None")
     attack = partial(_attack_hardened, branch_logits, eps) if fusion.needs_attacked else None
-    inputs, labels, attacked = _observe(look, loader, attack, channels, num_classes, device)
+    needed = reference if fusion.has_choice() else None
+    inputs, labels, attacked, undefended = _observe(look, loader, attack, needed, channels, num_classes, device)
     fitted = FittedDetector(detector).eval()
     others = None
     if fit_loader is not None and not fitted.is_fitted:
-        others, _, _ = _observe(look, fit_loader, None, channels, num_classes, device)
+        others = _observe(look, fit_loader, None, None, channels, num_classes, device).inputs
     record: dict[str, Any] = {"fpr": fpr, "images": inputs.logits.shape[1]}
     if labels is not None and fusion.has_choice():
         validation = ValidationLogits(inputs.logits, labels, attacked)
-        floor = benign_floor
-        if floor is None:
-            undefended = inputs.logits[-1] if inputs.reference_logits is None else inputs.reference_logits
-            floor = correct_count(undefended.argmax(dim=-1), labels).rate
-        fusion, reached = choose_settings(fusion, validation, benign_floor=floor)
-        record["fusion"] = {**asdict(fusion.record()), "benign_floor": floor, "benign_accuracy": reached}
+        floor = choose_floor(validation, undefended, benign_floor=benign_floor)
+        fusion, reached = choose_settings(fusion, validation, floor)
+        record["fusion"] = {**asdict(fusion.record()), **floor.record(reached)}
     threshold = _fit_detector(fitted, others, inputs, fpr)
     return Calibrated(fusion=fusion, detector=fitted.to(device), threshold=threshold, record=record)
 
 
-def choose_settings(
-    fusion: FusionRule, validation: ValidationLogits, *, benign_floor: float
-) -> tuple[FusionRule, float]:
-    """Let a rule choose its settings for a benign floor, and warn where it misses the floor.
+def choose_floor(validation: ValidationLogits, undefended: Tensor | None, *, benign_floor: float | None) -> Floor:
+    """Return the benign accuracy to keep: the caller's, or that of the best clean-trained model.
+
+    Args:
+        validation: Logits and labels of images that no training has seen.
+        undefended: Logits `(N, K)` of the undefended victim on these images; None where it was not kept.
+        benign_floor: Accuracy in [0, 1] that the caller asks for; None leaves it open.
+    """
+    clean = {"benign": validation.logits[-1]}
+    if undefended is not None:
+        clean[REFERENCE] = undefended
+    accuracies = {role: correct_count(rows.argmax(dim=-1), validation.labels).rate for role, rows in clean.items()}
+    if benign_floor is not None:
+        return Floor(benign_floor, None, accuracies)
+    owner = max(accuracies, key=accuracies.__getitem__)  # the benign branch on a tie
+    return Floor(accuracies[owner], owner, accuracies)
+
+
+def choose_settings(fusion: FusionRule, validation: ValidationLogits, floor: Floor) -> tuple[FusionRule, float]:
+    """Let a rule choose its settings for a benign floor, and say what the choice costs.
 
     Args:
         fusion: The rule.
         validation: Logits and labels of images that no training has seen.
-        benign_floor: Benign accuracy in [0, 1] to keep, with a standard error to spare on these images.
+        floor: Benign accuracy to keep, with a standard error to spare on these images.
 
     Returns:
         The rule with its settings, and the benign accuracy it reaches on these images.
@@ -118,31 +164,57 @@ def choose_settings(
         CalibrationWarning: If the floor is missed by a rule that aims at it.
     """
     # What just reaches the floor here misses it on fresh images every other time.
-    spare = (benign_floor * (1 - benign_floor) / len(validation.labels)) ** 0.5
-    chosen = fusion.calibrate(validation, benign_floor=benign_floor + spare)
+    spare = (floor.accuracy * (1 - floor.accuracy) / len(validation.labels)) ** 0.5
+    chosen = fusion.calibrate(validation, benign_floor=floor.accuracy + spare)
     reached = validation.accuracy(chosen)
-    if reached < benign_floor and fusion.holds_floor:
+    found = (
+        f'the rule "{chosen.name}" reaches a benign accuracy of {reached:.1%} on these {len(validation.labels)} images'
+    )
+    best = max(floor.clean_accuracies, key=floor.clean_accuracies.__getitem__)
+    without = f"{_MODELS[best]} has {floor.clean_accuracies[best]:.1%}"
+    if reached < floor.accuracy and fusion.holds_floor:
+        asked = f"asked for ({without})" if floor.owner is None else f"of {_MODELS[floor.owner]}"
         warnings.warn(
-            f'the rule "{chosen.name}" reaches a benign accuracy of {reached:.1%} on these images, not the '
-            f"{benign_floor:.1%} asked for. Train the branches longer, or ask for less: benign_floor=...",
+            f"{found}, not the {floor.accuracy:.1%} {asked}. Train the hardened branches longer or by another "
+            "objective, or ask for less: benign_floor=...",
             CalibrationWarning,
             stacklevel=4,
         )
+    elif reached < floor.clean_accuracies[best]:
+        logger.info("%s; %s.", found, without)
     return chosen, reached
+
+
+class _Observed(NamedTuple):
+    """What was seen, on the CPU.
+
+    Attributes:
+        inputs: What the detector looks at.
+        labels: Labels `(N,)`, if every batch has them.
+        attacked: Stacked logits of the first images under attack.
+        undefended: Logits `(N, K)` of the undefended victim.
+    """
+
+    inputs: DetectorInputs
+    labels: Tensor | None = None
+    attacked: Tensor | None = None
+    undefended: Tensor | None = None
 
 
 def _observe(
     look: Callable[[Tensor], DetectorInputs],
     loader: Loader | Tensor,
     attack: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None,
+    reference: ImageModel | None,
     channels: int | None,
     num_classes: int | None,
     device: torch.device,
-) -> tuple[DetectorInputs, Tensor | None, Tensor | None]:
-    """Return the inputs on the CPU, labels if every batch has them, and attacked logits of the first images."""
+) -> _Observed:
+    """Look at all images; attack the first ones if they have labels, and ask the reference of those with labels."""
     found: list[DetectorInputs] = []
     labels: list[Tensor] = []
     attacked: list[Tensor] = []
+    undefended: list[Tensor] = []
     generator = torch.Generator(device).manual_seed(0)
     for batch in iter_batches(loader):
         images = check_images(images_of(batch), channels=channels)
@@ -157,12 +229,16 @@ def _observe(
                 continue
             aims = targets[start : start + _CHUNK].to(device)
             labels.append(aims.cpu())
+            if reference is not None and found[-1].reference_logits is None:
+                with torch.no_grad():
+                    undefended.append(reference(chunk).float().cpu())
             if attack is not None and sum(seen.shape[1] for seen in attacked) < _ATTACKED:
                 attacked.append(attack(chunk, aims, generator))
     inputs = _join(found)
     if sum(map(len, labels)) < inputs.logits.shape[1]:
-        return inputs, None, None
-    return inputs, torch.cat(labels), torch.cat(attacked, dim=1) if attacked else None
+        return _Observed(inputs)
+    says = torch.cat(undefended) if undefended else inputs.reference_logits
+    return _Observed(inputs, torch.cat(labels), torch.cat(attacked, dim=1) if attacked else None, says)
 
 
 def _attack_hardened(

@@ -128,7 +128,8 @@ class HardenConfig(_TrainingConfig):
     Attributes:
         epochs: Number of passes over the loader. None takes as many as the recipe asks for: 900 updates and at least
             10 passes for most.
-        lr: Peak learning rate of the encoder (Adam). None takes the recipe's own, 2e-3 for most.
+        lr: Peak learning rate of the encoder (Adam). None takes the recipe's own, 2e-3 for most, but at most 1e-4
+            for an encoder that normalises by LayerNorm alone, such as a ViT.
         head_lr: Peak learning rate of the head that is trained along. None takes the recipe's own, 2e-3 for most.
         weight_decay: L2 penalty inside Adam. None takes the recipe's own, 8e-4 as in the paper for most.
         schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96
@@ -200,7 +201,8 @@ class BenignConfig(_TrainingConfig):
     Attributes:
         epochs: Number of passes over the loader. None takes as many as 100 updates need, at least 10: clean images are
             learnt faster than attacked ones.
-        lr: Peak learning rate of the encoder (Adam). None takes 2e-3.
+        lr: Peak learning rate of the encoder (Adam). None takes 2e-3, and 1e-4 for an encoder that normalises by
+            LayerNorm alone, such as a ViT.
         head_lr: Peak learning rate of the head. None takes 2e-3.
         weight_decay: L2 penalty inside Adam. None takes 8e-4.
         schedule: Course of the learning rates: `"cosine"` decays to zero over the whole run, `"exponential"` by 0.96
@@ -211,10 +213,11 @@ class BenignConfig(_TrainingConfig):
         precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
             computes in it and float32 elsewhere.
         freeze_encoder: Whether the benign encoder stays as it is and its head alone is trained, as in the paper's
-            example.
+            example. None trains both forms and keeps the one that is more accurate on the held-out images: the frozen
+            one on a tie, the fine-tuned one where nothing can be held out.
     """
 
-    freeze_encoder: bool = False
+    freeze_encoder: bool | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -223,7 +226,8 @@ class BenignConfig(_TrainingConfig):
             ConfigError: If a field is out of range.
         """
         super().__post_init__()
-        require(isinstance(self.freeze_encoder, bool), "freeze_encoder", self.freeze_encoder, "True or False")
+        freeze = self.freeze_encoder
+        require(freeze is None or isinstance(freeze, bool), "freeze_encoder", freeze, "True, False or None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ ZePADError
 └── HubError(RuntimeError)         the Hugging Face Hub or a model source could not deliver
 ```
 
-Two warnings are no errors: `EvaluationWarning(UserWarning)` when the numbers of an evaluation may be too high, and
-`CalibrationWarning(UserWarning)` when calibration could not reach what was asked for.
+Three warnings are no errors: `EvaluationWarning(UserWarning)` when the numbers of an evaluation may be too high,
+`CalibrationWarning(UserWarning)` when calibration could not reach what was asked for, and
+`HardeningWarning(UserWarning)` when a hardened branch is far less accurate than its public encoder.
 
 Every message says what was got, what was expected and what to do.
 """
@@ -53,3 +54,7 @@ class CalibrationWarning(UserWarning):
 
 class EvaluationWarning(UserWarning):
     """A sanity check of an evaluation failed: its robust accuracies may be too high."""
+
+
+class HardeningWarning(UserWarning):
+    """A hardened branch is far less accurate on held-out images than the public encoder it started from."""

@@ -162,7 +162,9 @@ class ZePAD(
     ) -> ZePAD:
         """Adversarially fine-tune the victim and the auxiliary encoder (multi-pattern adversarial enhancement, MPAE).
 
-        The model is modified only after both encoders are trained; an error leaves it unchanged.
+        The model is modified only after both encoders are trained; an error leaves it unchanged. The logger `zepad`
+        reports at level INFO what each branch reached on held-out images, and `provenance["harden"]["outcome"]` records
+        it beside the accuracy of a linear probe on the public encoder.
 
         Args:
             loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Labels are not needed with
@@ -188,6 +190,10 @@ class ZePAD(
             InputError: If a batch is malformed, the loader is empty, or the folder cannot be written.
             TrainingError: If the loss is not finite.
             CheckpointError: If the folder holds checkpoints of another run.
+
+        Warns:
+            HardeningWarning: If a branch is more than ten points less accurate than its public encoder, on at least 50
+                held-out images.
         """
         self._require_whole("harden")
         hardened = training.harden(
@@ -222,8 +228,9 @@ class ZePAD(
 
         Args:
             loader: Loader of `(images, labels)`. Its task may differ from that of `harden`.
-            config: Learning rates and number of epochs; `BenignConfig(freeze_encoder=True)` trains the benign head
-                alone.
+            config: Learning rates and number of epochs. By default the benign encoder is trained both frozen and
+                fine-tuned, and the form that is more accurate on held-out images is kept;
+                `BenignConfig(freeze_encoder=...)` chooses one of the two.
             head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
                 heads that `harden` trained on attacked images. They require the same task, and are more robust against
                 an attacker who knows the whole model (docs/recipe.md).

@@ -143,8 +143,8 @@ class RoleEnsemble(BranchEnsemble):
             fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
                 images exchangeable with these.
             benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
-                images. None asks for that of the undefended victim where the detector looks at it, and else for that of
-                the benign branch alone.
+                images. None asks for that of the best clean-trained model at hand on these images: the benign branch
+                alone, or the undefended victim where the model keeps it.
             fit_loader: Other benign images for fitting the detector, such as the training images. The threshold is then
                 set on all images of `loader`.
             eps: L-infinity budget, in [0, 1] pixel units, of the attack by which `"mixed"` estimates robustness; None
@@ -159,7 +159,9 @@ class RoleEnsemble(BranchEnsemble):
             InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
 
         Warns:
-            CalibrationWarning: If no settings reach the floor; the most accurate ones are used then.
+            CalibrationWarning: If no settings reach the floor; the most accurate ones are used then. The message names
+                the required accuracy, whose it is, and the accuracy reached. What a lower `benign_floor` of one's own
+                costs is logged; both are recorded in `provenance["calibration"]["fusion"]`.
         """
         channels = self._check("calibrate")
         with evaluating(self):
@@ -176,6 +178,7 @@ class RoleEnsemble(BranchEnsemble):
                 channels=channels,
                 num_classes=self.num_classes,
                 device=self.device,
+                reference=self.reference,
             )
         self.fusion = found.fusion
         self.detector, self.threshold = found.detector.train(self.training), found.threshold

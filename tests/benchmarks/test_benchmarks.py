@@ -24,6 +24,10 @@ RUNS = {
     "recipe": ["recipe.py --images 64 --test-images 16 --set epochs=1"],
     "hardening": ["hardening.py --images 100 --updates 3 --only default"],
     "benign_default": ["benign_default.py --images 64 --test-images 16"],
+    "benign_forms": ["benign_forms.py --seeds 1 --epochs 1"],
+    "rates": [
+        "rates.py --seeds 1 --images 64 --test-images 16 --epochs 1 --pretraining-epochs 1 --steps 1 --only resnet"
+    ],
     "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
     "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --out runs"],

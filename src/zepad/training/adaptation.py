@@ -80,6 +80,7 @@ def _second_stage(adaptation: Adaptation, layers: list[str], run: Run) -> Run:
         run,
         name=f"{run.name}, adaptation",
         index=run.index + _SECOND_STAGE,
+        lr=adaptation.lr,
         recipe=recipe,
         static=None,
         config=replace(run.config, lr=adaptation.lr, head_lr=adaptation.lr, epochs=epochs),

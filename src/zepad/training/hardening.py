@@ -22,6 +22,7 @@ from .heads import fit_heads
 from .labels import plan_labels, zero_shot_labeller
 from .loaders import class_names, num_images, split
 from .loop import starting_branch, train
+from .outcome import tell_outcome
 from .run import Run, resolved_settings
 
 
@@ -35,7 +36,9 @@ class Hardened(NamedTuple):
         num_classes: Number of classes; None where no label was used.
         class_names: Names of the classes where the data set has them, else None.
         record: Record for the provenance: `"config"`, the name of the `"method"`, number of `"images"`, and
-            `"history"` with one list of records per encoder.
+            `"history"` with one list of records per encoder, the learning rate `"lr"` of each, and `"outcome"` with
+            what each reached on held-out images beside the public encoder (None where nothing was held out or there are
+            no labels).
     """
 
     branches: dict[str, Branch]
@@ -86,6 +89,9 @@ def harden(
         TrainingError: If the loss is not finite.
         CheckpointError: If the folder holds another run.
 
+    Warns:
+        HardeningWarning: If a branch is far less accurate on held-out images than its public encoder.
+
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), multi-pattern adversarial enhancement.
     """
@@ -99,6 +105,8 @@ def harden(
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
     branches: dict[str, Branch] = {}
     history: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
+    rates: dict[str, float] = {}
     with static_daes(recipe.static, encoders, train_loader, config, folder=bank_dir, progress=progress) as static:
         for index, (name, encoder) in enumerate(encoders.items()):
             copied = copy_encoder(name, encoder)
@@ -119,9 +127,13 @@ def harden(
             branches[name], stages = _run_stages(copied, run, train_loader, chosen_by)
             history[name] = stages.pop("hardening")
             history.update({f"{name} {stage}": record for stage, record in stages.items()})
+            rates[name] = run.lr
+            outcomes[name] = tell_outcome(encoder, branches[name], run, train_loader, chosen_by)
     names = None if classes is None or heads else class_names(loader)
-    settings = resolved_settings(config, recipe)
+    # Encoders of different architectures may have rates of their own, which one setting cannot state.
+    settings = {**resolved_settings(config, recipe), "lr": config.lr if len(set(rates.values())) > 1 else run.lr}
     record = {"config": settings, "method": recipe.name, "images": num_images(loader), "history": history}
+    record |= {"lr": rates, "outcome": outcomes}
     return Hardened(branches, classes, names, record)
 
 

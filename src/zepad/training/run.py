@@ -18,6 +18,7 @@ from ..inputs import Labeller, labelled_batches
 from ..objectives import Rates, Recipe
 from ..types import Loader
 from .bank import StaticDAEs
+from .rates import default_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Run:
         config: Rates, length, seed and precision; a `HardenConfig` also holds budget and steps of the inner attack.
         channels: Number of channels of the images.
         features: Width of the encoder's output.
+        lr: Peak learning rate of the encoder: that of the config, or else one that suits recipe and encoder.
         num_classes: Number of classes; None where no label is used.
         head: Head that the run starts with a copy of; None starts with a fresh `MLPHead`.
         labeller: Function that labels the images of a loader without labels; None where the loader has them.
@@ -46,6 +48,7 @@ class Run:
     config: HardenConfig | BenignConfig
     channels: int
     features: int
+    lr: float
     num_classes: int | None
     head: nn.Module | None = None
     labeller: Labeller | None = None
@@ -55,23 +58,26 @@ class Run:
     progress: bool = True
 
     @classmethod
-    def on(cls, encoder: Encoder, **settings: Any) -> Run:
+    def on(cls, encoder: Encoder, *, recipe: Recipe, config: HardenConfig | BenignConfig, **settings: Any) -> Run:
         """Return the run that trains an encoder: channels and features are found with one dummy image.
 
         Args:
             encoder: The encoder; left as found.
+            recipe: What is minimised.
+            config: Settings; where they state no learning rate, recipe and encoder decide.
             **settings: All other fields.
 
         Raises:
             InputError: If no dummy image gets through the encoder.
         """
         channels, features = probe(encoder)
-        return cls(channels=channels, features=features, **settings)
+        lr = default_rate(encoder, usual=recipe.rates.lr) if config.lr is None else config.lr
+        return cls(recipe=recipe, config=config, channels=channels, features=features, lr=lr, **settings)
 
     @property
     def rates(self) -> Rates:
         """The learning rates of the config, and those of the recipe where the config leaves them open."""
-        return resolved_rates(self.config, self.recipe)
+        return replace(resolved_rates(self.config, self.recipe), lr=self.lr)
 
     @property
     def attack(self) -> PGD | None:
@@ -104,6 +110,7 @@ class Run:
         """
         return {
             **resolved_settings(self.config, self.recipe),
+            "lr": self.lr,
             **({} if self.static is None else {"static": self.static.digest}),
             "run": self.name,
             "objective": self.recipe.name,
