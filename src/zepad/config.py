@@ -217,7 +217,7 @@ class BenignConfig(_TrainingConfig):
             one on a tie, the fine-tuned one where nothing can be held out.
     """
 
-    freeze_encoder: bool | None = None
+    freeze_encoder: bool | None = False
 
     def __post_init__(self) -> None:
         """Check every field.

@@ -228,9 +228,8 @@ class ZePAD(
 
         Args:
             loader: Loader of `(images, labels)`. Its task may differ from that of `harden`.
-            config: Learning rates and number of epochs. By default the benign encoder is trained both frozen and
-                fine-tuned, and the form that is more accurate on held-out images is kept;
-                `BenignConfig(freeze_encoder=...)` chooses one of the two.
+            config: Learning rates and number of epochs. `BenignConfig(freeze_encoder=...)` says whether the benign
+                encoder is fine-tuned (the default), frozen, or the better of the two on held-out images.
             head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
                 heads that `harden` trained on attacked images. They require the same task, and are more robust against
                 an attacker who knows the whole model (docs/recipe.md).

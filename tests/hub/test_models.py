@@ -161,7 +161,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import TinyEncoder, toy_data
 from zepad import HeadConfig, ZePAD
-from zepad.persistence import WEIGHT_FILES
+from zepad.persistence.config import WEIGHT_FILES
 torch.set_num_threads(1)
 images, labels = toy_data(12, size=32)
 
