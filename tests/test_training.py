@@ -200,7 +200,7 @@ def test_the_form_of_the_benign_branch_that_is_better_on_held_out_images_is_kept
 
 def test_the_benign_branch_is_fine_tuned_where_nothing_can_be_held_out_and_as_told_where_told() -> None:
     batches = list(zip(*(part.split(16) for part in toy_data(48)), strict=True))
-    encoder, config = TinyEncoder(), BenignConfig(epochs=1)
+    encoder, config = TinyEncoder(), BenignConfig(epochs=1, freeze_encoder=None)
     chosen, record = train_benign(encoder, batches, config, progress=False)
     assert record["choice"] == {"freeze_encoder": False, "held_out_images": 0}
     assert BenignConfig.from_dict(record["config"]).freeze_encoder is None
