@@ -14,8 +14,7 @@ from .config import BenignConfig, HardenConfig, HeadConfig
 from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
-from .errors import ConfigError, InputError, StageError
-from .evaluation import EvalReport, weights_digest
+from .errors import ConfigError, StageError
 from .fusion import FusionRule
 from .modules import Branch
 from .objectives import Objective, Recipe
@@ -336,27 +335,6 @@ class ZePAD(
         names = None if class_names is None else tuple(map(str, class_names))
         self._install(branches, classes, names, stage="fitted")
         self.provenance = recorded(self.provenance, "zero_shot", {"classes": classes})
-        return self
-
-    def attach(self, report: EvalReport) -> ZePAD:
-        """Record the summary of an evaluation of this model, which its config and its model card then include.
-
-        Training, new heads, `configure` and `calibrate` remove it again.
-
-        Args:
-            report: Report of an evaluation of this model as it is now.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            InputError: If the report is on other weights, another rule or detector, or another threshold.
-        """
-        if report.provenance.get("weights_digest") != weights_digest(self) or report.threshold != self.threshold:
-            raise InputError(
-                f"the report on {report.model!r} is of another model: weights or threshold differ. Evaluate this one."
-            )
-        self.provenance = recorded(self.provenance, "evaluation", report.summary())
         return self
 
     # deciding ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from .config import HardenConfig, check_budget
 from .detectors import Detector, FittedDetector
 from .encoders import Encoder
 from .ensemble import BranchEnsemble
-from .errors import ConfigError, StageError
+from .errors import ConfigError, InputError, StageError
+from .evaluation import EvalReport, weights_digest
 from .fusion import FusionRule
 from .modes import evaluating
 from .modules import Branch
@@ -183,6 +184,27 @@ class RoleEnsemble(BranchEnsemble):
         self.fusion = found.fusion
         self.detector, self.threshold = found.detector.train(self.training), found.threshold
         self.provenance = recorded(self.provenance, "calibration", found.record)
+        return self
+
+    def attach(self: _Self, report: EvalReport) -> _Self:
+        """Record the summary of an evaluation of this model, which its config and its model card then include.
+
+        Training, new heads, `configure` and `calibrate` remove it again.
+
+        Args:
+            report: Report of an evaluation of this model as it is now.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InputError: If the report is on other weights, another rule or detector, or another threshold.
+        """
+        if report.provenance.get("weights_digest") != weights_digest(self) or report.threshold != self.threshold:
+            raise InputError(
+                f"the report on {report.model!r} is of another model: weights or threshold differ. Evaluate this one."
+            )
+        self.provenance = recorded(self.provenance, "evaluation", report.summary())
         return self
 
     def _budget(self, eps: float | None) -> float:
