@@ -444,9 +444,9 @@ class Beside(World):
 @pytest.mark.parametrize("looks_at_reference", [True, False])
 @pytest.mark.parametrize(
     ("benign", "reference", "owner", "floor"),
-    [(3, 30, "benign", 0.94), (5, 2, "reference", 0.96), (5, None, "benign", 0.9), (4, 4, "benign", 0.92)],
+    [(3, 30, "benign", 0.94), (5, 2, "reference", 0.96), (5, None, "benign", 0.9), (4, 4, "reference", 0.92)],
 )
-def test_without_a_floor_that_of_the_best_clean_trained_model_is_asked_for(
+def test_without_a_floor_that_of_a_clean_trained_model_is_asked_for(
     benign, reference, owner, floor, looks_at_reference
 ):
     record = Beside(benign=benign, reference=reference).calibrate_on(looks_at_reference=looks_at_reference)
@@ -454,6 +454,12 @@ def test_without_a_floor_that_of_the_best_clean_trained_model_is_asked_for(
     clean = {"benign": 1 - benign / 50} | ({} if reference is None else {"reference": 1 - reference / 50})
     assert record["clean_accuracies"] == pytest.approx(clean)
     json.dumps(record)
+
+
+@pytest.mark.parametrize(("reference", "owner"), [(4, "reference"), (5, "reference"), (6, "benign"), (12, "benign")])
+def test_the_benign_branch_sets_the_floor_only_where_it_is_more_than_five_points_better(reference, owner):
+    """Of 50 images it has 3 wrong."""
+    assert Beside(benign=3, reference=reference).calibrate_on()["floor_of"] == owner
 
 
 def test_a_frozen_victim_on_a_far_task_does_not_lower_the_floor():

@@ -23,6 +23,7 @@ from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
 _ATTACKED = 1024  # largest number of attacked images: an attack costs about forty forward passes
+_CLEARLY = 0.05  # by which the benign branch must be better than the victim to set the floor
 _MODELS: dict[str, str] = {"benign": "the benign branch alone", REFERENCE: "the undefended victim"}
 """Names in messages of the models that were trained on clean images alone."""
 
@@ -96,8 +97,8 @@ def calibrate(
         fusion: The rule, with the settings that stay if there is nothing to choose.
         detector: The detector.
         fpr: Tolerated false positive rate in (0, 1).
-        benign_floor: Benign accuracy in [0, 1] that the fusion must keep; None asks for that of the best clean-trained
-            model at hand, which is the benign branch alone or the undefended victim.
+        benign_floor: Benign accuracy in [0, 1] that the fusion must keep; None asks for that of the undefended victim
+            where it was kept, or of the benign branch where that is clearly better (`choose_floor`).
         eps: L-infinity budget of the attack for rules that need attacked images, in [0, 1] pixel units.
         channels: Number of channels of the images, or None.
         num_classes: Number of classes that bounds the labels, or None.
@@ -132,7 +133,11 @@ def calibrate(
 
 
 def choose_floor(validation: ValidationLogits, undefended: Tensor | None, *, benign_floor: float | None) -> Floor:
-    """Return the benign accuracy to keep: the caller's, or that of the best clean-trained model.
+    """Return the benign accuracy to keep: the caller's, or that of a clean-trained model.
+
+    That model is the undefended victim where it was kept, unless the benign branch is more than five points better, as
+    on a task far from the public data. A floor at the last points of the benign branch, which a few hundred images can
+    hardly tell from the victim's accuracy, would buy them with most of the robustness.
 
     Args:
         validation: Logits and labels of images that no training has seen.
@@ -145,7 +150,9 @@ def choose_floor(validation: ValidationLogits, undefended: Tensor | None, *, ben
     accuracies = {role: correct_count(rows.argmax(dim=-1), validation.labels).rate for role, rows in clean.items()}
     if benign_floor is not None:
         return Floor(benign_floor, None, accuracies)
-    owner = max(accuracies, key=accuracies.__getitem__)  # the benign branch on a tie
+    owner = "benign"
+    if undefended is not None and accuracies["benign"] <= accuracies[REFERENCE] + _CLEARLY:
+        owner = REFERENCE
     return Floor(accuracies[owner], owner, accuracies)
 
 

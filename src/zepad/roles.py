@@ -144,8 +144,8 @@ class RoleEnsemble(BranchEnsemble):
             fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
                 images exchangeable with these.
             benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
-                images. None asks for that of the best clean-trained model at hand on these images: the benign branch
-                alone, or the undefended victim where the model keeps it.
+                images. None asks for that of the undefended victim where the model keeps it, and for that of the benign
+                branch where there is no victim, or where the branch is more than five points better.
             fit_loader: Other benign images for fitting the detector, such as the training images. The threshold is then
                 set on all images of `loader`.
             eps: L-infinity budget, in [0, 1] pixel units, of the attack by which `"mixed"` estimates robustness; None
