@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: Clean images `(N, C, H, W)` in [0, 1].
-        adversarial: The same images attacked; the clean images themselves where training is benign.
+        adversarial: Attacked images `(N, C, H, W)`; the clean images themselves where training is benign.
         labels: Labels, int64 `(N,)`.
         targets: What the inner attack moved away from: the labels, logits `(N, K)` or features `(N, D)`.
         static: Adversarial examples of public encoders `(N, C, H, W)` for the same images, where the recipe has a
