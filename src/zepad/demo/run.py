@@ -223,7 +223,7 @@ def format_table(result: DemoResult) -> str:
     return "\n".join(lines)
 
 
-_DETECTORS = {"gap": "the paper's confidence gap", "features": "the recommended feature sentinel"}
+_DETECTORS = {"gap": "the paper's confidence gap", "features": "the recommended feature detector"}
 
 
 def _aurocs(report: EvalReport) -> dict[str, float]:
