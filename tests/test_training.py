@@ -169,7 +169,7 @@ def blind() -> TinyEncoder:
 
 @pytest.mark.parametrize(
     ("build_encoder", "config", "frozen"),
-    [(blind, BenignConfig(epochs=20, lr=2e-2, head_lr=1e-2), False), (TinyEncoder, BenignConfig(epochs=1), True)],
+    [(blind, BenignConfig(epochs=60, lr=2e-2, head_lr=1e-2), False), (TinyEncoder, BenignConfig(epochs=1), True)],
     ids=["fine-tuned", "frozen"],
 )
 def test_the_form_of_the_benign_branch_that_is_better_on_held_out_images_is_kept(
