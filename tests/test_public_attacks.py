@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from tiny import TinyEncoder, toy_data
-from zepad import ConfigError, EncoderSpec, HardenConfig, HeadConfig, InputError, ZePAD
+from zepad import BenignConfig, ConfigError, EncoderSpec, HardenConfig, HeadConfig, InputError, ZePAD
 from zepad.attacks import FeaturePGD
 from zepad.data import digits
 from zepad.encoders import build_encoder
@@ -33,6 +33,7 @@ from zepad.objectives import (
     ObjectiveOutput,
     Recipe,
     fare,
+    pgd_at,
     restoration,
     static_adversarial_training,
 )
@@ -583,3 +584,87 @@ def test_restored_digits_keep_the_old_head_and_withstand_attacks_on_the_public_v
     assert accuracy(victim, attacked) < 0.2
     assert accuracy(restored.encoder, attacked) > accuracy(victim, attacked) + 0.5
     assert accuracy(restored.encoder, images) > accuracy(victim, images) - 0.05
+
+
+# the benign branch ----------------------------------------------------------------------------------------------
+
+KEEPS_VICTIM = {"detector": "features"}  # the detector that looks at the undefended victim
+
+
+def hardened_toy(**options: Any) -> tuple[ZePAD, DataLoader]:
+    loader = loader_of(*toy_data(48))
+    torch.manual_seed(5)
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), num_classes=3, **options)
+    return defense.harden(loader, QUICK, objective=RECIPES["restoration"], progress=False), loader
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [({}, {"victim", "auxiliary", "benign"}), (KEEPS_VICTIM, {"victim", "auxiliary", "benign", "reference"})],
+)
+def test_the_benign_branch_is_trained_against_every_encoder_that_others_may_have(
+    options: dict[str, Any], sources: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense, loader = hardened_toy(**options)
+    public = {name: state(defense.encoder(name)) for name in sources}
+    crafted_on: dict[str, Any] = {}
+    build_bank = DAEBank.build
+
+    def spy(crafter: Crafter, *arguments: Any, **named: Any) -> DAEBank:
+        crafted_on.update({name: state(encoder) for name, encoder in crafter._encoders.items()})
+        crafted_on["radii"] = sorted(set((crafter.radii / EPS).tolist()))
+        return build_bank(crafter, *arguments, **named)
+
+    monkeypatch.setattr(DAEBank, "build", spy)
+    config = BenignConfig(epochs=1, val_fraction=0.25)
+    defense.fit_benign(loader, config, objective=RECIPES["static"], bank_dir=tmp_path, progress=False)
+    assert crafted_on.pop("radii") == pytest.approx([0.75, 1.0, 1.25])  # multiples of the radius of the hardening
+    assert set(crafted_on) == sources
+    assert all(equal(crafted_on[name], public[name]) for name in sources)
+    assert not equal(state(defense.encoder("benign")), public["benign"])
+    assert equal(state(defense.encoder("victim")), public["victim"])
+    assert defense.provenance["benign"]["method"] == RECIPES["static"].name
+
+
+def test_a_resistant_benign_branch_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    whole, cut = (hardened_toy()[0] for _ in range(2))
+    loader, base = loader_of(*toy_data(48)), RECIPES["static, all"]
+    config = BenignConfig(epochs=2, val_fraction=0.25)
+    calls = 0
+
+    def interrupted(branch: Branch, batch: Batch) -> ObjectiveOutput:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # in the second epoch
+            raise KeyboardInterrupt
+        return base.objective(branch, batch)
+
+    common: dict[str, Any] = {"bank_dir": tmp_path / "bank", "progress": False}
+    torch.manual_seed(0)
+    whole.fit_benign(loader, config, objective=base, **common)
+    common["checkpoint_dir"] = tmp_path / "epochs"
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit_benign(loader, config, objective=replace(base, objective=interrupted), **common)
+    cut.fit_benign(loader, config, objective=base, resume=True, **common)
+    assert equal(state(whole.encoder("benign")), state(cut.encoder("benign")))
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "message"),
+    [
+        (BenignConfig(freeze_encoder=True), RECIPES["static"], "freeze_encoder is True"),
+        (BenignConfig(freeze_encoder=None), RECIPES["static"], "freeze_encoder is None"),
+        (BenignConfig(), RECIPES["restoration"], "trains no head"),
+        (BenignConfig(), pgd_at(), "budget of HardenConfig"),
+    ],
+)
+def test_a_recipe_that_does_not_suit_the_benign_branch_is_refused(
+    config: BenignConfig, recipe: Recipe, message: str
+) -> None:
+    defense, loader = hardened_toy()
+    before = state(defense)
+    with pytest.raises(ConfigError, match=message):
+        defense.fit_benign(loader, config, objective=recipe, progress=False)
+    assert equal(before, state(defense))
+    assert defense.stage == "hardened"

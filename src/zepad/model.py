@@ -217,9 +217,11 @@ class ZePAD(
         loader: Loader,
         config: BenignConfig = BenignConfig(),
         *,
+        objective: Recipe | None = None,
         head_config: HeadConfig | None = HeadConfig(),
         val_loader: Loader | None = None,
         checkpoint_dir: str | Path | None = None,
+        bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> ZePAD:
@@ -229,11 +231,17 @@ class ZePAD(
             loader: Loader of `(images, labels)`. Its task may differ from that of `harden`.
             config: Learning rates and number of epochs. `BenignConfig(freeze_encoder=...)` says whether the benign
                 encoder is fine-tuned (the default), frozen, or the better of the two on held-out images.
+            objective: A recipe such as `static_adversarial_training()`, with which the branch also resists adversarial
+                examples that others can craft beforehand: on the hardened encoders, on the benign encoder as it is
+                public, and on the undefended victim where the model keeps it, alone and all together. Their radius is
+                that of the hardening. None trains on clean images alone.
             head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
                 heads that `harden` trained on attacked images. They require the same task, and are more robust against
                 an attacker who knows the whole model (docs/recipe.md).
             val_loader: Loader for choosing the best epoch; None holds out a part of `loader` if it can be split.
             checkpoint_dir: Folder for checkpoints of the newest epochs, or None for no checkpoints.
+            bank_dir: Folder where adversarial examples are kept and found again, for an objective that trains on them;
+                None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars.
 
@@ -242,7 +250,8 @@ class ZePAD(
 
         Raises:
             StageError: If the encoders are not hardened, or `head_config` is None and there are no heads to keep.
-            ConfigError: If `head_config` is None and the heads are for another number of classes.
+            ConfigError: If `head_config` is None and the heads are for another number of classes, or the objective does
+                not suit this stage.
             InputError: If a batch is malformed, the loader is empty, or the folder cannot be written.
             TrainingError: If a loss is not finite.
             CheckpointError: If the folder holds checkpoints of another run.
@@ -261,9 +270,13 @@ class ZePAD(
             self.encoder("benign"),
             loader,
             config,
+            objective=objective,
+            known=dict(self.encoders.items()),
+            eps=self._budget(None),
             num_classes=num_classes,
             val_loader=val_loader,
             checkpoint_dir=checkpoint_dir,
+            bank_dir=bank_dir,
             resume=resume,
             progress=progress,
         )

@@ -1,7 +1,12 @@
-"""The second stage: the benign encoder is trained on clean images, or kept as it is where that serves better."""
+"""The second stage: the benign encoder is trained on clean images, or kept as it is where that serves better.
+
+A recipe that also trains on static adversarial examples makes the branch resist what others can craft beforehand.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,15 @@ from torch import nn
 
 from ..config import BenignConfig, HeadConfig
 from ..encoders import Encoder
+from ..errors import ConfigError
 from ..inputs import check_reiterable
 from ..modules import Branch
+from ..objectives import Recipe
 from ..objectives.benign import benign_recipe
 from ..seeding import derive_seed, seeded
 from ..types import ROLES, Loader
 from .accelerator import make_accelerator, prepare_loader
+from .bank import static_daes
 from .checkpoints import checkpoint_folder
 from .copies import copy_encoder
 from .heads import fit_heads
@@ -29,9 +37,13 @@ def train_benign(
     loader: Loader,
     config: BenignConfig = BenignConfig(),
     *,
+    objective: Recipe | None = None,
+    known: Mapping[str, nn.Module] | None = None,
+    eps: float | None = None,
     num_classes: int | None = None,
     val_loader: Loader | None = None,
     checkpoint_dir: str | Path | None = None,
+    bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> tuple[Branch, dict[str, Any]]:
@@ -41,50 +53,90 @@ def train_benign(
         encoder: An `Encoder`, or any module from images to features; it is copied, never modified.
         loader: Loader that yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1].
         config: Rates and length, and whether the encoder is fine-tuned, frozen, or the better of the two is kept.
+        objective: A recipe such as `static_adversarial_training()`, whose branch also resists adversarial examples
+            that were crafted before; None trains on clean images alone.
+        known: Encoders by name that such adversarial examples are crafted on, which are not modified; None takes the
+            encoder itself, as it is before training, by the name `"benign"`.
+        eps: Radius of these adversarial examples where the recipe states none, in [0, 1] pixel units.
         num_classes: Number of classes; None takes it from the loader.
         val_loader: Loader for choosing the best epoch; None holds out a part of `loader` where it can be split.
         checkpoint_dir: Folder where the newest epochs are kept, in the folder `benign`.
+        bank_dir: Folder where adversarial examples are kept and found again, for a recipe that trains on them; None
+            keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show a progress bar.
 
     Returns:
         The branch in evaluation mode on the training device, its encoder frozen, and the record for the provenance:
-        `"config"`, number of `"images"` and `"history"`, one record per epoch.
+        `"config"`, name of the `"method"`, number of `"images"` and `"history"`, one record per epoch.
         With `freeze_encoder=None` the history is that of the fine-tuned form, and `"choice"` holds the form that was
         kept, the accuracies of both on the held-out images and the number of these.
 
     Raises:
         InputError: If the encoder, a batch or the folder does not fit.
-        ConfigError: If `resume` lacks its folder.
+        ConfigError: If `resume` lacks its folder, or the recipe does not suit this stage.
         TrainingError: If the loss is not finite.
         CheckpointError: If the folder holds another run.
 
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), benign memory preservation.
     """
+    recipe = benign_recipe(freeze_encoder=bool(config.freeze_encoder)) if objective is None else objective
+    if objective is not None:
+        _check_recipe(recipe, config)
     folder = checkpoint_folder(checkpoint_dir, resume=resume)
     check_reiterable(loader)
     copied = copy_encoder("benign", encoder)
-    run = Run.on(
-        copied,
-        name="fit benign",
-        index=ROLES.index("benign"),
-        recipe=benign_recipe(freeze_encoder=bool(config.freeze_encoder)),
-        config=config,
-        num_classes=num_classes or count_classes(loader),
-        checkpoint_dir=folder / "benign" if folder else None,
-        resume=resume,
-        progress=progress,
-    )
-    branch = starting_branch(copied, run)
+    classes = num_classes or count_classes(loader)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
-    history = train(branch, run, train_loader, chosen_by)
+    mixture = recipe.static
+    if mixture is not None and mixture.eps is None:
+        mixture = replace(mixture, eps=eps)
+    sources = {"benign": copied} if known is None else known
+    with static_daes(mixture, sources, train_loader, config, folder=bank_dir, progress=progress) as static:
+        run = Run.on(
+            copied,
+            name="fit benign",
+            index=ROLES.index("benign"),
+            recipe=recipe,
+            config=config,
+            num_classes=classes,
+            static=static,
+            checkpoint_dir=folder / "benign" if folder else None,
+            resume=resume,
+            progress=progress,
+        )
+        branch = starting_branch(copied, run)
+        history = train(branch, run, train_loader, chosen_by)
     settings = {**resolved_settings(config, run.recipe), "lr": run.lr}
-    record = {"config": settings, "images": num_images(loader), "history": history}
+    record = {"config": settings, "method": recipe.name, "images": num_images(loader), "history": history}
     if config.freeze_encoder is None:
         frozen = None if chosen_by is None else _fit_frozen(copy_encoder("benign", encoder), run, train_loader)
         branch, record["choice"] = _choose(branch, frozen, run, history, chosen_by)
     return branch, record
+
+
+def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
+    """Refuse a recipe that the benign stage cannot run.
+
+    Raises:
+        ConfigError: If it trains no head, its attack states no budget, or the encoder is to be frozen.
+    """
+    if config.freeze_encoder is not False:
+        raise ConfigError(
+            f"freeze_encoder is {config.freeze_encoder}, and an objective of your own trains the encoder. Pass "
+            "BenignConfig(freeze_encoder=False), or no objective."
+        )
+    if not recipe.trains_head:
+        raise ConfigError(
+            f"{recipe.name} trains no head, which the benign branch needs. Take static_adversarial_training(), or harden "
+            "the encoder by zepad.training.harden_branch and pass it as from_encoders(..., benign=encoder)."
+        )
+    if recipe.inner is not None and (recipe.inner.eps is None or recipe.inner.steps is None):
+        raise ConfigError(
+            f"{recipe.name} attacks the branch in training by the budget of HardenConfig, which this stage has not. "
+            "Take static_adversarial_training(own_eps=..., own_steps=...)."
+        )
 
 
 def _fit_frozen(encoder: Encoder, run: Run, loader: Loader) -> Branch:

@@ -85,10 +85,12 @@ class Run:
         inner = self.recipe.inner
         if inner is None:
             return None
-        assert isinstance(self.config, HardenConfig), "the budget of an inner attack is a setting of HardenConfig"
-        eps, steps = inner.eps or self.config.eps, inner.steps or self.config.steps
-        own = inner.eps is not None or inner.steps is not None  # a step size is made for one budget
-        step_size = None if own else self.config.step_size
+        config, eps, steps, step_size = self.config, inner.eps, inner.steps, None
+        if eps is None or steps is None:
+            assert isinstance(config, HardenConfig), "the budget of an inner attack is a setting of HardenConfig"
+            # A step size is made for one budget.
+            step_size = config.step_size if eps is None and steps is None else None
+            eps, steps = eps or config.eps, steps or config.steps
         return PGD(eps=eps, steps=steps, step_size=step_size or 2 * eps / steps)
 
     def batches(self, loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
