@@ -21,6 +21,7 @@ from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
 from .persistence.export import export_model
 from .persistence.pretrained import Pretrained
+from .presets import DEFAULT_PRESET, Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
@@ -99,9 +100,10 @@ class ZePAD(
         auxiliary: EncoderLike,
         *,
         benign: EncoderLike | None = None,
+        preset: str = DEFAULT_PRESET,
         num_classes: int | None = None,
         preprocess: Preprocessing | None = None,
-        fusion: FusionRule | str = "rfdm",
+        fusion: FusionRule | str | None = None,
         detector: Detector | str = "gap",
     ) -> ZePAD:
         """Build a defense around copies of public encoders.
@@ -113,10 +115,12 @@ class ZePAD(
             auxiliary: A second public encoder, preferably pre-trained by another method.
             benign: The encoder that is trained on clean local data alone. None takes a copy of the auxiliary. The
                 victim is never copied for it, because attacks are crafted on its weights.
+            preset: How `harden` and `fit_benign` train and which fusion rule is used where nothing else is said, by the
+                attacker that is feared: `"recommended"`, `"cautious"` or `"paper"` (`zepad.presets.PRESETS`).
             num_classes: Number of classes of the task; None takes it from the first loader.
             preprocess: Preprocessing of encoders that do not define their own; an `Encoder` keeps its own.
             fusion: Fusion rule: the name of a registered rule, such as `"bounded"`, or a rule with settings of your
-                own, such as `zepad.fusion.Bounded(vote=1.0)`. The default is the paper's rule.
+                own, such as `zepad.fusion.Bounded(vote=1.0)`. None takes that of the preset.
             detector: Detector: the name of a registered detector, such as `"features"`, or a detector object. The
                 default is the paper's detector. For a detector that needs the undefended victim, a copy is kept.
 
@@ -130,8 +134,10 @@ class ZePAD(
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
-        rule, scores = resolve_rule(fusion), resolve_detector(detector)
-        parts = assemble(victim, auxiliary, benign, preprocess=preprocess, with_reference=scores.needs_reference())
+        chosen = find_preset(preset)
+        rule, scores = resolve_rule(chosen.fusion if fusion is None else fusion), resolve_detector(detector)
+        keeps_victim = chosen.keeps_victim or scores.needs_reference()
+        parts = assemble(victim, auxiliary, benign, preprocess=preprocess, with_reference=keeps_victim)
         model = cls(
             parts.encoders,
             channels=parts.channels,
@@ -141,15 +147,24 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        model.provenance = {"encoders": parts.origins} if parts.origins else {}
+        model.provenance = {"preset": preset, **({"encoders": parts.origins} if parts.origins else {})}
         return model
+
+    @property
+    def preset(self) -> Preset:
+        """How `harden` and `fit_benign` train where nothing else is said.
+
+        Raises:
+            ConfigError: If the model was saved with a preset that this version does not have.
+        """
+        return find_preset(self.provenance.get("preset", DEFAULT_PRESET))
 
     # training ---------------------------------------------------------------------------------------------------
 
     def harden(
         self,
         loader: Loader,
-        config: HardenConfig = HardenConfig(),
+        config: HardenConfig | None = None,
         *,
         objective: Objective | Recipe | None = None,
         zero_shot: Mapping[str, ZeroShotHead] | None = None,
@@ -168,9 +183,9 @@ class ZePAD(
         Args:
             loader: Loader of `(images, labels)`, images float `(N, C, H, W)` in [0, 1]. Labels are not needed with
                 `objective=fare()` or `restoration()`, nor with `zero_shot` heads, which then predict them.
-            config: Learning rates, number of epochs and attack budget; `HardenConfig.paper()` has the paper's values.
+            config: Learning rates, number of epochs and attack budget. None takes those of the preset.
             objective: A recipe of `zepad.objectives` such as `trades(beta=6)`, or a plain function from branch and
-                batch to an `ObjectiveOutput`. None uses ZePAD's own recipe.
+                batch to an `ObjectiveOutput`. None takes that of the preset.
             zero_shot: Zero-shot heads of victim and auxiliary, used in place of trained ones and kept fixed. Images
                 without labels are labelled by the averaged zero-shot predictions of the public encoders.
             val_loader: Loader for choosing the best epoch; None holds out a part of `loader` if it can be split.
@@ -195,11 +210,12 @@ class ZePAD(
                 held-out images.
         """
         self._require_whole("harden")
+        config = self.preset.harden if config is None else config
         hardened = training.harden(
             {role: self.encoder(role) for role in HARDENED_ROLES},
             loader,
             config,
-            objective=objective,
+            objective=self.preset.objective(config) if objective is None else objective,
             zero_shot=None if zero_shot is None else check_heads(zero_shot, HARDENED_ROLES, self._features),
             num_classes=self._declared_classes,
             val_loader=val_loader,
@@ -215,7 +231,7 @@ class ZePAD(
     def fit_benign(
         self,
         loader: Loader,
-        config: BenignConfig = BenignConfig(),
+        config: BenignConfig | None = None,
         *,
         objective: Recipe | None = None,
         head_config: HeadConfig | None = HeadConfig(),
@@ -230,11 +246,13 @@ class ZePAD(
         Args:
             loader: Loader of `(images, labels)`. Its task may differ from that of `harden`.
             config: Learning rates and number of epochs. `BenignConfig(freeze_encoder=...)` says whether the benign
-                encoder is fine-tuned (the default), frozen, or the better of the two on held-out images.
+                encoder is fine-tuned (the default), frozen, or the better of the two on held-out images. None takes the
+                settings of the preset.
             objective: A recipe such as `static_adversarial_training()`, with which the branch also resists adversarial
                 examples that others can craft beforehand: on the hardened encoders, on the benign encoder as it is
                 public, and on the undefended victim where the model keeps it, alone and all together. Their radius is
-                that of the hardening. None trains on clean images alone.
+                that of the hardening. None takes the recipe of the preset, or clean images alone where the config does
+                not fine-tune the encoder.
             head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
                 heads that `harden` trained on attacked images. They require the same task, and are more robust against
                 an attacker who knows the whole model (docs/recipe.md).
@@ -257,6 +275,9 @@ class ZePAD(
             CheckpointError: If the folder holds checkpoints of another run.
         """
         self._require_hardened("fit_benign")
+        config = self.preset.benign if config is None else config
+        if objective is None and self.preset.benign_objective is not None and config.freeze_encoder is False:
+            objective = self.preset.benign_objective(self._budget(None))
         kept = HARDENED_ROLES if head_config is None else ()
         if not set(kept) <= set(self.heads):
             raise StageError("hardening left no heads to keep. Pass head_config=HeadConfig() to fit some.")

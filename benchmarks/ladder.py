@@ -1,0 +1,332 @@
+"""What each defense keeps under every attacker, from the public victim alone to the white box.
+
+    python benchmarks/ladder.py --setting digits --seed 0 --out runs/ladder-digits
+    python benchmarks/ladder.py --setting cifar --seed 0 --out runs/ladder-cifar --threads 1
+    python benchmarks/ladder.py --setting cifar --out runs/ladder-cifar --table
+
+A defense is a preset of `ZePAD.from_encoders`, or one encoder hardened by a baseline's objective for the same number of
+updates. The replica attacker repeats the whole training, benign branch included, with his own seed on other images of
+the same kind. Models, banks, copies and attacked images are kept in the folder, so that a run that was cut goes on.
+`--split validation` attacks other images than the tables do: settings are chosen there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from common import MIRROR_HELP, cell, header, load_encoders, load_images, part, row
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from zepad import Encoder, HardenConfig, HeadConfig, ZePAD
+from zepad.attacks import FeaturePGD
+from zepad.data import LabelledImages
+from zepad.evaluation import (
+    Attacker,
+    published,
+    replica,
+    replica_with_labels,
+    semi_black_box,
+    semi_black_box_plus,
+    universal_feature_attack,
+    white_box,
+)
+from zepad.evaluation.kept import keeping
+from zepad.evaluation.suites import universal_attacks
+from zepad.fusion import Bounded
+from zepad.modules import Branch
+from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
+from zepad.presets import PRESETS
+from zepad.training import fit_heads, harden_branch
+from zepad.training.accelerator import autocast
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The data, encoders and budget of one table.
+
+    Attributes:
+        data: Data set.
+        encoders: Public encoders.
+        images: Number of training images; None takes all.
+        replica_images: Number of training images of the attacker who repeats the defense. They follow the defender's in
+            the training set, or are half of them where there are no others.
+        surrogate_images: Number of images that the universal attacks are fitted to.
+        attacked: Number of attacked images.
+        benign: Number of images whose benign accuracy is measured.
+        eps: Radius of hardening and attacks, in [0, 1] pixel units.
+    """
+
+    data: str
+    encoders: str
+    images: int | None
+    replica_images: int
+    surrogate_images: int
+    attacked: int
+    benign: int
+    eps: float
+
+
+SETTINGS = {
+    "digits": Setting("digits", "digits", 650, 650, 650, 250, 497, 25 / 255),
+    "cifar": Setting("cifar10", "cifar", 10_000, 5000, 500, 300, 5000, 8 / 255),
+    "imagenette": Setting("imagenette64", "cifar", 5000, 1000, 500, 300, 2000, 8 / 255),
+    "tiny": Setting("digits", "digits", 64, 32, 16, 8, 16, 25 / 255),  # proves that the script runs
+}
+BASELINES: dict[str, Callable[[], object]] = {
+    "PGD-AT": pgd_at,
+    "TRADES": trades,
+    "FARE": fare,
+    "Gen-AF": gen_af,
+    "ZePAD's objective": zepad_recipe,
+}
+UNDEFENDED = ("public victim", "public auxiliary")
+VOTES = (0.0, 0.5, 1.0, 2.0, 3.0)
+GROUPS = ("six", "victim", "both", "unseen", "replica", "published", "replica with labels", "white-box")
+
+
+class Bench:
+    """Data, public encoders, and what was trained and crafted so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.setting, self.seed = SETTINGS[args.setting], args.seed
+        self.split, self.epochs = args.split, args.epochs
+        self.folder = args.out / f"seed-{args.seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = self.setting.images
+        images = load_images(
+            self.setting.data,
+            "train",
+            shared=args.shared,
+            limit=None if wanted is None else wanted + self.setting.replica_images,
+        )
+        count = len(images) if wanted is None else min(wanted, len(images))
+        self.train = part(images, torch.arange(count))
+        rest = torch.arange(count, len(images))
+        self.others = part(images, rest if len(rest) else torch.arange(count // 2))
+        # The public encoders of CIFAR-10 saw all training images, so validation images are of the test set's end.
+        test = load_images(self.setting.data, "test", shared=args.shared)
+        half = len(test) // 2
+        rows = torch.arange(len(test))[half:] if args.split == "validation" else torch.arange(len(test))
+        self.test = part(test, rows[: self.setting.benign])
+        self.images, self.labels = self.test.images[: self.setting.attacked], self.test.labels[: self.setting.attacked]
+        self.public: tuple[Encoder, Encoder] = load_encoders(self.setting.encoders, args.shared)
+        self.unseen = {}
+        if self.setting.encoders == "cifar":
+            from public_encoders import load_public
+
+            self.unseen = {"cifar-resnet44": load_public("cifar-resnet44", args.shared)}
+
+    # training -------------------------------------------------------------------------------------------------------
+
+    def loader(self, data: LabelledImages) -> DataLoader:
+        """Return a shuffled training loader."""
+        return DataLoader(data, batch_size=128, shuffle=True, generator=torch.Generator().manual_seed(self.seed))
+
+    def defense(self, preset: str, *, attacker: bool = False) -> tuple[ZePAD, float]:
+        """Return a trained defense and the seconds that its training took; those of a run that was cut are not known.
+
+        Args:
+            preset: Name of the preset.
+            attacker: Whether the replica attacker trains it, with another seed on other images.
+        """
+        name = f"{preset} (replica)" if attacker else preset
+        folder = self.folder / "models" / name
+        record = folder / "seconds.json"
+        if record.exists():
+            return ZePAD.from_pretrained(folder), json.loads(record.read_text())
+        loader = self.loader(self.others if attacker else self.train)
+        seed = self.seed + 1000 if attacker else self.seed
+        defense = ZePAD.from_encoders(*self.public, preset=preset, num_classes=10)
+        places = {"bank_dir": self.folder / "banks", "resume": True, "progress": False}
+        start = time.perf_counter()
+        harden = replace(defense.preset.harden, eps=self.setting.eps, seed=seed, epochs=self.epochs)
+        defense.harden(loader, harden, checkpoint_dir=self.folder / "epochs" / name, **places)
+        benign = replace(defense.preset.benign, seed=seed, epochs=self.epochs)
+        defense.fit_benign(loader, benign, checkpoint_dir=self.folder / "epochs" / f"{name} benign", **places)
+        seconds = time.perf_counter() - start
+        defense.save_pretrained(folder)
+        record.write_text(json.dumps(round(seconds)))
+        print(f"{name}: trained in {seconds:.0f} s", flush=True)
+        return defense, seconds
+
+    def hardened(self, name: str, *, attacker: bool = False) -> tuple[Branch, float]:
+        """Return the public victim hardened by a baseline, with as many passes as a preset makes, and the seconds."""
+        folder = self.folder / "models" / (f"{name} (replica)" if attacker else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "branch.pt"
+        if not file.exists():
+            seed = self.seed + 1000 if attacker else self.seed
+            config = HardenConfig(eps=self.setting.eps, seed=seed, epochs=self.epochs or 6)
+            loader = self.loader(self.others if attacker else self.train)
+            start = time.perf_counter()
+            branch, _ = harden_branch(self.public[0], loader, config, objective=BASELINES[name](), progress=False)
+            torch.save((branch, time.perf_counter() - start), file)
+        return torch.load(file, weights_only=False)  # written by this script
+
+    def undefended(self, role: str) -> Branch:
+        """Return a public encoder with a head."""
+        encoder = self.public[UNDEFENDED.index(role)]
+        heads = fit_heads(
+            {role: encoder},
+            self.loader(self.train),
+            HeadConfig(seed=self.seed),
+            channels=3,
+            num_classes=10,
+            progress=False,
+        )
+        return Branch(encoder, heads[role]).eval()
+
+    # attacking ------------------------------------------------------------------------------------------------------
+
+    def public_attackers(self) -> dict[str, list[Attacker]]:
+        """Return the attackers who have public encoders alone."""
+        common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
+        images = Subset(self.train, range(min(len(self.train), self.setting.surrogate_images)))
+        loader = DataLoader(images, batch_size=128)
+        attacks = keeping(universal_attacks(eps=self.setting.eps, seed=self.seed), self.folder / "perturbations")
+        known = semi_black_box(self.public[0], loader, universal=attacks, others=self.unseen, **common)
+        count = len(attacks) + 1  # the five universal attacks and feature PGD: those of the paper's threat model
+        groups = {"six": known[:count], "victim": known[count : count + 1], "unseen": known[count + 1 :]}
+        return {**groups, "both": semi_black_box_plus(*self.public, loader, universal={}, **common)}
+
+    def own_attackers(
+        self, hardened: Mapping[str, nn.Module], copies: Mapping[str, Branch]
+    ) -> dict[str, list[Attacker]]:
+        """Return the attackers who repeat the training of a defense, or have its hardened encoders."""
+        eps, public = self.setting.eps, dict(zip(("public victim", "public auxiliary"), self.public, strict=True))
+        images = Subset(self.others, range(min(len(self.others), self.setting.surrogate_images)))
+        loader = DataLoader(images, batch_size=128)
+        attacks = universal_feature_attack(eps=eps, seed=self.seed)
+        encoders = {role: branch.encoder for role, branch in copies.items()}
+        return {
+            "replica": replica(encoders, public, loader, eps=eps, universal=attacks, seed=self.seed, progress=False),
+            "published": published(hardened, loader, eps=eps, public=public, universal=attacks, progress=False),
+            "replica with labels": replica_with_labels(copies, eps=eps),
+        }
+
+    def white_box(self, model: nn.Module) -> list[Attacker]:
+        """Return the attackers who know the whole model: those of the suite but for Square, with 20 steps each."""
+        return [a for a in white_box(model, eps=self.setting.eps, num_classes=10, steps=20) if "Square" not in a.name]
+
+    def attacked(self, file: str, attackers: Callable[[], dict[str, list[Attacker]]]) -> dict[str, dict[str, Tensor]]:
+        """Return the attacked images by group and attacker, crafted once: features in bfloat16 where that is native."""
+        path = self.folder / "attacked" / f"{file} {self.split}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = {
+                group: {attacker.name: self.craft(attacker, None) for attacker in members}
+                for group, members in attackers().items()
+            }
+            torch.save(found, path)
+        return torch.load(path, weights_only=True)
+
+    def craft(self, attacker: Attacker, model: nn.Module | None) -> Tensor:
+        """Return the images as one attacker leaves them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        precision = "auto" if isinstance(attacker.attack, FeaturePGD) else "fp32"
+        target, rows = attacker.target(model), torch.arange(len(self.labels)).split(100)
+        with autocast(self.images.device, precision):
+            done = [attacker.attack(target, self.images[c], self.labels[c], generator=generator) for c in rows]
+        return torch.cat(done).float()
+
+    # scoring --------------------------------------------------------------------------------------------------------
+
+    def score(self, model: nn.Module, attacked: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+        """Return every accuracy of one model in per cent: the least of the six, else of images that survive a group."""
+        scores = {"benign": 100 * hits(model, self.test.images, self.test.labels).mean()}
+        for group, members in attacked.items():
+            survived = {name: hits(model, images, self.labels) for name, images in members.items()}
+            if group == "white-box":
+                survived = {a.name: hits(model, self.craft(a, model), self.labels) for a in self.white_box(model)}
+            each = {name: 100 * kept.mean() for name, kept in survived.items()}
+            scores |= {f"{group}: {name}": value for name, value in each.items()}
+            if each:
+                every = torch.stack(list(survived.values())).amin(dim=0)
+                scores[group] = min(each.values()) if group == "six" else 100 * every.mean()
+        return {name: round(float(value), 2) for name, value in scores.items()}
+
+    def rows(self, name: str, votes: tuple[float, ...]) -> dict[str, dict[str, float]]:
+        """Return the scores of one model, of one for each vote where it is a preset with such a fusion."""
+        attacked = dict(self.attacked("public", self.public_attackers))
+        if name in UNDEFENDED:
+            return {name: self.score(self.undefended(name), {**attacked, "white-box": {}})}
+        if name in BASELINES:
+            branch, seconds = self.hardened(name)
+            copies = {"victim": self.hardened(name, attacker=True)[0]}
+            hardened = {"victim": branch.encoder}
+            attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
+            return {name: {**self.score(branch, {**attacked, "white-box": {}}), "seconds": round(seconds)}}
+        defense, seconds = self.defense(name)
+        copy, _ = self.defense(name, attacker=True)
+        copies = {role: copy.branch(role) for role in ("victim", "auxiliary", "benign")}
+        hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
+        attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
+        rows = {}
+        for vote in votes or (None,):
+            if vote is not None:
+                defense.configure(fusion=Bounded(vote=vote))
+            shown = name if vote is None else f"{name}, vote {vote:g}"
+            chosen = vote is None or defense.fusion == PRESETS[name].fusion
+            rows[shown] = {**self.score(defense, {**attacked, **({"white-box": {}} if chosen else {})})}
+            rows[shown]["seconds"] = round(seconds)
+        for role in ("victim", "auxiliary", "benign"):
+            rows[f"{name}, {role} branch alone"] = self.score(defense.branch(role), attacked)
+        return rows
+
+
+def hits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return which images are classified right, float32 `(N,)`."""
+    with torch.no_grad():
+        said = torch.cat([model(chunk).argmax(1) for chunk in images.split(500)])
+    return (said == labels).float()
+
+
+def table(runs: list[dict[str, dict[str, float]]]) -> str:
+    """Return the Markdown table of several seeds: mean and standard deviation of each score."""
+    columns = ("benign", *GROUPS, "seconds")
+    lines = list(header("per cent", *columns))
+    for name in runs[0]:
+        found = [run[name] for run in runs if name in run]
+        cells = [[scores[column] for scores in found if column in scores] for column in columns]
+        lines.append(row(name, *(cell([v / 100 for v in values]) if values else "" for values in cells)))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = (*UNDEFENDED, *PRESETS, *BASELINES)
+    parser.add_argument("--setting", choices=SETTINGS, default="digits")
+    parser.add_argument("--models", nargs="*", choices=models, default=[*UNDEFENDED, *PRESETS])
+    parser.add_argument(
+        "--votes", nargs="*", type=float, help="votes of the rule bounded, in place of the preset's rule"
+    )
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only print the table of all seeds that are there")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    name = f"{args.split}.json"
+    if not args.table:
+        bench = Bench(args)
+        file = bench.folder / name
+        rows: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+        for model in args.models:
+            if model not in rows and f"{model}, victim branch alone" not in rows:
+                rows |= bench.rows(model, tuple(args.votes or ()))
+                file.write_text(json.dumps(rows, indent=1))
+    print(table([json.loads(file.read_text()) for file in sorted(args.out.glob(f"seed-*/{name}"))]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Presets: how a defense is trained and fused where the caller says nothing else, by the attacker that is feared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .config import BenignConfig, HardenConfig
+from .errors import ConfigError
+from .fusion import RFDM, Bounded, FusionRule
+from .objectives import DAEMixture, Recipe, restoration, static_adversarial_training, zepad_recipe
+
+_MIXTURE = DAEMixture(variants=({}, {"steps": 10, "momentum": 1.0, "diversity": 0.5}))
+"""Feature PGD as it is, and as the transfer literature makes it carry over (MI-DI): the latter is the stronger one."""
+
+_RESTORATION_WEIGHT = 0.1  # the squared distance is a sum over features, the cross-entropy beside it is not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How a defense is trained and fused.
+
+    Attributes:
+        feared: The attacker that the preset is for, in words.
+        objective: Function from the settings of the hardening to the recipe of victim and auxiliary.
+        benign_objective: Function from the radius of the hardening, in [0, 1] pixel units, to the recipe of the benign
+            branch; None trains it on clean images alone.
+        fusion: Fusion rule.
+        harden: Settings of the hardening.
+        benign: Settings of the benign branch.
+        keeps_victim: Whether the model keeps a copy of the public victim, so that the benign branch can be trained
+            against attacks on it.
+    """
+
+    feared: str
+    objective: Callable[[HardenConfig], Recipe]
+    benign_objective: Callable[[float], Recipe] | None
+    fusion: FusionRule
+    harden: HardenConfig = field(default_factory=HardenConfig)
+    benign: BenignConfig = field(default_factory=BenignConfig)
+    keeps_victim: bool = True
+
+
+def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
+    """Return the function that makes `restoration()` with adversaries of the encoder's own at a share of the radius."""
+    return lambda config: restoration(static=_MIXTURE, own_eps=own * config.eps)
+
+
+def _resistant(own: float | None) -> Callable[[float], Recipe]:
+    """Return the function that makes `static_adversarial_training()` for the benign branch."""
+    return lambda eps: static_adversarial_training(
+        static=_MIXTURE, restoration_weight=_RESTORATION_WEIGHT, own_eps=None if own is None else own * eps
+    )
+
+
+PRESETS = {
+    "recommended": Preset(
+        feared="has the public encoders and perhaps the hardened ones, neither heads nor the benign branch",
+        objective=_restored(0.5),
+        benign_objective=_resistant(None),
+        fusion=Bounded(vote=2.0),
+    ),
+    "cautious": Preset(
+        feared="repeats the whole training on images of his own, or knows the whole model",
+        objective=_restored(1.0),
+        benign_objective=_resistant(0.5),
+        fusion=Bounded(vote=0.5),
+    ),
+    "paper": Preset(
+        feared="has the public victim alone, as in the paper",
+        objective=lambda config: zepad_recipe(structure_weight=config.structure_weight),
+        benign_objective=None,
+        fusion=RFDM(),
+        harden=HardenConfig.paper(),
+        keeps_victim=False,
+    ),
+}
+
+DEFAULT_PRESET = "recommended"
+
+
+def find_preset(name: str) -> Preset:
+    """Return a preset by its name.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+    return PRESETS[name]
