@@ -15,6 +15,7 @@ from . import fusion as _fusion
 from .config import is_number, require
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
 from .errors import StageError
+from .finite import check_finite
 from .functional import smoothed
 from .fusion import FusionRule
 from .inputs import check_images, image_batches
@@ -142,9 +143,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
         """
-        return self._map("predict", images, lambda chunk: self(chunk).argmax(dim=-1))
+        return self._map("predict", "logits", images, self, lambda logits: logits.argmax(dim=-1))
 
     def predict_proba(self, images: Tensor | Loader) -> Tensor:
         """Return class probabilities `(N, K)`, the softmax of the fused logits.
@@ -154,9 +155,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
         """
-        return self._map("predict_proba", images, lambda chunk: self(chunk).softmax(dim=-1))
+        return self._map("predict_proba", "logits", images, self, lambda logits: logits.softmax(dim=-1))
 
     def detection_score(self, images: Tensor | Loader) -> Tensor:
         """Return how suspicious each image is `(N,)`; larger is more suspicious.
@@ -166,9 +167,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted, or its detector is not.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
         """
-        return self._map("detection_score", images, self.score)
+        return self._map("detection_score", "detection scores", images, self.score, lambda scores: scores)
 
     def detect(self, images: Tensor | Loader) -> Tensor:
         """Return whether the score of each image is above the threshold, bool `(N,)`.
@@ -178,14 +179,16 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted, or its detector has no threshold yet.
-            InputError: If the images have another shape or are outside [0, 1].
+            ConfigError: If the threshold was set to what is no finite number.
+            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
         """
         self._check("detect")
-        if self.threshold is None:
+        threshold = self._finite_threshold()
+        if threshold is None:
             raise StageError(
                 f'the detector "{self.detector.rule.name}" has no threshold yet. Call calibrate(benign_loader) first.'
             )
-        return self.detection_score(images) > self.threshold
+        return self.detection_score(images) > threshold
 
     def inspect(self, images: Tensor) -> BranchReport:
         """Report the prediction and weight of every branch, the fused decision and the detection score of each image.
@@ -195,9 +198,12 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            ConfigError: If the threshold was set to what is no finite number.
+            InputError: If the images have another shape or are outside [0, 1], or fused logits or a score are not
+                finite.
         """
         check_images(images, channels=self._check("inspect"))
+        threshold = self._finite_threshold()
         with self._deciding():
             inputs = self.detector_inputs(images.to(self.device))
             return inspect_branches(
@@ -205,7 +211,7 @@ class BranchEnsemble(nn.Module):
                 self.fusion,
                 names=self.branch_names,
                 scores=self.detector(inputs) if self.detector.is_fitted else None,
-                threshold=self.threshold,
+                threshold=threshold,
                 class_names=self.class_names,
             )
 
@@ -228,14 +234,33 @@ class BranchEnsemble(nn.Module):
         with evaluating(self), torch.inference_mode():
             yield
 
-    def _map(self, call: str, images: Tensor | Loader, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _finite_threshold(self) -> float | None:
+        require(
+            self.threshold is None or is_number(self.threshold),
+            "threshold",
+            self.threshold,
+            "a finite number, or None. Call calibrate(benign_loader) to set it",
+        )
+        return self.threshold
+
+    def _map(
+        self,
+        call: str,
+        what: str,
+        images: Tensor | Loader,
+        compute: Callable[[Tensor], Tensor],
+        decide: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Compute `what` for all images, chunk by chunk, and decide on it where it is finite."""
         channels = self._check(call)
+        results: list[Tensor] = []
+        seen = 0
         with self._deciding():
-            results = [
-                function(chunk.to(self.device)).to(batch.device)
-                for batch in image_batches(images, channels=channels)
-                for chunk in batch.split(_CHUNK)
-            ]
+            for batch in image_batches(images, channels=channels):
+                for chunk in batch.split(_CHUNK):
+                    values = check_finite(compute(chunk.to(self.device)), what, first=seen)
+                    results.append(decide(values).to(batch.device))
+                    seen += len(chunk)
         return torch.cat(results)
 
 
