@@ -14,6 +14,7 @@ from . import detectors as _detectors
 from . import fusion as _fusion
 from .config import is_number, require
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
+from .encoders import Encoder
 from .errors import StageError
 from .finite import check_finite
 from .functional import smoothed
@@ -89,7 +90,7 @@ class BranchEnsemble(nn.Module):
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`. Differentiable."""
-        return torch.stack([branch(images) for branch in self.branches.values()])
+        return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()])
 
     def fuse(self, logits: Tensor) -> Tensor:
         """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
@@ -101,7 +102,7 @@ class BranchEnsemble(nn.Module):
         hardened_features = reference_logits = reference_features = blurred_features = None
         if DetectorInput.HARDENED_FEATURES in needs:
             branches = [cast(Branch, branch) for branch in self.branches.values()]
-            features = [branch.encoder(images) for branch in branches]
+            features = [branch.encoder(_own(images, branch)) for branch in branches]
             logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
             # The benign branch is left out: attacks that transfer to it move its features along with the victim's.
             hardened_features = torch.cat(features[:-1], dim=1)
@@ -109,7 +110,7 @@ class BranchEnsemble(nn.Module):
             logits = self.branch_logits(images)
         if DetectorInput.REFERENCE in needs:
             assert self.reference is not None
-            reference_features = self.reference.encoder(images)
+            reference_features = self.reference.encoder(_own(images, self.reference))
             reference_logits = self.reference.head(reference_features)
         if DetectorInput.BLURRED_REFERENCE in needs:
             assert self.reference is not None
@@ -262,6 +263,11 @@ class BranchEnsemble(nn.Module):
                     results.append(decide(values).to(batch.device))
                     seen += len(chunk)
         return torch.cat(results)
+
+
+def _own(images: Tensor, branch: nn.Module) -> Tensor:
+    """Return images that a branch may work in place on. An `Encoder` itself gives its backbone a tensor of its own."""
+    return images if isinstance(branch, Branch) and isinstance(branch.encoder, Encoder) else images.clone()
 
 
 def device_of(*modules: nn.Module) -> torch.device:
