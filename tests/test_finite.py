@@ -218,6 +218,10 @@ def test_weights_may_be_anything_that_is_a_number() -> None:
     module.register_buffer("mask", torch.tensor([0.0, -math.inf]))
     module.register_buffer("count", torch.tensor(-3))
     module.register_buffer("running_variable", torch.tensor([-1.0]))
+    module.register_buffer("none", torch.zeros(0))
+    module.register_buffer("phase", torch.tensor([1j]))
+    module.register_buffer("eight_bits", torch.ones(2).to(torch.float8_e4m3fn))
+    module.half_bias = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     assert faulty_weight(module) is None
     module.mask[0] = math.nan
     assert faulty_weight(module) == "mask holds 1 values of 2 that are NaN or infinite"

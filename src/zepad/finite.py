@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -41,12 +42,16 @@ def faulty_weight(module: nn.Module) -> str | None:
     for key, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        values = tensor.detach()
+        values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
         if values.dtype.itemsize == 1:  # torch compares no number of eight bits
             values = values.float()
-        wrong = ~values.isfinite() if isinstance(tensor, nn.Parameter) else values.isnan()
-        if bool(wrong.any()):
+        if not values.numel():
+            continue
+        low, high = values.aminmax()  # both are NaN where one value is; no mask of all values is made
+        parameter = isinstance(tensor, nn.Parameter)
+        if low.isnan() or (parameter and not (low.isfinite() and high.isfinite())):
+            wrong = ~values.isfinite() if parameter else values.isnan()
             return f"{key} holds {int(wrong.sum())} values of {values.numel()} that are NaN or infinite"
-        if key.endswith("running_var") and bool((values < 0).any()):
+        if key.endswith("running_var") and low < 0:
             return f"{key} holds negative values, and no variance is negative"
     return None
