@@ -52,7 +52,9 @@ def timm_vit() -> nn.Module:
 def torchvision_resnet() -> nn.Module:
     from torchvision.models import resnet18
 
-    return Encoder(resnet18(), preprocessing=Preprocessing.imagenet(size=(32, 32)))
+    model = resnet18()
+    model.fc = nn.Identity()
+    return Encoder(model, preprocessing=Preprocessing.imagenet(size=(32, 32)))
 
 
 @pytest.mark.parametrize("make", [plain, timm_resnet, timm_vit, torchvision_resnet], ids=lambda make: make.__name__)

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from .encoders import Encoder, EncoderLike, Preprocessing
-from .encoders.given import as_encoder, probe_role
+from .encoders.given import as_encoder, examine
 from .errors import InputError
 from .training.copies import check_state
 from .types import REFERENCE, Role
@@ -57,20 +57,23 @@ def assemble(
         The assembled encoders.
 
     Raises:
-        InputError: If the output of an encoder is not a feature tensor, or the encoders take different images.
+        InputError: If an encoder cannot be copied, its output is not a feature tensor, it does not hold to what
+            `check_contract` asks for, or the encoders take different images.
         ConfigError: If a spec is malformed.
         HubError: If pre-trained weights cannot be downloaded.
     """
     given: dict[str, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
-    encoders = {role: as_encoder(role, source, preprocess) for role, source in given.items() if source is not None}
+    encoders: dict[str, Encoder] = {}
+    for role, module in given.items():
+        if module is not None:
+            encoders[role] = as_encoder(role, module, preprocess)
+            check_state(role, encoders[role])
+    shapes = {role: examine(role, encoder) for role, encoder in encoders.items()}
     copies: dict[str, Role] = {} if benign is not None else {"benign": "auxiliary"}
     if with_reference:
         copies[REFERENCE] = "victim"
     for role, source in copies.items():
-        encoders[role] = copy.deepcopy(encoders[source])
-    for role, encoder in encoders.items():
-        check_state(role, encoder)
-    shapes = {role: probe_role(role, encoder) for role, encoder in encoders.items()}
+        encoders[role], shapes[role] = copy.deepcopy(encoders[source]), shapes[source]
     channels = {count for count, _ in shapes.values()}
     if len(channels) != 1:
         each = ", ".join(f"{role} {count}" for role, (count, _) in shapes.items())

@@ -16,6 +16,7 @@ from .attacks import PGD, hardened_branches
 from .config import is_number, require
 from .detectors import Detector, DetectorInputs, FittedDetector
 from .errors import CalibrationWarning, InputError
+from .finite import check_finite
 from .functional import conformal_threshold, correct_count
 from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
@@ -108,7 +109,8 @@ def calibrate(
 
     Raises:
         ConfigError: If `benign_floor` is out of range.
-        InputError: If images or labels do not fit, `fpr` is out of range, or there are too few images for it.
+        InputError: If images or labels do not fit, logits or scores are not finite, `fpr` is out of range, or there
+            are too few images for it.
 
     Warns:
         CalibrationWarning: If no settings reach the floor; the most accurate are taken then.
@@ -230,6 +232,7 @@ def _observe(
             chunk = images[start : start + _CHUNK].to(device)
             with torch.no_grad():
                 logits, *others = look(chunk)
+            check_finite(logits.movedim(0, 1), "branches' logits", first=sum(part.logits.shape[1] for part in found))
             kept = (None if part is None else part.float().cpu() for part in others)
             found.append(DetectorInputs(logits.float().cpu(), *kept))
             if targets is None:

@@ -14,7 +14,9 @@ from . import detectors as _detectors
 from . import fusion as _fusion
 from .config import is_number, require
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
+from .encoders import Encoder
 from .errors import StageError
+from .finite import check_finite
 from .functional import smoothed
 from .fusion import FusionRule
 from .inputs import check_images, image_batches
@@ -88,7 +90,7 @@ class BranchEnsemble(nn.Module):
 
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`. Differentiable."""
-        return torch.stack([branch(images) for branch in self.branches.values()])
+        return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()])
 
     def fuse(self, logits: Tensor) -> Tensor:
         """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
@@ -100,7 +102,7 @@ class BranchEnsemble(nn.Module):
         hardened_features = reference_logits = reference_features = blurred_features = None
         if DetectorInput.HARDENED_FEATURES in needs:
             branches = [cast(Branch, branch) for branch in self.branches.values()]
-            features = [branch.encoder(images) for branch in branches]
+            features = [branch.encoder(_own(images, branch)) for branch in branches]
             logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
             # The benign branch is left out: attacks that transfer to it move its features along with the victim's.
             hardened_features = torch.cat(features[:-1], dim=1)
@@ -108,7 +110,7 @@ class BranchEnsemble(nn.Module):
             logits = self.branch_logits(images)
         if DetectorInput.REFERENCE in needs:
             assert self.reference is not None
-            reference_features = self.reference.encoder(images)
+            reference_features = self.reference.encoder(_own(images, self.reference))
             reference_logits = self.reference.head(reference_features)
         if DetectorInput.BLURRED_REFERENCE in needs:
             assert self.reference is not None
@@ -142,9 +144,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
         """
-        return self._map("predict", images, lambda chunk: self(chunk).argmax(dim=-1))
+        return self._map("predict", "logits", images, self, lambda logits: logits.argmax(dim=-1))
 
     def predict_proba(self, images: Tensor | Loader) -> Tensor:
         """Return class probabilities `(N, K)`, the softmax of the fused logits.
@@ -154,9 +156,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
         """
-        return self._map("predict_proba", images, lambda chunk: self(chunk).softmax(dim=-1))
+        return self._map("predict_proba", "logits", images, self, lambda logits: logits.softmax(dim=-1))
 
     def detection_score(self, images: Tensor | Loader) -> Tensor:
         """Return how suspicious each image is `(N,)`; larger is more suspicious.
@@ -166,9 +168,9 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted, or its detector is not.
-            InputError: If the images have another shape or are outside [0, 1].
+            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
         """
-        return self._map("detection_score", images, self.score)
+        return self._map("detection_score", "detection scores", images, self.score, lambda scores: scores)
 
     def detect(self, images: Tensor | Loader) -> Tensor:
         """Return whether the score of each image is above the threshold, bool `(N,)`.
@@ -178,14 +180,16 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted, or its detector has no threshold yet.
-            InputError: If the images have another shape or are outside [0, 1].
+            ConfigError: If the threshold was set to what is no finite number.
+            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
         """
         self._check("detect")
-        if self.threshold is None:
+        threshold = self._finite_threshold()
+        if threshold is None:
             raise StageError(
                 f'the detector "{self.detector.rule.name}" has no threshold yet. Call calibrate(benign_loader) first.'
             )
-        return self.detection_score(images) > self.threshold
+        return self.detection_score(images) > threshold
 
     def inspect(self, images: Tensor) -> BranchReport:
         """Report the prediction and weight of every branch, the fused decision and the detection score of each image.
@@ -195,9 +199,12 @@ class BranchEnsemble(nn.Module):
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1].
+            ConfigError: If the threshold was set to what is no finite number.
+            InputError: If the images have another shape or are outside [0, 1], or fused logits or a score are not
+                finite.
         """
         check_images(images, channels=self._check("inspect"))
+        threshold = self._finite_threshold()
         with self._deciding():
             inputs = self.detector_inputs(images.to(self.device))
             return inspect_branches(
@@ -205,7 +212,7 @@ class BranchEnsemble(nn.Module):
                 self.fusion,
                 names=self.branch_names,
                 scores=self.detector(inputs) if self.detector.is_fitted else None,
-                threshold=self.threshold,
+                threshold=threshold,
                 class_names=self.class_names,
             )
 
@@ -228,15 +235,39 @@ class BranchEnsemble(nn.Module):
         with evaluating(self), torch.inference_mode():
             yield
 
-    def _map(self, call: str, images: Tensor | Loader, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _finite_threshold(self) -> float | None:
+        require(
+            self.threshold is None or is_number(self.threshold),
+            "threshold",
+            self.threshold,
+            "a finite number, or None. Call calibrate(benign_loader) to set it",
+        )
+        return self.threshold
+
+    def _map(
+        self,
+        call: str,
+        what: str,
+        images: Tensor | Loader,
+        compute: Callable[[Tensor], Tensor],
+        decide: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Compute `what` for all images, chunk by chunk, and decide on it where it is finite."""
         channels = self._check(call)
+        results: list[Tensor] = []
+        seen = 0
         with self._deciding():
-            results = [
-                function(chunk.to(self.device)).to(batch.device)
-                for batch in image_batches(images, channels=channels)
-                for chunk in batch.split(_CHUNK)
-            ]
+            for batch in image_batches(images, channels=channels):
+                for chunk in batch.split(_CHUNK):
+                    values = check_finite(compute(chunk.to(self.device)), what, first=seen)
+                    results.append(decide(values).to(batch.device))
+                    seen += len(chunk)
         return torch.cat(results)
+
+
+def _own(images: Tensor, branch: nn.Module) -> Tensor:
+    """Return images that a branch may work in place on. An `Encoder` itself gives its backbone a tensor of its own."""
+    return images if isinstance(branch, Branch) and isinstance(branch.encoder, Encoder) else images.clone()
 
 
 def device_of(*modules: nn.Module) -> torch.device:

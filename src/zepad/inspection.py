@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .finite import check_finite
 from .fusion import FusionRule
 
 
@@ -85,9 +86,14 @@ def inspect_branches(
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.
         class_names: Name of each class, or None.
+
+    Raises:
+        InputError: If fused logits or a score are not finite.
     """
     branch = logits.softmax(dim=-1).max(dim=-1)
-    fused = fusion(logits).softmax(dim=-1).max(dim=-1)
+    fused = check_finite(fusion(logits), "logits").softmax(dim=-1).max(dim=-1)
+    if scores is not None:
+        check_finite(scores, "detection scores")
     return BranchReport(
         names=names,
         branch_labels=branch.indices,

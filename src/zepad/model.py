@@ -125,12 +125,17 @@ class ZePAD(
                 default is the paper's detector. For a detector that needs the undefended victim, a copy is kept.
 
         Returns:
-            The model at stage `"built"`.
+            The model at stage `"built"`. Encoders in half precision are converted to float32.
 
         Raises:
-            InputError: If the output of an encoder is not a feature tensor, or the encoders take different images.
+            InputError: If an encoder cannot be copied or does not hold to what docs/encoders.md asks of one (its output
+                is no feature tensor, random, without a gradient, not finite and so on), or the encoders take different
+                images.
             ConfigError: If a spec or setting is malformed.
             HubError: If pre-trained weights cannot be downloaded.
+
+        Warns:
+            UserWarning: If an `Encoder` holds a timm or torchvision model with its classifier.
         """
         if num_classes is not None and num_classes < 2:
             raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from .errors import StageError
@@ -27,6 +29,12 @@ class MLPHead(nn.Sequential):
             nn.ReLU(),
             nn.Linear(features, classes),
         )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits `(N, K)` of features `(N, D)`, which an encoder may compute in another precision."""
+        first = cast(nn.Linear, self[0])
+        logits: Tensor = super().forward(features.to(first.weight.dtype))  # type: ignore[no-untyped-call]
+        return logits
 
 
 class NoHead(nn.Module):

@@ -19,13 +19,14 @@ _PROBE_SIZES = (32, 64, 224)  # tried in turn if a backbone states no input size
 class Encoder(nn.Module):
     """A backbone together with its preprocessing: images `(N, C, H, W)` in [0, 1] to features `(N, D)`.
 
-    Resize and normalisation live inside, so that everything outside, attacks included, sees raw pixels.
+    Resize and normalisation live inside, so that everything outside, attacks included, sees raw pixels. The backbone
+    gets a tensor of its own, so that it may work in place.
     Output maps `(N, D, 1, 1)` and `(N, D, H, W)` are averaged over space. Token sequences `(N, T, D)` need an
     explicit `pooling`, because nothing in them tells which token stands for the image.
 
     Args:
         backbone: Any module that maps images to a feature tensor. It is not copied, and a classifier in it is kept
-            (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model).
+            (`ZePAD.from_encoders` removes the classifier of a bare timm or torchvision model, and warns of one here).
         preprocessing: Resize and normalisation that the backbone expects. The default is that of `spec`, and without
             one the images are passed on as they are.
         pooling: How token sequences become one vector: `"class_token"` takes the first token, `"mean"` averages all.
@@ -95,10 +96,10 @@ class Encoder(nn.Module):
         # The dtypes are a list, because PyTorch 2.6 cannot compile next() with a default.
         dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()]
         dtype = dtypes[0] if dtypes else images.dtype
-        images = images.to(dtype)
-        if self.mean is not None and self.std is not None:
-            images = (images - self.mean.to(dtype)) / self.std.to(dtype)
-        return images
+        if self.mean is None or self.std is None:
+            # A backbone may work in place on what it is given. The images belong to the caller and the other branches.
+            return images.to(dtype, copy=True)
+        return (images.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
 
     def _pool(self, output: object, count: int) -> Tensor:
         if not isinstance(output, Tensor):
@@ -141,6 +142,22 @@ def probe(encoder: Encoder) -> tuple[int, int]:
     Raises:
         InputError: If no dummy image gets through, or the output is no feature tensor.
     """
+    images, width = accepted(encoder)
+    return images.shape[1], width
+
+
+def accepted(encoder: Encoder) -> tuple[Tensor, int]:
+    """Find dummy images that an encoder takes.
+
+    Args:
+        encoder: The encoder. Its weights, buffers and training flags are left as they are.
+
+    Returns:
+        Two grey images, on the device and in the precision of the encoder, and the number of features.
+
+    Raises:
+        InputError: If no dummy image gets through, or the output is no feature tensor.
+    """
     sizes = [encoder.preprocessing.size] if encoder.preprocessing.size else [(side, side) for side in _PROBE_SIZES]
     mean = encoder.preprocessing.mean
     channel_counts = (3, 1) if mean is None else (len(mean),)
@@ -158,10 +175,10 @@ def probe(encoder: Encoder) -> tuple[int, int]:
             except Exception as error:
                 failure = failure or error
             else:
-                return channels, features.shape[1]
+                return image, features.shape[1]
     tried = ", ".join(f"{h}x{w}" for h, w in sizes)
     raise InputError(
         f"{type(encoder.backbone).__name__} took no image of {tried} with {' or '.join(map(str, channel_counts))} "
-        f"channels: {type(failure).__name__}: {failure}. State its input size: "
+        f"channels in {reference.dtype}: {type(failure).__name__}: {failure}. State its input size: "
         "preprocess=Preprocessing(size=(height, width))."
     ) from failure

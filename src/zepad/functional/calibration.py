@@ -21,7 +21,7 @@ def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
         The threshold; an image is flagged when its score is larger.
 
     Raises:
-        ValueError: If `fpr` is out of range or there are fewer than `1 / fpr - 1` scores.
+        ValueError: If `fpr` is out of range, there are fewer than `1 / fpr - 1` scores, or one is not finite.
 
     Examples:
         >>> import torch
@@ -33,6 +33,8 @@ def conformal_threshold(scores: Tensor, *, fpr: float) -> float:
     """
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must lie in (0, 1); got {fpr!r}.")
+    if not bool(scores.isfinite().all()):
+        raise ValueError("a threshold needs finite scores; got NaN or infinity. Check the weights of the model.")
     rank = math.ceil((scores.numel() + 1) * (1 - fpr))
     if rank > scores.numel():
         needed = math.ceil(1 / fpr) - 1

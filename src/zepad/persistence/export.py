@@ -17,6 +17,7 @@ from ..config import require
 from ..detectors import DetectorInputs, FittedDetector
 from ..encoders import Encoder
 from ..errors import CheckpointError, ConfigError, InputError, ZePADError
+from ..finite import check_finite
 from ..fusion import AveragingRule, FusionRule
 from ..modes import evaluating
 
@@ -94,7 +95,8 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
     Raises:
         ConfigError: If suffix or size are invalid, no size is known, or the packages for ONNX are missing.
         StageError: If the defense is not fitted.
-        InputError: If an encoder does not take images of that size, or cannot be written as a graph.
+        InputError: If an encoder does not take images of that size, cannot be written as a graph, or an output is not
+            finite.
         CheckpointError: If the file cannot be written.
     """
     path = Path(path)
@@ -158,7 +160,9 @@ def _trace(graph: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     with evaluating(graph):
         try:
             with torch.no_grad():
-                graph(images)  # distinguishes images that do not fit from models that cannot be exported
+                # This distinguishes images that do not fit from models that cannot be exported.
+                for name, values in graph(images).items():
+                    check_finite(values, name)
         except ZePADError:
             raise
         except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from ..detectors import FittedDetector, Widths
 from ..encoders import Encoder, build_encoder
-from ..encoders.sources.registry import is_registered, wrap_module
+from ..encoders.given import copied
+from ..encoders.sources.registry import is_registered
 from ..errors import CheckpointError, ConfigError
 from ..modules import MLPHead
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role
@@ -49,6 +49,7 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     Raises:
         CheckpointError: If a custom module is needed and was not passed.
         ConfigError: If the source no longer knows the name, or refuses the arguments.
+        InputError: If a module of the caller's cannot be copied.
     """
     record = config.encoders[role]
     owner = role if role in modules else record.architecture_of
@@ -57,8 +58,7 @@ def plan_encoder(role: Role, config: SavedConfig, modules: Mapping[str, nn.Modul
     ):  # the encoder is a copy of another role's, such as the reference
         owner = next((r for r in ROLES if r in modules and config.encoders[r].spec == record.spec), None)
     if owner is not None and owner in modules:
-        module = modules[owner]
-        own = copy.deepcopy(module.backbone) if isinstance(module, Encoder) else wrap_module(module).backbone
+        own = copied(owner, modules[owner]).backbone
         return Blueprint(name=type(own).__name__, state=own.state_dict(keep_vars=True), build=lambda: own)
     if record.spec.source == "custom":
         wanted = record.architecture_of or role

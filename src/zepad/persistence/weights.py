@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..finite import faulty_weight
 from .config import SavedFile
 
 
@@ -61,12 +62,16 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str)
     """Give a module exactly these tensors: every key and shape must match.
 
     Raises:
-        CheckpointError: Listing missing and unexpected keys and differing shapes.
+        CheckpointError: Listing missing and unexpected keys and differing shapes; or if a weight is not finite or a
+            running variance is negative.
     """
     own = module.state_dict(keep_vars=True)
     check_fit(own, tensors, type(module).__name__, origin)
     # assign=True keeps the stored dtype, so that predictions are bit-identical.
     module.load_state_dict(_tied_alike(own, tensors, origin), strict=True, assign=True)
+    fault = faulty_weight(module)
+    if fault:
+        raise CheckpointError(f"{origin}: {fault}. No decision could be trusted. Get the file from its author again.")
 
 
 def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: str, origin: str) -> None:
@@ -108,23 +113,25 @@ def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], name: st
         )
 
 
-def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
+def _number_kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    eight_bits = tensor.is_floating_point() and tensor.dtype.itemsize == 1  # which torch stores and cannot compute with
+    return tensor.is_floating_point(), tensor.is_complex(), eight_bits
 
 
 def _tied_alike(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
     """Give keys that share a parameter in the module one parameter here, so that the tie outlives assignment."""
-    parameters: dict[int, nn.Parameter] = {}
+    parameters: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         slot = own[key]
         if not isinstance(slot, nn.Parameter):
             state[key] = tensor
             continue
-        parameter = parameters.setdefault(id(slot), nn.Parameter(tensor, requires_grad=slot.requires_grad))
-        if not torch.equal(parameter, tensor):
+        tied = parameters.get(id(slot))
+        if tied is not None and not torch.equal(tied, tensor):
             raise CheckpointError(f"{origin}: {key} is one with another parameter, yet their values differ.")
-        state[key] = parameter
+        state[key] = tied if tied is not None else nn.Parameter(tensor, requires_grad=slot.requires_grad)
+        parameters[id(slot)] = state[key]
     return state
 
 
@@ -136,7 +143,7 @@ def tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
         module: The module.
 
     Raises:
-        CheckpointError: If some of the state is no tensor.
+        CheckpointError: If some of the state is no tensor, a weight is not finite, or a running variance is negative.
     """
     state = module.state_dict()
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -144,6 +151,11 @@ def tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{owner} has state that is no tensor ({', '.join(foreign)}), which a weight file cannot hold. "
             "Drop it from the module's state_dict."
+        )
+    fault = faulty_weight(module)
+    if fault:
+        raise CheckpointError(
+            f"{owner}: {fault}, so the model cannot decide and is not saved. Train it again, or load an earlier save."
         )
     # Tensors are cloned, because safetensors refuses tensors that share memory.
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 
 from ..encoders import Encoder
-from ..encoders.sources.registry import wrap_module
+from ..encoders.given import copied
 from ..errors import InputError
 
 
@@ -19,11 +17,11 @@ def copy_encoder(name: str, encoder: nn.Module) -> Encoder:
         encoder: An `Encoder`, or any module from images to features.
 
     Raises:
-        InputError: If the state of the encoder holds anything but tensors.
+        InputError: If the encoder cannot be copied, or its state holds anything but tensors.
     """
-    copied = copy.deepcopy(encoder) if isinstance(encoder, Encoder) else wrap_module(encoder)
-    check_state(name, copied)
-    return copied
+    own = copied(name, encoder)
+    check_state(name, own)
+    return own
 
 
 def check_state(name: str, encoder: nn.Module) -> None:

@@ -69,7 +69,10 @@ def _names() -> list[str]:
 
 
 def _remove_classifier(model: nn.Module) -> None:
-    """Replace the last linear layer, or 1x1 convolution, of a torchvision classifier by the identity."""
+    """Replace the last linear layer, or 1x1 convolution, of a torchvision classifier by the identity.
+
+    One whose last layer the caller replaced by the identity already is left alone.
+    """
     for name in _CLASSIFIERS:
         part = getattr(model, name, None)
         if isinstance(part, nn.Linear):
@@ -77,6 +80,8 @@ def _remove_classifier(model: nn.Module) -> None:
             return
         if isinstance(part, nn.Sequential):
             for key, layer in reversed(list(part.named_children())):
+                if isinstance(layer, nn.Identity):
+                    return
                 if isinstance(layer, (nn.Linear, nn.Conv2d)):
                     setattr(part, key, nn.Identity())
                     return
