@@ -13,6 +13,7 @@ the same kind. Models, banks, copies and attacked images are kept in the folder,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -127,10 +128,10 @@ class Bench:
 
     def loader(self, data: LabelledImages) -> DataLoader:
         """Return a shuffled training loader."""
-        return DataLoader(data, batch_size=128, shuffle=True, generator=torch.Generator().manual_seed(self.seed))
+        return DataLoader(data, batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(self.seed))
 
     def defense(self, preset: str, *, attacker: bool = False) -> tuple[ZePAD, float]:
-        """Return a trained defense and the seconds that its training took; those of a run that was cut are not known.
+        """Return a trained defense and the seconds that its training took, less what was found in the folder.
 
         Args:
             preset: Name of the preset.
@@ -147,7 +148,9 @@ class Bench:
         places = {"bank_dir": self.folder / "banks", "resume": True, "progress": False}
         start = time.perf_counter()
         harden = replace(defense.preset.harden, eps=self.setting.eps, seed=seed, epochs=self.epochs)
-        defense.harden(loader, harden, checkpoint_dir=self.folder / "epochs" / name, **places)
+        recipe = defense.preset.objective(harden).name  # presets that harden alike share the hardened encoders
+        hardened = f"{hashlib.sha256(recipe.encode()).hexdigest()[:8]}{' (replica)' if attacker else ''}"
+        defense.harden(loader, harden, checkpoint_dir=self.folder / "epochs" / hardened, **places)
         benign = replace(defense.preset.benign, seed=seed, epochs=self.epochs)
         defense.fit_benign(loader, benign, checkpoint_dir=self.folder / "epochs" / f"{name} benign", **places)
         seconds = time.perf_counter() - start

@@ -21,7 +21,7 @@ from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
 from .persistence.export import export_model
 from .persistence.pretrained import Pretrained
-from .presets import DEFAULT_PRESET, Preset, find_preset
+from .presets import Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
@@ -100,7 +100,7 @@ class ZePAD(
         auxiliary: EncoderLike,
         *,
         benign: EncoderLike | None = None,
-        preset: str = DEFAULT_PRESET,
+        preset: str | None = None,
         num_classes: int | None = None,
         preprocess: Preprocessing | None = None,
         fusion: FusionRule | str | None = None,
@@ -116,7 +116,8 @@ class ZePAD(
             benign: The encoder that is trained on clean local data alone. None takes a copy of the auxiliary. The
                 victim is never copied for it, because attacks are crafted on its weights.
             preset: How `harden` and `fit_benign` train and which fusion rule is used where nothing else is said, by the
-                attacker that is feared: `"recommended"`, `"cautious"` or `"paper"` (`zepad.presets.PRESETS`).
+                attacker that is feared: `"private"`, `"published"`, `"cautious"` or `"paper"`
+                (`zepad.presets.PRESETS`). None is the paper's method with this library's rates.
             num_classes: Number of classes of the task; None takes it from the first loader.
             preprocess: Preprocessing of encoders that do not define their own; an `Encoder` keeps its own.
             fusion: Fusion rule: the name of a registered rule, such as `"bounded"`, or a rule with settings of your
@@ -152,7 +153,8 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        model.provenance = {"preset": preset, **({"encoders": parts.origins} if parts.origins else {})}
+        known = {"preset": preset, "encoders": parts.origins}
+        model.provenance = {name: value for name, value in known.items() if value}
         return model
 
     @property
@@ -162,7 +164,7 @@ class ZePAD(
         Raises:
             ConfigError: If the model was saved with a preset that this version does not have.
         """
-        return find_preset(self.provenance.get("preset", DEFAULT_PRESET))
+        return find_preset(self.provenance.get("preset"))
 
     # training ---------------------------------------------------------------------------------------------------
 

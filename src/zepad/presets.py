@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .config import BenignConfig, HardenConfig
 from .errors import ConfigError
 from .fusion import RFDM, Bounded, FusionRule
-from .objectives import DAEMixture, Recipe, restoration, static_adversarial_training, zepad_recipe
+from .objectives import DAEMixture, FlipCrop, Recipe, restoration, static_adversarial_training, zepad_recipe
 
 _MIXTURE = DAEMixture(variants=({}, {"steps": 10, "momentum": 1.0, "diversity": 0.5}))
 """Feature PGD as it is, and as the transfer literature makes it carry over (MI-DI): the latter is the stronger one."""
 
+_FLIP = FlipCrop(padding=0)  # a crop costs robustness: shifted over the stride, a static example loses its effect
 _RESTORATION_WEIGHT = 0.1  # the squared distance is a sum over features, the cross-entropy beside it is not
 
 
@@ -43,19 +44,34 @@ class Preset:
 
 def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
     """Return the function that makes `restoration()` with adversaries of the encoder's own at a share of the radius."""
-    return lambda config: restoration(static=_MIXTURE, own_eps=own * config.eps)
+    return lambda config: restoration(static=_MIXTURE, own_eps=own * config.eps, augmentation=_FLIP)
 
 
 def _resistant(own: float | None) -> Callable[[float], Recipe]:
-    """Return the function that makes `static_adversarial_training()` for the benign branch."""
+    """Return the function that makes `static_adversarial_training()`; a flip could change what a label means."""
     return lambda eps: static_adversarial_training(
         static=_MIXTURE, restoration_weight=_RESTORATION_WEIGHT, own_eps=None if own is None else own * eps
     )
 
 
+def _zepad(config: HardenConfig) -> Recipe:
+    return zepad_recipe(structure_weight=config.structure_weight)
+
+
+WITHOUT = Preset(
+    feared="has the public victim alone", objective=_zepad, benign_objective=None, fusion=RFDM(), keeps_victim=False
+)
+"""What holds where no preset is named: the paper's method with this library's rates and lengths."""
+
 PRESETS = {
-    "recommended": Preset(
-        feared="has the public encoders and perhaps the hardened ones, neither heads nor the benign branch",
+    "private": Preset(
+        feared="has the public encoders; the hardened weights stay with you",
+        objective=_restored(0.5),
+        benign_objective=None,
+        fusion=Bounded(vote=2.0),
+    ),
+    "published": Preset(
+        feared="has the public encoders and the hardened ones, neither heads nor the benign branch",
         objective=_restored(0.5),
         benign_objective=_resistant(None),
         fusion=Bounded(vote=2.0),
@@ -64,27 +80,20 @@ PRESETS = {
         feared="repeats the whole training on images of his own, or knows the whole model",
         objective=_restored(1.0),
         benign_objective=_resistant(0.5),
-        fusion=Bounded(vote=0.5),
+        fusion=Bounded(vote=1.0),
     ),
-    "paper": Preset(
-        feared="has the public victim alone, as in the paper",
-        objective=lambda config: zepad_recipe(structure_weight=config.structure_weight),
-        benign_objective=None,
-        fusion=RFDM(),
-        harden=HardenConfig.paper(),
-        keeps_victim=False,
-    ),
+    "paper": replace(WITHOUT, harden=HardenConfig.paper()),
 }
 
-DEFAULT_PRESET = "recommended"
 
-
-def find_preset(name: str) -> Preset:
-    """Return a preset by its name.
+def find_preset(name: str | None) -> Preset:
+    """Return a preset by its name; None names the one that holds where the caller names none.
 
     Raises:
         ConfigError: If there is none of that name.
     """
+    if name is None:
+        return WITHOUT
     if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, or None; got {name!r}.")
     return PRESETS[name]

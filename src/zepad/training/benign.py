@@ -129,8 +129,8 @@ def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
         )
     if not recipe.trains_head:
         raise ConfigError(
-            f"{recipe.name} trains no head, which the benign branch needs. Take static_adversarial_training(), or harden "
-            "the encoder by zepad.training.harden_branch and pass it as from_encoders(..., benign=encoder)."
+            f"{recipe.name} trains no head, which the benign branch needs. Take static_adversarial_training(), or "
+            "harden the encoder by zepad.training.harden_branch and pass it as from_encoders(..., benign=encoder)."
         )
     if recipe.inner is not None and (recipe.inner.eps is None or recipe.inner.steps is None):
         raise ConfigError(
