@@ -91,7 +91,7 @@ def test_evaluate_goes_on_where_it_was_and_refuses_other_settings(
     assert {path: path.stat().st_mtime_ns for path in files} == files  # nothing was computed twice
     other = zepad("evaluate", model, *common)  # without the perturbation
     assert other.returncode == 1
-    assert "attackers_digest" in other.stderr
+    assert "what differs: perturbations (#1 " in other.stderr
 
 
 def test_compare_puts_a_report_beside_an_undefended_encoder(

@@ -111,8 +111,8 @@ def evaluate(
         if folder is not None:
             check_resumable(Path(folder), model, loader, attackers, seed=seed, resume=resume)
         benign = predict_benign(model, loader)
-        digests, images = benign.digests, len(benign.labels)
-        fingerprint = fingerprint_of(model, digests, images, attackers, seed=seed, benign=benign)
+        count = len(benign.labels)
+        fingerprint = fingerprint_of(model, benign.digests, count, attackers, seed=seed, benign=benign)
         state = None if folder is None else State.open(Path(folder), fingerprint, resume=resume)
         runs = _run(model, loader, benign, attackers, state, samples=samples, seed=seed, progress=progress)
         checks: list[Check] = []

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from ..sealed import read_sealed, seal
 from .identity import digest
 from .report import Cost
 
+_T = TypeVar("_T")
+
 _RECORD = "evaluation.json"
 _RECORD_BYTES = 1 << 20  # a record has about 100 bytes for each attacker
+_RECIPE = "attackers.json"
 _FILES = "attacker-*-batch-*.safetensors"
 _SHOWN = 3  # names of attackers that a message lists of each kind
 
@@ -243,7 +246,7 @@ def held_fingerprint(folder: Path, *, resume: bool) -> Fingerprint | None:
         InputError: If the folder holds an evaluation, or files of one, and `resume` is off.
         CheckpointError: If its record is damaged or missing.
     """
-    held = _read_fingerprint(folder / _RECORD) if resume else None
+    held = _read(Fingerprint, folder / _RECORD) if resume else None
     if not resume and ((folder / _RECORD).exists() or any(folder.glob(_FILES))):
         raise InputError(f"{folder} holds an evaluation already. Pass resume=True to go on, or another folder.")
     if held is None and any(folder.glob(_FILES)):
@@ -251,6 +254,44 @@ def held_fingerprint(folder: Path, *, resume: bool) -> Fingerprint | None:
             f"{folder} holds files of an evaluation, but not {_RECORD}, which says of which. Use another folder."
         )
     return held
+
+
+def check_recipe(folder: Path, recipe: Mapping[str, str]) -> None:
+    """Keep what the attackers of an evaluation are made from, or refuse to go on with attackers made otherwise.
+
+    It is known before they are made, which can take longer than the evaluation.
+
+    Args:
+        folder: Folder of the evaluation, which is created if it does not exist.
+        recipe: Each thing that the attackers are made from, as a short text that differs where the thing differs.
+
+    Raises:
+        InputError: If the folder cannot be written.
+        CheckpointError: If the folder holds an evaluation whose attackers were made otherwise, or a damaged record.
+    """
+    file = folder / _RECIPE
+    started = held_fingerprint(folder, resume=True) is not None
+    kept = _read(_Recipe, file) if started else None
+    held = recipe if kept is None else kept.made_from
+    names = [name for name in {**held, **recipe} if held.get(name) != recipe.get(name)]
+    if names:
+        told = ", ".join(f"{name} ({held.get(name)} then, {recipe.get(name)} now)" for name in names)
+        raise _another(folder, told)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"made_from": recipe}, indent=1) + "\n"
+        _replace(file, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """What the attackers of an evaluation are made from."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    made_from: dict[str, str]
 
 
 def refuse_another(folder: Path, held: Fingerprint, now: Fingerprint) -> None:
@@ -261,10 +302,14 @@ def refuse_another(folder: Path, held: Fingerprint, now: Fingerprint) -> None:
     """
     differences = held.differences(now)
     if differences:
-        raise CheckpointError(
-            f"the evaluation in {folder} was another; what differs: {', '.join(differences)}. "
-            "Resume with what it was started with, or use another folder."
-        )
+        raise _another(folder, ", ".join(differences))
+
+
+def _another(folder: Path, differences: str) -> CheckpointError:
+    return CheckpointError(
+        f"the evaluation in {folder} was another; what differs: {differences}. "
+        "Resume with what it was started with, or use another folder."
+    )
 
 
 def _other_attackers(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -293,15 +338,13 @@ def _limit(images: Tensor) -> int:
     return images.numel() * images.element_size() + len(images) * 1024 + (1 << 20)
 
 
-def _read_fingerprint(file: Path) -> Fingerprint | None:
+def _read(cls: type[_T], file: Path) -> _T | None:
     if not file.exists():
         return None
     try:
-        return parse_json(Fingerprint, read_bounded(file, _RECORD_BYTES), origin=str(file))
+        return parse_json(cls, read_bounded(file, _RECORD_BYTES), origin=str(file))
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} To start anew, or with another version of zepad, use another folder."
-        ) from error
+        raise CheckpointError(f"{error} To start anew, or after an upgrade, use another folder.") from error
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:
