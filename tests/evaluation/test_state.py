@@ -299,12 +299,12 @@ def swapped(tmp_path, **changes):
     ("change", "named"),
     [
         ({"model": one_bit_off()}, "another model"),
-        ({"model": ensemble(threshold=0.06)}, "another settings"),
+        ({"model": ensemble(threshold=0.06)}, "other settings"),
         ({"crowd": attackers(Counted(eps=0.21), Counted(steps=3))}, "another attacker"),
         ({"crowd": attackers(Counted(steps=3), Counted(steps=3))}, "another attacker"),
-        ({"loader": LOADER[:2]}, "another settings"),
+        ({"loader": LOADER[:2]}, "other settings"),
         ({"loader": LOADER[::-1]}, "another batch"),
-        ({"seed": 1}, "another settings"),
+        ({"seed": 1}, "other settings"),
     ],
 )
 def test_a_file_of_another_evaluation_is_refused_by_name(tmp_path, change, named):
@@ -313,12 +313,15 @@ def test_a_file_of_another_evaluation_is_refused_by_name(tmp_path, change, named
 
 @pytest.mark.parametrize(
     ("source", "named"),
-    [("attacker-01-batch-00000", "another attacker."), ("attacker-00-batch-00001", "another batch.")],
+    [("attacker-01-batch-00000", "another attacker"), ("attacker-00-batch-00001", "another batch")],
 )
 def test_a_file_in_the_place_of_another_is_refused_by_name(tmp_path, source, named):
     run(tmp_path, attackers(Counted(), Counted(steps=3)))
     shutil.copy(tmp_path / f"{source}.safetensors", tmp_path / "attacker-00-batch-00000.safetensors")
-    with pytest.raises(CheckpointError, match=f"attacker-00-batch-00000.safetensors is of another.*{named}"):
+    with pytest.raises(
+        CheckpointError,
+        match=f"attacker-00-batch-00000.safetensors is of another evaluation: it was made with {named}\\.",
+    ):
         run(tmp_path, attackers(Counted(), Counted(steps=3)), resume=True)
 
 

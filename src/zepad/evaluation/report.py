@@ -310,10 +310,10 @@ def _contradiction(report: EvalReport) -> str | None:
     if lacking:
         return f"worst lacks {', '.join(lacking)}"
     bins = {branch: len(counts) for branch, counts in report.confidences.items()}
-    for result in (report, *report.attacks):
-        if {branch: len(counts) for branch, counts in result.confidences.items()} != bins or 0 in bins.values():
+    for confidences in (report.confidences, *(result.confidences for result in report.attacks)):
+        if {branch: len(counts) for branch, counts in confidences.items()} != bins or 0 in bins.values():
             return "histograms of confidences differ in their branches or bins"
-        if not all(0 <= count <= LARGEST_COUNT for counts in result.confidences.values() for count in counts):
+        if not all(0 <= count <= LARGEST_COUNT for counts in confidences.values() for count in counts):
             return f"a histogram counts what is no number of images, from 0 to {LARGEST_COUNT}"
     return None
 

@@ -99,6 +99,14 @@ class _Identity:
     settings: str
 
 
+_OTHERS = {
+    "model": "another model",
+    "attacker": "another attacker",
+    "batch": "another batch",
+    "settings": "other settings (data, threshold, seed or version)",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _FileRecord:
     """What the file of one attacker and batch says of itself."""
@@ -201,11 +209,10 @@ class State:
         if not content.is_sealed_by(record.sha256):
             raise self.damaged(part, "its bytes are not those that were written.")
         wanted = self._identity(part)
-        names = [field.name for field in dataclasses.fields(_Identity)]
-        others = [name for name in names if getattr(record.identity, name) != getattr(wanted, name)]
+        others = [said for name, said in _OTHERS.items() if getattr(record.identity, name) != getattr(wanted, name)]
         if others:
             raise CheckpointError(
-                f"{file} is of another evaluation: it was made with another {' and another '.join(others)}. "
+                f"{file} is of another evaluation: it was made with {', '.join(others)}. "
                 "Delete it and resume; it is computed again."
             )
         expected = {name: _form(tensor, len(part.images)) for name, tensor in like.items()}
