@@ -377,6 +377,15 @@ def test_a_damaged_record_is_named(tmp_path, text):
         run(tmp_path, attackers(Counted()), resume=True)
 
 
+@pytest.mark.parametrize("name", ["attackers", "predictions_digest", "weights_digest", "threshold"])
+def test_a_record_that_does_not_say_what_it_should_is_that_of_another(tmp_path, name):
+    run(tmp_path, attackers(Counted()))
+    record = json.loads((tmp_path / RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps({**record, name: None}))
+    with pytest.raises(CheckpointError, match="was another"):
+        run(tmp_path, attackers(Counted()), resume=True)
+
+
 def test_files_without_their_record_are_adopted_by_nobody(tmp_path):
     run(tmp_path, attackers(Counted()))
     (tmp_path / RECORD).unlink()

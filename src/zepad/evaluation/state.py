@@ -65,7 +65,7 @@ class Fingerprint:
         return digest(list((self.attackers or {}).items()))
 
     def differences(self, now: Fingerprint) -> list[str]:
-        """Say what differs, causes alone: not what follows from them, and nothing that one side does not know yet."""
+        """Say what differs, causes alone: not what follows from them, and nothing that is not known `now`."""
         found = [
             f"{name} ({getattr(self, name)} then, {getattr(now, name)} now)"
             for name in ("library_version", "seed", "threshold")
@@ -82,8 +82,8 @@ class Fingerprint:
                 found.append("the images, their labels or their order (data_digest)")
             elif not model and now.predictions_digest not in (None, self.predictions_digest):
                 found.append("what the model says of the same images (predictions_digest)")
-        if self.attackers is not None and now.attackers is not None:
-            found += _other_attackers(self.attackers, now.attackers)
+        if now.attackers is not None:
+            found += _other_attackers(self.attackers or {}, now.attackers)
         return found
 
 
