@@ -91,7 +91,11 @@ def test_evaluate_goes_on_where_it_was_and_refuses_other_settings(
     assert {path: path.stat().st_mtime_ns for path in files} == files  # nothing was computed twice
     other = zepad("evaluate", model, *common)  # without the perturbation
     assert other.returncode == 1
-    assert "attackers_digest" in other.stderr
+    assert "what differs: perturbations (#1 " in other.stderr
+    more = zepad("evaluate", model, "--perturbation", perturbation, *common, "--limit", 7)
+    assert more.returncode == 1
+    assert "what differs: the number of images (6 then, 7 now). Resume" in more.stderr
+    assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
 def test_compare_puts_a_report_beside_an_undefended_encoder(

@@ -213,7 +213,9 @@ def test_copies_with_heads_are_attacked_with_labels_too(defended) -> None:
     assert not any("universal" in a.name for a in report.attacks)  # the protocol has none
 
 
-def test_a_second_evaluation_crafts_no_universal_perturbation(defended, tmp_path, monkeypatch) -> None:
+def test_a_second_evaluation_crafts_no_universal_perturbation_and_another_one_is_refused_before_it_would(
+    defended, tmp_path, monkeypatch
+) -> None:
     public, defense = defended
     crafted: list[str] = []
     original = UniversalFeatureAttack.fit
@@ -225,17 +227,26 @@ def test_a_second_evaluation_crafts_no_universal_perturbation(defended, tmp_path
     monkeypatch.setattr(UniversalFeatureAttack, "fit", spy)
     protocol = replace(QUICK, plus=False, universal={"cosine": UniversalFeatureAttack(eps=EPS, epochs=1)})
 
-    def run(**changes) -> EvalReport:
+    def run(test=TEST, **changes) -> EvalReport:
         settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": protocol, **changes}
-        return measure({"ZePAD": defense}, TEST, folder=tmp_path, **settings)["ZePAD"]
+        return measure({"ZePAD": defense}, test, folder=tmp_path, **settings)["ZePAD"]
 
     first = run()
     assert len(crafted) == 2  # on the public victim, and on the published encoders
     assert run().worst == first.worst
     assert len(crafted) == 2
-    with pytest.raises(CheckpointError, match="attackers_digest"):
-        run(surrogate=TRAIN)
-    assert len(crafted) == 4
+    for changes, named in (
+        ({"surrogate": TRAIN}, "images of the attacker"),
+        ({"public": {**public, "auxiliary": public["victim"]}}, "public encoders"),
+        ({"protocol": replace(protocol, eps=EPS / 2)}, "eps"),
+        ({"protocol": replace(protocol, steps=9)}, "steps"),
+        ({"protocol": replace(protocol, universal={"cosine": UniversalFeatureAttack(eps=EPS)})}, "universal attacks"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"what differs: {named} \([^)]* then, [^)]* now\)\. Resume"):
+            run(**changes)
+    with pytest.raises(CheckpointError, match=r"what differs: the number of images \(\d+ then, 4 now\)\. Resume"):
+        run(test=[[part[:4] for part in next(iter(TEST))]])
+    assert len(crafted) == 2
 
 
 def test_a_hardening_that_cannot_be_repeated_is_refused(defended) -> None:

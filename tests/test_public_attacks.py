@@ -39,7 +39,7 @@ from zepad.objectives import (
 )
 from zepad.training import fit_heads, harden_branch
 from zepad.training.bank import Crafter, DAEBank, static_daes
-from zepad.training.bank.bank import draw_members
+from zepad.training.bank.bank import _Record, draw_members
 from zepad.training.bank.crafting import level, quantize
 from zepad.training.bank.reading import Images
 from zepad.training.bank.static import Banked, Streamed
@@ -225,6 +225,30 @@ def test_a_bank_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     none = Interrupted(public, *settings)
     none.left = 0
     DAEBank.build(none, images, tmp_path / "cut", progress=False)  # found again, nothing is crafted
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 10**5,
+        *(
+            b'{"format": 1, "digest": "%s", "chunks": ' + n + b"}"
+            for n in (b"-1", b"1e999", b"NaN", b"null", b'"3"', b"true", b"2.5", b"[3]")
+        ),
+    ],
+)
+def test_a_damaged_record_of_a_bank_says_that_nothing_is_done(record: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "bank.json"
+    file.write_bytes(record.replace(b"%s", b"0" * 64))
+    assert _Record(file, "0" * 64).read() == 0
+    _Record(file, "0" * 64).write(3)
+    assert _Record(file, "0" * 64).read() == 3
+    assert _Record(file, "1" * 64).read() == 0
 
 
 @pytest.mark.parametrize("fault", ["record", "file", "size"])

@@ -36,6 +36,8 @@ from .evaluation import (
 )
 from .evaluation.identity import digest
 from .evaluation.kept import digest_data
+from .evaluation.resuming import check_resumable
+from .evaluation.state import check_recipe
 from .model import ZePAD
 from .modules import Branch
 from .objectives import (
@@ -55,6 +57,8 @@ from .types import HARDENED_ROLES, Loader
 
 _RECIPES = (fare, gen_af, mart, pgd_at, restoration, static_adversarial_training, trades)
 _SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
+
+_ATTACK_SETTINGS = ("eps", "steps", "queries", "plus", "published")  # of a protocol, beside its universal attacks
 
 ABLATION = ("nothing", "no adversarial tuning", "no MPAE", "no BMP", "all")
 
@@ -338,12 +342,18 @@ def measure(
 
     Raises:
         InputError: If images, labels or models do not fit, or an attack leaves its own ball.
-        CheckpointError: If `folder` holds evaluations of other models, data or attackers.
+        CheckpointError: If `folder` holds evaluations of other models, data or attackers, which is found before any
+            attacker is made.
     """
     common = [
         universal_attacker(perturbation, name=f"{perturbation.provenance.get('attack', 'universal')} #{number}")
         for number, perturbation in enumerate(perturbations, start=1)
     ]
+    if folder is not None:
+        parts = _recipe(protocol, public, surrogate, perturbations, others or {}, copies or {})
+        for name, model in models.items():
+            check_resumable(state_folder(folder, name), model, test_loader, seed=protocol.seed)
+            check_recipe(state_folder(folder, name), parts)
     attacks = _UniversalAttacks.of(protocol, folder)
     common += _shared_attackers(public, others or {}, copies or {}, surrogate, attacks, protocol)
     reports = {}
@@ -358,12 +368,39 @@ def measure(
             [*common, *own],
             name=name,
             data=data,
-            folder=None if folder is None else Path(folder) / "state" / slug(name),
+            folder=None if folder is None else state_folder(folder, name),
             resume=folder is not None,
             seed=protocol.seed,
             progress=protocol.progress,
         )
     return reports
+
+
+def state_folder(folder: str | Path, model: str) -> Path:
+    """Return where `measure` keeps what it finds for one model."""
+    return Path(folder) / "state" / slug(model)
+
+
+def _recipe(
+    protocol: Protocol,
+    public: Mapping[str, Encoder],
+    surrogate: Loader,
+    perturbations: Sequence[UniversalPerturbation],
+    others: Mapping[str, Encoder],
+    copies: Mapping[str, nn.Module],
+) -> dict[str, str]:
+    """Return what attackers are made from, each as a short text that differs where it differs."""
+    parts: dict[str, str] = {name: repr(getattr(protocol, name)) for name in _ATTACK_SETTINGS}
+    if protocol.universal is not None:
+        parts["universal attacks"] = _marked(protocol.universal)
+    parts["public encoders"] = _marked(public)
+    parts["images of the attacker"] = digest_data(surrogate)[:_SHOWN]
+    parts["perturbations"] = _marked({f"#{number}": found for number, found in enumerate(perturbations, start=1)})
+    return {**parts, "other encoders": _marked(others), "copies": _marked(copies)}
+
+
+def _marked(parts: Mapping[str, Any]) -> str:
+    return f"{', '.join(parts)} {digest(parts)[:_SHOWN]}" if parts else "none"
 
 
 class _UniversalAttacks(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import CheckpointError
+from .files import read_bytes
 
 _T = TypeVar("_T")
 
@@ -23,19 +24,17 @@ _SHOWN = 3  # number of problems that one message lists
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a file that is no larger than `limit` bytes.
+    """Return the content of a regular file that is no larger than `limit` bytes.
 
     Args:
         path: The file.
         limit: Largest size in bytes that is read.
 
     Raises:
-        CheckpointError: If the file is missing, is larger or cannot be read.
+        CheckpointError: If the file is missing, is larger, is no regular file or cannot be read.
     """
     try:
-        if path.stat().st_size > limit:
-            raise CheckpointError(f"{path} is larger than {limit} bytes, so zepad did not write it.")
-        return path.read_bytes()
+        return read_bytes(path, limit=limit)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
 

@@ -1,7 +1,8 @@
 """A universal perturbation as a value and as a file."""
 
+import hashlib
 import json
-import struct
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from zepad._version import __version__
 from zepad.attacks import UniversalPerturbation
 from zepad.errors import CheckpointError, ConfigError, InputError
+from zepad.sealed import read_sealed, seal
 
 EPS = 10 / 255
 
@@ -132,14 +134,21 @@ def test_a_missing_file_is_refused(tmp_path):
         UniversalPerturbation.load(tmp_path)
 
 
+def nested(depth):
+    values = {}
+    for _ in range(depth):
+        values = {"x": values}
+    return values
+
+
 def rewrite(path, *, record=None, tensors=None):
-    """Change the file's record or tensors, keeping it a whole safetensors file."""
-    blob = path.read_bytes()
-    (length,) = struct.unpack("<Q", blob[:8])
-    header = json.loads(blob[8 : 8 + length])
-    values = json.loads(header["__metadata__"]["zepad"])
-    delta = UniversalPerturbation.load(path).delta
-    save_file(tensors or {"delta": delta}, path, {"zepad": json.dumps({**values, **(record or {})})})
+    """Change the file's record or tensors as someone does who knows how it is sealed."""
+    content = read_sealed(path, limit=1 << 20)
+    values = json.loads(content.record)
+    seen = values.pop("sha256")
+    changed = {**values, **(record or {})}
+    path.write_bytes(seal(content.tensors if tensors is None else tensors, changed))
+    assert record or tensors or json.loads(read_sealed(path, limit=1 << 20).record)["sha256"] == seen
 
 
 def test_rewriting_nothing_changes_nothing(saved):
@@ -151,21 +160,23 @@ def test_rewriting_nothing_changes_nothing(saved):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"format": 2}, rf"has format 2, written by zepad {__version__}; .* Upgrade with: pip install -U zepad"),
+        ({"format": 3}, rf"has format 3, written by zepad {__version__}; .* Upgrade with: pip install -U zepad"),
         ({"format": 0}, "format must be a positive integer; got 0"),
         ({"format": "1"}, "format must be a positive integer; got '1'"),
         ({"format": True}, "got True"),
         ({"kind": "something else"}, "got None"),
-        ({"more": 1}, "its record must have the fields"),
+        ({"more": 1}, "is damaged: more: "),
         ({"eps": 10}, r"holds no valid perturbation: eps must lie in .* looks like 0\.\.255 units"),
         ({"eps": EPS / 2}, "holds no valid perturbation: delta lies outside"),
-        ({"eps": "x"}, "holds no valid perturbation"),
-        ({"eps": None}, "holds no valid perturbation"),
+        ({"eps": "x"}, "is damaged: eps: "),
+        ({"eps": None}, "is damaged: eps: "),
+        ({"eps": 10**400}, "is damaged"),
         ({"norm": "l1"}, "holds no valid perturbation: norm must be one of"),
-        ({"norm": ["linf"]}, "holds no valid perturbation: norm must be one of"),
+        ({"norm": ["linf"]}, "is damaged: norm: "),
         ({"norm": "patch"}, r"must hold the tensors \['delta', 'mask'\]; it holds \['delta'\]"),
-        ({"provenance": [1]}, r"provenance is \[1\]"),
-        ({"sha256": "0" * 64}, "its tensors are not those that were saved"),
+        ({"provenance": [1]}, "is damaged: provenance: "),
+        ({"provenance": {"attack": "\ud800"}}, "is damaged"),
+        ({"provenance": nested(500)}, "is damaged"),
     ],
 )
 def test_a_changed_record_is_refused(saved, record, message):
@@ -179,7 +190,7 @@ def test_a_changed_record_is_refused(saved, record, message):
     [
         ({"other": torch.zeros(1, 3, 5, 7)}, r"must hold the tensors \['delta'\]; it holds \['other'\]"),
         ({"delta": torch.zeros(1, 3, 5, 7), "more": torch.zeros(1)}, r"it holds \['delta', 'more'\]"),
-        ({"delta": torch.zeros(1, 3, 5, 7)}, "its tensors are not those that were saved"),
+        ({"delta": torch.zeros(3, 5, 7)}, "holds no valid perturbation: delta must be"),
     ],
 )
 def test_changed_tensors_are_refused(saved, tensors, message):
@@ -188,12 +199,44 @@ def test_changed_tensors_are_refused(saved, tensors, message):
         UniversalPerturbation.load(saved)
 
 
-def test_a_flipped_bit_is_noticed(saved):
-    blob = bytearray(saved.read_bytes())
-    blob[-4] ^= 1  # the smallest bit of the last entry: still a tensor in the ball
-    saved.write_bytes(blob)
-    with pytest.raises(CheckpointError, match="its tensors are not those that were saved"):
-        UniversalPerturbation.load(saved)
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_altered_byte_is_noticed(saved, step):
+    """Also one that leaves a perturbation inside its budget, such as another digit of a larger eps."""
+    content = saved.read_bytes()
+    for position in range(0, len(content), step):
+        for mask in (1, 0x29):
+            altered = bytearray(content)
+            altered[position] ^= mask
+            saved.write_bytes(altered)
+            with pytest.raises(CheckpointError, match=saved.name):
+                UniversalPerturbation.load(saved)
+
+
+def write_format_1(path, made, **changes):
+    """What zepad 0.1 wrote, whose digest covers the tensors alone."""
+    tensors = {"delta": made.delta} if made.mask is None else {"delta": made.delta, "mask": made.mask}
+    digest = hashlib.sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+    record = {"format": 1, "kind": "universal perturbation", "library_version": "0.1.0", "eps": made.eps}
+    record |= {"norm": made.norm, "provenance": made.provenance, "sha256": digest} | changes
+    save_file(tensors, path, {"zepad": json.dumps(record)})
+
+
+@pytest.mark.parametrize("make", [noise, patch])
+def test_format_1_is_read(tmp_path, make):
+    made = make()
+    write_format_1(tmp_path / "one", made)
+    read = UniversalPerturbation.load(tmp_path / "one")
+    assert torch.equal(read.delta, made.delta)
+    assert (read.eps, read.norm, read.provenance) == (made.eps, made.norm, made.provenance)
+    write_format_1(tmp_path / "one", made, sha256="0" * 64)
+    with pytest.raises(CheckpointError, match="its content is not what was saved"):
+        UniversalPerturbation.load(tmp_path / "one")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "one")
+    with pytest.raises(CheckpointError, match="one cannot be read: it is no regular file"):
+        UniversalPerturbation.load(tmp_path / "one")
 
 
 def test_files_of_others_are_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -613,7 +614,9 @@ def test_a_type_that_is_not_on_the_list_is_refused_before_its_weights(tmp_path: 
 def test_an_architecture_beside_weights_must_be_theirs(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path)
     named = EncoderSpec(source="transformers", name="vit", weights=str(tmp_path))
-    assert build(named, pretrained=True).spec.name == "vit"
+    built = build(named, pretrained=True).spec
+    assert built.name == "vit"
+    assert build(replace(built, weights=str(tmp_path)), pretrained=True).spec == built
     for other in ({"name": "dinov2"}, {"name": "vit", "arguments": {"hidden_size": 8}}):
         with pytest.raises(ConfigError, match="states the architecture, a vit; give no other"):
             build(EncoderSpec(source="transformers", weights=str(tmp_path), **other), pretrained=True)

@@ -236,6 +236,12 @@ def test_the_digest_of_a_tensor_does_not_see_its_strides():
     assert digest_tensor(tensor) == digest_tensor(tensor.t().contiguous().t()) == digest_tensor(tensor.requires_grad_())
 
 
+@pytest.mark.parametrize("name", ["\udce9", 3, None])
+def test_a_name_that_no_file_can_hold_is_refused(name):
+    with pytest.raises(ConfigError, match="name must be text in Unicode"):
+        Attacker(name=name, threat_model="white-box", attack=PGD(eps=0.1, steps=1))
+
+
 def test_a_group_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="threat_model must be one of"):
         Attacker(name="x", threat_model="black-box", attack=PGD3)

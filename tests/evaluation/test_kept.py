@@ -127,6 +127,16 @@ def test_a_damaged_file_is_refused_with_what_to_do(folder):
         crafted(folder)
 
 
+@pytest.mark.parametrize("changes", [{"eps": 4 / 255}, {"seed": 1}, {"encoder": [Counted(1)]}])
+def test_a_file_that_was_made_by_something_else_is_refused_by_name(folder, changes):
+    (own,) = folder.iterdir()
+    crafted(folder, **changes)
+    (other,) = set(folder.iterdir()) - {own}
+    own.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match=f"{own.name} does not say that it was made by this attack"):
+        crafted(folder)
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):

@@ -82,7 +82,7 @@ samples = st.builds(
     attacked=st.binary(max_size=9),
     perturbation=st.binary(max_size=9),
 )
-reports = st.builds(
+parts = st.builds(
     EvalReport,
     model=names,
     data=names,
@@ -99,6 +99,16 @@ reports = st.builds(
     samples=st.lists(samples, max_size=2).map(tuple),
     provenance=st.dictionaries(names, json_values, max_size=3),
 )
+
+
+def whole(report, bins):
+    """Make one report of parts that were drawn apart: what refers to the rest of it does."""
+    attacks = {attack.name: replace(attack, confidences=bins) for attack in report.attacks}
+    attacked = {group: attack.rates for attack in attacks.values() for group in (attack.threat_model, "all")}
+    return replace(report, attacks=tuple(attacks.values()), worst={**report.worst, **attacked}, confidences=bins)
+
+
+reports = st.builds(whole, parts, st.dictionaries(names, st.tuples(*[st.integers(0, 2**53)] * 3), max_size=3))
 
 
 def strict(text):
@@ -196,6 +206,15 @@ def changed(report, change):
         (lambda v: v["samples"][0].update(benign=5), "samples.0.benign"),
         (lambda v: v.update(checks=[{"name": "x"}]), "checks.0.passed"),
         (lambda v: v.update(worst=[]), "worst"),
+        (lambda v: v["worst"].pop("white-box"), "worst lacks white-box"),
+        (lambda v: v["worst"].pop("all"), "worst lacks all"),
+        (lambda v: v["attacks"].append(v["attacks"][0]), "two attackers share a name"),
+        (lambda v: v["confidences"].pop("fused"), "histograms .* differ in their branches"),
+        (lambda v: v["attacks"][0]["confidences"].update(more=[0] * 20), "histograms .* differ in their branches"),
+        (lambda v: v["attacks"][0]["confidences"]["fused"].pop(), "histograms .* differ in their branches or bins"),
+        (lambda v: v["confidences"]["fused"].__setitem__(0, -1), "is no number of images"),
+        (lambda v: v["confidences"]["fused"].__setitem__(0, 10**400), "no evaluation report|is no number of images"),
+        (lambda v: v["benign_accuracy"].update(total=2**60), "benign_accuracy: .*larger than"),
     ],
 )
 def test_what_is_no_report_is_refused_by_the_name_of_the_field(real, change, named):

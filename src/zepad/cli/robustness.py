@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-    from ..encoders import Encoder
+    from ..encoders import Encoder, EncoderSpec
     from ..evaluation import EvalReport, UniversalAttack
+    from ..model import ZePAD
 
 _BATCH = 128
 
@@ -240,8 +243,9 @@ def _measure(
     progress: bool,
 ) -> dict[str, EvalReport]:
     from ..attacks import UniversalPerturbation
+    from ..evaluation.resuming import check_resumable
     from ..model import ZePAD
-    from ..protocols import Protocol, measure, replica_of
+    from ..protocols import Protocol, measure, replica_of, state_folder
 
     if replica is not None and not any(Path(name).is_dir() for name in names):
         raise ConfigError("--replica repeats the hardening of a saved model, and an undefended encoder has none.")
@@ -253,24 +257,23 @@ def _measure(
     test = _loader(data, "test", limit=limit, **source)
     surrogate = _loader(data, "train", limit=train_limit, **source)
     models: dict[str, nn.Module] = {}
-    public: dict[str, Encoder] = {}
     for name in names:
         if Path(name).is_dir():
-            defense = ZePAD.from_pretrained(name)
-            models[name] = defense
-            public = public or _public_encoders(defense)
+            models[name] = ZePAD.from_pretrained(name)
         else:
             models[name] = _undefended(name, surrogate, len(test.dataset.classes), seed, progress)  # type: ignore[attr-defined]
-    for role, given in (("victim", victim), ("auxiliary", auxiliary)):
-        if given is not None:
-            public[role] = _encoder(given)
+    defense = next((model for model in models.values() if isinstance(model, ZePAD)), None)
+    given = {"victim": victim, "auxiliary": auxiliary}
+    for name, model in models.items():  # before anything is trained or crafted
+        check_resumable(state_folder(out, name), model, test, seed=seed)
+    public = _public_encoders(defense, {role: text for role, text in given.items() if text is not None})
     if not public:
         typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
-        saved_model = next(model for model in models.values() if isinstance(model, ZePAD))
+        assert defense is not None
         own = _loader(replica, "train", limit=train_limit, shuffle=True, **source)
-        copies = replica_of(saved_model, public, own, folder=out / "replica", progress=progress)
+        copies = replica_of(defense, public, own, folder=out / "replica", progress=progress)
     return measure(
         models,
         test,
@@ -295,19 +298,48 @@ def _chosen_attacks(names: list[str], eps: float, seed: int) -> dict[str, Univer
     return {name: attacks[name] for name in names}
 
 
-def _public_encoders(defense: Any) -> dict[str, Encoder]:
-    """Return the encoders that a saved model started from, if their source can build them with their weights."""
-    from ..encoders import build_encoder
+def _public_encoders(defense: ZePAD | None, given: dict[str, str]) -> dict[str, Encoder]:
+    """Return the public encoders: those given, and of the others those that a saved model holds or can name."""
     from ..types import HARDENED_ROLES
 
-    specs = {role: defense.encoder(role).spec for role in HARDENED_ROLES}
-    return {role: build_encoder(spec, pretrained=True) for role, spec in specs.items() if spec.source != "custom"}
+    public: dict[str, Encoder] = {}
+    for role in HARDENED_ROLES:
+        saved = None if defense is None else defense.encoder(role).spec
+        if role in given:
+            public[role] = _encoder(given[role], saved)
+        elif defense is not None:
+            found = _public_encoder(defense, role)
+            public |= {} if found is None else {role: found}
+    return public
 
 
-def _encoder(name: str) -> Encoder:
+def _public_encoder(defense: ZePAD, role: str) -> Encoder | None:
+    """Return an encoder that a saved model started from; None where only its owner can say which weights it had."""
+    from ..encoders import build_encoder
+
+    spec = defense.encoder(role).spec
+    if role == "victim" and defense.reference is not None:
+        return copy.deepcopy(defense.encoder("reference"))  # it is the public victim
+    try:
+        return build_encoder(spec, pretrained=True)
+    except ConfigError as error:  # a module of the owner's, or weights from a file or of a tag, which no config names
+        source = "SOURCE" if spec.source == "custom" else spec.source
+        typer.echo(
+            f"The public {role} is not known, so no attacker has it: {error} "
+            f"Here: --{role} {source}:... names the encoder as it was before any hardening.",
+            err=True,
+        )
+        return None
+
+
+def _encoder(name: str, saved: EncoderSpec | None = None) -> Encoder:
+    """Return the encoder of a spec string, whose weights are used as a saved model uses those of the same source."""
     from ..encoders import EncoderSpec, build_encoder
 
-    return build_encoder(EncoderSpec.parse(name), pretrained=True)
+    spec = EncoderSpec.parse(name)
+    if saved is not None and spec.weights and spec.source == saved.source and spec.name in ("", saved.name):
+        spec = replace(saved, weights=spec.weights)
+    return build_encoder(spec, pretrained=True)
 
 
 def _undefended(name: str, loader: DataLoader[Any], classes: int, seed: int, progress: bool) -> nn.Module:

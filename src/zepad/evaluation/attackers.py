@@ -83,11 +83,13 @@ class Attacker:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the threat model, and that the budget can be checked.
+        """Check the name and the threat model, and that the budget can be checked.
 
         Raises:
-            ConfigError: If there is no such threat model, or no such norm.
+            ConfigError: If the name is no Unicode text, or there is no such threat model or norm.
         """
+        text = isinstance(self.name, str) and self.name.encode("utf-8", "replace").decode() == self.name
+        require(text, "name", self.name, "text in Unicode")
         require(self.threat_model in THREAT_MODELS, "threat_model", self.threat_model, f"one of {THREAT_MODELS}")
         require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
 

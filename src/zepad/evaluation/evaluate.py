@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 import warnings
@@ -11,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._version import __version__
 from ..config import is_integer, require
 from ..errors import EvaluationWarning, InputError
 from ..inputs import check_reiterable
 from ..modes import evaluating
 from ..types import ImageModel, Loader
 from .attackers import Attacker
-from .batches import class_names, digest_batches, repeated_batches
+from .batches import class_names, repeated_batches
 from .cost import total_cost
-from .crafting import batch_seed, craft
-from .identity import digest, weights_digest
+from .crafting import batch_seed, check_budget_kept, craft
 from .predictions import Benign, Predictions, device_of, predict, predict_benign, random_state_kept, right_images
 from .report import Check, Cost, EvalReport, Sample
 from .results import (
@@ -36,9 +33,10 @@ from .results import (
     false_positive_rate,
     worst_cases,
 )
+from .resuming import check_resumable, fingerprint_of
 from .samples import draw_samples
 from .sanity import check_model, check_results
-from .state import Fingerprint, State
+from .state import Fingerprint, Part, State
 
 _PROBE_IMAGES = 64  # images of the sanity checks
 _PAPER_EPS = 10 / 255
@@ -72,7 +70,7 @@ def evaluate(
         data: Name of the data, shown in the report.
         folder: Folder that keeps every attacked image and decision as it comes, so that an interrupted evaluation can
             go on.
-        resume: Go on from `folder`; model, data, attackers and seed must be the same.
+        resume: Go on from `folder`; model, data, attackers, seed and version of the library must be the same.
         sanity: Check the evaluation itself (`zepad.evaluation.check_model`); a failed check is a warning.
         samples: Number of images per attacker shown in the report: the first ones of the data.
         seed: Seed of the attacks and the bootstrap.
@@ -85,7 +83,8 @@ def evaluate(
         InputError: If a batch does not fit, the loader is empty or changes its order, two attackers share a name, no
             image is classified right even before an attack, an attack leaves its own ball, or a logit is NaN.
         ConfigError: If a setting is out of range, or `resume` lacks its folder.
-        CheckpointError: If `folder` holds the evaluation of another model, data, attackers or seed.
+        CheckpointError: If `folder` holds the evaluation of another model, data, attackers or seed, which is found
+            before the model is run; or a file there is damaged or of another evaluation.
 
     Warns:
         EvaluationWarning: For each sanity check that failed.
@@ -109,8 +108,11 @@ def evaluate(
     _check_arguments(loader, attackers, folder, resume=resume, samples=samples, seed=seed)
     start = time.perf_counter()
     with evaluating(model), random_state_kept(model):
+        if folder is not None:
+            check_resumable(Path(folder), model, loader, attackers, seed=seed, resume=resume)
         benign = predict_benign(model, loader)
-        fingerprint = _fingerprint(model, benign, attackers, seed)
+        count = len(benign.labels)
+        fingerprint = fingerprint_of(model, benign.digests, count, attackers, seed=seed, benign=benign)
         state = None if folder is None else State.open(Path(folder), fingerprint, resume=resume)
         runs = _run(model, loader, benign, attackers, state, samples=samples, seed=seed, progress=progress)
         checks: list[Check] = []
@@ -175,7 +177,7 @@ def _run(
         for batch, (images, labels) in enumerate(repeated_batches(loader, device_of(model), benign.digests)):
             for i, attacker in enumerate(attackers):
                 bar.set_postfix_str(attacker.name)
-                attacked, predicted, cost = _attack(attacker, i, model, batch, images, labels, state, seed)
+                attacked, predicted, cost = _attack(attacker, i, model, benign, batch, images, labels, state, seed)
                 predictions[i].append(predicted)
                 costs[i].append(cost)
                 wanted = samples - len(shown[i])
@@ -192,6 +194,7 @@ def _attack(
     attacker: Attacker,
     number: int,
     model: ImageModel,
+    benign: Benign,
     batch: int,
     images: Tensor,
     labels: Tensor,
@@ -199,36 +202,41 @@ def _attack(
     seed: int,
 ) -> tuple[Tensor, Predictions, Cost]:
     """Attack one batch and ask the model, or take both from what an interrupted evaluation kept."""
-    kept = None if state is None else state.read(number, batch)
+    part = Part(attacker=attacker.name, number=number, batch=batch, images=images, digest=benign.digests[batch])
+    kept = None if state is None else _kept(state, part, attacker, benign)
     if kept is not None:
-        tensors, cost = kept
-        attacked = tensors.pop("images").to(images.device)
-        return attacked, Predictions.from_tensors(tensors), cost
+        return kept
     attacked, cost = craft(attacker, model, images, labels, seed=batch_seed(seed, attacker, batch))
     predicted = predict(model, attacked)
     if state is not None:
-        state.write(number, batch, {"images": attacked, **predicted.tensors()}, cost)
+        state.write(part, {"images": attacked, **predicted.tensors()}, cost)
     return attacked, predicted, cost
 
 
-def _fingerprint(model: ImageModel, benign: Benign, attackers: Sequence[Attacker], seed: int) -> Fingerprint:
-    # A module is known by its weights, settings and decisions; a function by its code and confidences too.
-    said = benign.predictions
-    return Fingerprint(
-        model_digest=digest([model, said.predictions if isinstance(model, nn.Module) else said.tensors()]),
-        weights_digest=weights_digest(model) if isinstance(model, nn.Module) else None,
-        threshold=benign.threshold,
-        data_digest=digest_batches(benign.digests),
-        attackers_digest=digest([(attacker.name, attacker.threat_model, attacker.settings) for attacker in attackers]),
-        batches=len(benign.digests),
-        seed=seed,
-    )
+def _kept(state: State, part: Part, attacker: Attacker, benign: Benign) -> tuple[Tensor, Predictions, Cost] | None:
+    """Return what an interrupted evaluation kept of one attacker on one batch, held to the budget once more."""
+    kept = state.read(part, benign.predictions.tensors())
+    if kept is None:
+        return None
+    tensors, cost = kept
+    attacked = tensors.pop("images").to(part.images.device)
+    try:
+        check_budget_kept(attacker, part.images, attacked)
+        return attacked, Predictions.from_tensors(tensors), cost
+    except InputError as error:
+        raise state.damaged(part, str(error)) from error
 
 
 def _provenance(model: ImageModel, fingerprint: Fingerprint, *, seconds: float) -> dict[str, Any]:
     return {
-        **dataclasses.asdict(fingerprint),
-        "zepad": __version__,
+        "model_digest": fingerprint.model_digest,
+        "weights_digest": fingerprint.weights_digest,
+        "threshold": fingerprint.threshold,
+        "data_digest": fingerprint.data_digest,
+        "attackers_digest": fingerprint.attackers_digest,
+        "batches": fingerprint.batches,
+        "seed": fingerprint.seed,
+        "zepad": fingerprint.library_version,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": str(device_of(model) or "cpu"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from ..types import Loader
 from .identity import digest
 from .suites import UniversalAttack
 
+_MADE_BY = "made_by"  # field of the provenance, in the file alone, that says whose file it is
+
 
 def keeping(attacks: Mapping[str, UniversalAttack], folder: str | Path) -> dict[str, UniversalAttack]:
     """Return universal attacks that keep their perturbations in a folder, and craft none that is there already.
@@ -34,8 +36,8 @@ def keeping(attacks: Mapping[str, UniversalAttack], folder: str | Path) -> dict[
         folder: Folder of the perturbations, created when the first one is written.
 
     Returns:
-        The attacks by the same names; `fit` raises `CheckpointError` if the file of a perturbation is damaged, and
-        `InputError` if the folder cannot be written.
+        The attacks by the same names; `fit` raises `CheckpointError` if the file of a perturbation is damaged or that
+        of another one, and `InputError` if the folder cannot be written.
     """
     known = _Digests()
     return {name: _Kept(attack=attack, folder=Path(folder), data=known) for name, attack in attacks.items()}
@@ -86,14 +88,21 @@ class _Kept:
                 raise InputError(
                     f"{self.folder} cannot be written: {error.strerror}. Choose another folder."
                 ) from error
-            perturbation.save(file)
+            replace(perturbation, provenance={**perturbation.provenance, _MADE_BY: made_by}).save(file)
             return perturbation
         try:
-            return UniversalPerturbation.load(file)
+            kept = UniversalPerturbation.load(file)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error} It was kept by an evaluation: delete the file to craft it again."
             ) from error
+        if kept.provenance.get(_MADE_BY) != made_by:
+            raise CheckpointError(
+                f"{file} does not say that it was made by this attack, on these encoders and images. Delete the file "
+                "to craft it again."
+            )
+        record = {name: value for name, value in kept.provenance.items() if name != _MADE_BY}
+        return replace(kept, provenance=record)
 
 
 def digest_data(images: Tensor | Loader) -> str:

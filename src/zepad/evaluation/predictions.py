@@ -15,6 +15,8 @@ from ..inputs import check_labels
 from ..types import Branched, ImageModel, Loader
 from .batches import checked_batches, digest_batch
 
+_ROUNDING = 1e-5  # by which a softmax may exceed one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
@@ -47,8 +49,20 @@ class Predictions:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Predictions:
-        """Return the predictions that `tensors` gave."""
-        return cls(predictions=tensors["predictions"], confidences=tensors["confidences"], scores=tensors.get("scores"))
+        """Return the predictions that `tensors` gave.
+
+        Raises:
+            InputError: If their values are none that a model gives.
+        """
+        found = cls(
+            predictions=tensors["predictions"], confidences=tensors["confidences"], scores=tensors.get("scores")
+        )
+        sure = found.confidences
+        if bool((found.predictions < 0).any()) or not bool(((sure >= 0) & (sure <= 1 + _ROUNDING)).all()):
+            raise InputError("classes must not be negative, and confidences must lie in [0, 1].")
+        if found.scores is not None and bool(found.scores.isnan().any()):
+            raise InputError("detection scores must not be NaN.")
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, without scores where there are none."""

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from ..errors import CheckpointError
 from ..schema import STRICT, parse_json, read_bounded
 from .attackers import THREAT_MODELS, ThreatModel
-from .statistics import Detection, Rate, WrittenRate
+from .statistics import LARGEST_COUNT, Detection, Rate, WrittenRate
 
 FORMAT = 2
 _LARGEST_FILE = 1 << 29  # largest size of a report in bytes, most of which are pictures
@@ -294,7 +294,28 @@ def _decode(text: str | bytes, *, origin: str) -> EvalReport:
             f"{origin} is no evaluation report of format 1 or {FORMAT}: {error!r}. "
             "Pass a report.json that zepad.evaluation.save_report wrote."
         ) from error
-    return parse_json(EvalReport, current, origin=origin)
+    report = parse_json(EvalReport, current, origin=origin)
+    problem = _contradiction(report)
+    if problem:
+        raise CheckpointError(f"{origin} is damaged: {problem}. Save or download it again.")
+    return report
+
+
+def _contradiction(report: EvalReport) -> str | None:
+    """Say what in a report does not fit the rest of it, if anything: whoever shows a report looks it up."""
+    names = [result.name for result in report.attacks]
+    if len(set(names)) < len(names):
+        return "two attackers share a name"
+    lacking = [group for group in (*report.groups, *(("all",) if names else ())) if group not in report.worst]
+    if lacking:
+        return f"worst lacks {', '.join(lacking)}"
+    bins = {branch: len(counts) for branch, counts in report.confidences.items()}
+    for confidences in (report.confidences, *(result.confidences for result in report.attacks)):
+        if {branch: len(counts) for branch, counts in confidences.items()} != bins or 0 in bins.values():
+            return "histograms of confidences differ in their branches or bins"
+        if not all(0 <= count <= LARGEST_COUNT for counts in confidences.values() for count in counts):
+            return f"a histogram counts what is no number of images, from 0 to {LARGEST_COUNT}"
+    return None
 
 
 def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..functional import Count
 from ..schema import STRICT
 
 CONFIDENCE = 0.95  # level of every interval
+LARGEST_COUNT = 2**53  # of images that a report may state; float64 holds every smaller one
 _RESAMPLES = 1000
 _RESAMPLED_AT_ONCE = 100  # resamples of the bootstrap in memory
 _CURVE_POINTS = 100
@@ -80,7 +81,10 @@ def _counts_alone(written: Any) -> Any:
     missing = sorted({"value", "interval"} - set(written))
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    return {name: value for name, value in written.items() if name not in ("value", "interval")}
+    counts = {name: value for name, value in written.items() if name not in ("value", "interval")}
+    if any(isinstance(count, int) and count > LARGEST_COUNT for count in counts.values()):
+        raise ValueError(f"a count is larger than {LARGEST_COUNT}")
+    return counts
 
 
 WrittenRate = Annotated[Rate, BeforeValidator(_counts_alone)]

@@ -6,22 +6,21 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..._version import __version__
 from ...config import check_budget, require
 from ...errors import CheckpointError, ConfigError, InputError
 from ...functional.projection import BALLS
+from ...schema import STRICT, parse_json
+from ...sealed import read_sealed, seal
 
-FORMAT = 1
+FORMAT = 2  # since 2 the digest covers every byte of the file
 
-_RECORD = "zepad"  # key of the metadata of the file that holds everything but the tensors, as JSON
-_FIELDS = {"format", "kind", "library_version", "eps", "norm", "provenance", "sha256"}
+_LARGEST_FILE = 1 << 28  # largest size of a perturbation in bytes
 _KIND = "universal perturbation"
 _TOLERANCE = 1e-6
 
@@ -122,7 +121,6 @@ class UniversalPerturbation:
         """
         path = Path(path)
         tensors = {"delta": self.delta} if self.mask is None else {"delta": self.delta, "mask": self.mask}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         record = {
             "format": FORMAT,
             "kind": _KIND,
@@ -130,15 +128,14 @@ class UniversalPerturbation:
             "eps": self.eps,
             "norm": self.norm,
             "provenance": self.provenance,
-            "sha256": _digest(tensors),
         }
         try:
-            metadata = {_RECORD: json.dumps(record, allow_nan=False)}
-        except (TypeError, ValueError) as error:
+            content = seal(tensors, record)
+        except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: the provenance is no plain JSON: {error}.") from error
         partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_bytes(save(tensors, metadata))
+            partial.write_bytes(content)
             partial.replace(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
@@ -158,53 +155,53 @@ class UniversalPerturbation:
                 no perturbation inside its budget.
         """
         path = Path(path)
-        try:
-            path.open("rb").close()  # raises OSError, while safetensors has its own errors
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                # The tensors are cloned, because they share the memory of a file that may be replaced.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} is no whole safetensors file: {error}. Save or download it again."
-            ) from error
-        record = _read_record(path, metadata)
-        expected = {"delta", "mask"} if record["norm"] == "patch" else {"delta"}
+        content = read_sealed(path, limit=_LARGEST_FILE)
+        tensors, record = content.tensors, _read_record(path, content.record)
+        expected = {"delta", "mask"} if record.norm == "patch" else {"delta"}
         if set(tensors) != expected:
             raise CheckpointError(f"{path} must hold the tensors {sorted(expected)}; it holds {sorted(tensors)}.")
-        if _digest(tensors) != record["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its tensors are not those that were saved. Save it again.")
+        whole = _digest(tensors) == record.sha256 if record.format == 1 else content.is_sealed_by(record.sha256)
+        if not whole:
+            raise CheckpointError(f"{path} is damaged: its content is not what was saved. Save it again.")
         try:
-            return cls(**tensors, eps=record["eps"], norm=record["norm"], provenance=record["provenance"])
-        except (ConfigError, InputError, TypeError) as error:
+            return cls(**tensors, eps=record.eps, norm=record.norm, provenance=record.provenance)
+        except (ConfigError, InputError) as error:
             raise CheckpointError(f"{path} holds no valid perturbation: {error}") from error
 
 
-def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What the file of a perturbation says of itself."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    format: int
+    kind: str
+    library_version: str
+    eps: float
+    norm: str
+    provenance: dict[str, Any]
+    sha256: str
+
+
+def _read_record(path: Path, text: str) -> _Record:
     try:
-        record = json.loads(metadata[_RECORD])
-        version = record["format"] if record["kind"] == _KIND else None
-    except (KeyError, TypeError, ValueError) as error:
+        values = json.loads(text)
+        version = values["format"] if values["kind"] == _KIND else None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written by UniversalPerturbation.save.") from error
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: format must be a positive integer; got {version!r}.")
     if version > FORMAT:
         raise CheckpointError(
-            f"{path} has format {version}, written by zepad {record.get('library_version')}; this is zepad "
+            f"{path} has format {version}, written by zepad {values.get('library_version')}; this is zepad "
             f"{__version__}, which reads formats up to {FORMAT}. Upgrade with: pip install -U zepad."
         )
-    if set(record) != _FIELDS:
-        raise CheckpointError(
-            f"{path} is damaged: its record must have the fields {sorted(_FIELDS)}; it has {sorted(record)}."
-        )
-    if not isinstance(record["provenance"], dict):
-        raise CheckpointError(f"{path} is damaged: provenance is {record['provenance']!r}.")
-    return dict(record)
+    return parse_json(_Record, text, origin=str(path))
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
+    """Return the digest of format 1, which covers the tensors alone."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -226,9 +226,10 @@ def _stated(auto: Any, folder: Path, spec: EncoderSpec) -> EncoderSpec:
         config.projection_dim = stored.projection_dim
     if name == "clip_vision_model" and "CLIPVisionModelWithProjection" in (stored.architectures or ()):
         name = "clip"
-    if spec.arguments or spec.name not in ("", name):
+    arguments = _arguments(config) if name in _ARCHITECTURES else {}
+    if spec.name not in ("", name) or spec.arguments not in ({}, arguments):
         raise ConfigError(f"the config of {spec.weights} states the architecture, a {name}; give no other with {spec}.")
-    return replace(spec, name=name, arguments=_arguments(config) if name in _ARCHITECTURES else {})
+    return replace(spec, name=name, arguments=arguments)
 
 
 def _tower(module: nn.Module) -> tuple[str, PreTrainedModel] | None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...errors import InputError
+from ...errors import CheckpointError, InputError
 from ...inputs import check_images, images_of
+from ...schema import STRICT, parse_json, read_bounded
 from ...seeding import derive_seed, seeded
 from .crafting import Crafter, digest_json, level
 from .reading import Images
 
 _FORMAT = 1
+_RECORD_BYTES = 1 << 12
 _CHUNK = 128  # images that are attacked at once
 
 
@@ -106,6 +109,17 @@ def plan(members: Tensor) -> list[tuple[int, int, list[int]]]:
     return work
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """What the file beside a bank says."""
+
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    format: int
+    digest: str
+    chunks: int
+
+
 class _Record:
     """The file beside a bank that says how many chunks are done; it is written after them, whole or not at all."""
 
@@ -115,10 +129,10 @@ class _Record:
     def read(self) -> int:
         """Return the number of chunks that are done; zero if the file is missing, damaged or of another bank."""
         try:
-            record = json.loads(self._path.read_text())
-            return int(record["chunks"]) if record["digest"] == self._digest else 0
-        except (OSError, ValueError, KeyError, TypeError):
+            progress = parse_json(_Progress, read_bounded(self._path, _RECORD_BYTES), origin=str(self._path))
+        except CheckpointError:
             return 0
+        return max(progress.chunks, 0) if progress.digest == self._digest else 0
 
     def write(self, chunks: int) -> None:
         partial = self._path.with_suffix(".partial")
