@@ -153,7 +153,7 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        known = {"preset": preset, "encoders": parts.origins}
+        known = {"encoders": parts.origins, "preset": {"name": preset} if preset else {}}
         model.provenance = {name: value for name, value in known.items() if value}
         return model
 
@@ -164,7 +164,7 @@ class ZePAD(
         Raises:
             ConfigError: If the model was saved with a preset that this version does not have.
         """
-        return find_preset(self.provenance.get("preset"))
+        return find_preset(self.provenance.get("preset", {}).get("name"))
 
     # training ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_STEPS = (("encoders",), ("harden",), ("benign",), ("heads", "zero_shot"), ("calibration",), ("evaluation",))
+_STEPS = (
+    ("encoders",),
+    ("preset",),
+    ("harden",),
+    ("benign",),
+    ("heads", "zero_shot"),
+    ("calibration",),
+    ("evaluation",),
+)
 """Steps in the order in which a model goes through them. Steps of one group replace each other."""
 
 

@@ -1,0 +1,95 @@
+"""A preset fills in what the caller leaves open, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from tiny import TinyEncoder, toy_data
+from zepad import BenignConfig, ConfigError, HardenConfig, ZePAD
+from zepad.fusion import RFDM, Mean
+from zepad.objectives import fare, zepad_recipe
+from zepad.presets import PRESETS, find_preset
+
+EPS = 6 / 255
+BRIEF = HardenConfig(eps=EPS, epochs=1, val_fraction=0.25)
+each_preset = pytest.mark.parametrize("name", PRESETS)
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(*toy_data(48)), batch_size=16, shuffle=True)
+
+
+def built(**options: Any) -> ZePAD:
+    torch.manual_seed(2)
+    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), num_classes=3, **options)
+
+
+@each_preset
+def test_harden_and_fit_benign_follow_the_preset(name: str) -> None:
+    preset = PRESETS[name]
+    defense = built(preset=name)
+    assert defense.fusion == preset.fusion
+    assert ("reference" in defense.encoders) == preset.keeps_victim
+    defense.harden(loader(), BRIEF, progress=False)
+    defense.fit_benign(loader(), replace(preset.benign, epochs=1), progress=False)
+    benign = preset.benign_objective
+    assert defense.provenance["harden"]["method"] == preset.objective(BRIEF).name
+    assert defense.provenance["benign"]["method"] == ("benign" if benign is None else benign(EPS).name)
+
+
+def test_own_adversaries_scale_with_the_radius_of_the_hardening() -> None:
+    for name, share in (("private", 0.5), ("published", 0.5), ("cautious", 1.0)):
+        for eps in (2 / 255, 16 / 255):
+            inner = PRESETS[name].objective(HardenConfig(eps=eps)).inner
+            assert inner is not None
+            assert inner.eps == pytest.approx(share * eps)
+
+
+def test_a_preset_that_is_saved_is_followed_after_loading(tmp_path: Path) -> None:
+    encoders = TinyEncoder(), TinyEncoder()
+    defense = ZePAD.from_encoders(*encoders, num_classes=3, preset="published")
+    defense.save_pretrained(tmp_path)
+    loaded = ZePAD.from_pretrained(tmp_path, victim=encoders[0], auxiliary=encoders[1])
+    assert loaded.preset is PRESETS["published"]
+    assert loaded.fusion == PRESETS["published"].fusion
+    loaded.harden(loader(), BRIEF, progress=False)
+    assert loaded.provenance["harden"]["method"] == PRESETS["published"].objective(BRIEF).name
+
+
+def test_what_the_caller_states_wins() -> None:
+    defense = built(preset="published", fusion="mean")
+    assert isinstance(defense.fusion, Mean)
+    defense.harden(loader(), BRIEF, objective=fare(), progress=False)
+    assert defense.provenance["harden"]["method"] == fare().name
+    defense.fit_benign(loader(), BenignConfig(epochs=1, freeze_encoder=True), progress=False)
+    assert defense.provenance["benign"]["method"] == "benign"
+
+
+def test_without_a_preset_the_method_of_the_paper_runs_at_the_rates_of_the_library() -> None:
+    defense = built()
+    assert isinstance(defense.fusion, RFDM)
+    assert "preset" not in defense.provenance
+    torch.manual_seed(0)
+    named = defense.harden(loader(), BRIEF, progress=False).state_dict()
+    torch.manual_seed(0)
+    explicit = built().harden(loader(), BRIEF, objective=zepad_recipe(), progress=False).state_dict()
+    assert all(torch.equal(named[key], explicit[key]) for key in explicit)
+
+
+def test_the_preset_of_the_paper_has_its_settings() -> None:
+    assert PRESETS["paper"].harden == HardenConfig.paper()
+    assert PRESETS["paper"].objective(HardenConfig.paper()).name == zepad_recipe(structure_weight=20 * 256).name
+
+
+@pytest.mark.parametrize("name", ["recomended", "", "Paper"])
+def test_an_unknown_preset_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"preset must be one of private, published, cautious, paper, or None"):
+        built(preset=name)
+    with pytest.raises(ConfigError):
+        find_preset(name)
