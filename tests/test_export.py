@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
 import subprocess
@@ -350,8 +351,8 @@ def test_a_failed_export_leaves_the_older_file_and_nothing_else(
     path, older = tmp_path / "defense.pt2", b"an older file"
     path.write_bytes(older)
 
-    def half(program: object, target: Path, **arguments: object) -> None:
-        Path(target).write_bytes(b"half")
+    def half(program: object, target: io.BytesIO, **arguments: object) -> None:
+        target.write(b"half")
         raise failure
 
     monkeypatch.setattr(torch.export, "save", half)

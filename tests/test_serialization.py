@@ -382,10 +382,12 @@ def test_a_target_that_cannot_be_written_is_refused(fitted: ZePAD, tmp_path: Pat
         fitted.save_pretrained(tmp_path / "file" / below)
 
 
-@pytest.mark.parametrize("failing", ["auxiliary.safetensors", "heads.safetensors", "config.json"])
-def test_an_interrupted_save_is_never_mistaken_for_a_whole_one(
+@pytest.mark.parametrize("failing", ["auxiliary.safetensors", "README.md", "config.json"])
+def test_a_save_that_fails_half_way_leaves_the_older_save_whole(
     fitted: ZePAD, saved: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
     def full(method: Callable[..., int]) -> Callable[..., int]:
         def write(self: Path, data: Any, **arguments: Any) -> int:
             if self.name == failing:
@@ -399,10 +401,8 @@ def test_an_interrupted_save_is_never_mistaken_for_a_whole_one(
         patch.setattr(Path, "write_bytes", full(Path.write_bytes))
         patch.setattr(Path, "write_text", full(Path.write_text))
         with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left on device"):
-            fitted.save_pretrained(saved)
-    with pytest.raises(CheckpointError, match=r"saving was interrupted|no readable JSON"):
-        load(saved)
-    fitted.save_pretrained(saved)
+            ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert_same(load(saved), fitted)
 
 
@@ -653,7 +653,7 @@ def test_a_config_that_is_a_folder_is_refused(saved: Path) -> None:
 
 def test_a_huge_config_is_not_even_parsed(saved: Path) -> None:
     (saved / "config.json").write_bytes(b" " * (10 * 2**20 + 1) + b"{}")
-    with pytest.raises(CheckpointError, match="larger than 10485760 bytes, so zepad did not write it"):
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read: it is larger than 10485760 bytes"):
         load(saved)
 
 
@@ -687,6 +687,7 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(
 
     monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: upgrade})
     monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {3: {"victim": "prey"}})
+    monkeypatch.setattr(zepad.persistence.folder, "_FILES", ("config.json", "README.md", "prey.safetensors", *WEIGHTS))
     (saved / "victim.safetensors").rename(saved / "prey.safetensors")
     heads = read_tensors((saved / "heads.safetensors").read_bytes())
     vouch(saved, "heads.safetensors", write_tensors({k.replace("victim.", "prey."): t for k, t in heads.items()}))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..files import replacing, write_text
 from ..schema import STRICT, parse_json, read_bounded
 from .identity import digest
 from .report import Cost
@@ -89,7 +88,7 @@ class State:
             folder.mkdir(parents=True, exist_ok=True)
             if held is None:
                 text = json.dumps(dataclasses.asdict(fingerprint), indent=1) + "\n"
-                _replace(file, lambda path: path.write_text(text, encoding="utf-8"))
+                write_text(file, text)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
         return cls(folder=folder)
@@ -104,7 +103,8 @@ class State:
         paid = json.dumps([cost.seconds, cost.forwards, cost.gradients])
         metadata = {"cost": paid, "sha256": digest(held)}
         try:
-            _replace(self._file(attacker, batch), lambda path: save_file(held, path, metadata))
+            with replacing(self._file(attacker, batch)) as partial:
+                save_file(held, partial, metadata)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self.folder} cannot be written: {error}. Free some space and resume.") from error
 
@@ -138,10 +138,3 @@ def _read_fingerprint(file: Path) -> Fingerprint | None:
         return parse_json(Fingerprint, read_bounded(file, _RECORD_BYTES), origin=str(file))
     except CheckpointError as error:
         raise CheckpointError(f"{error} To start anew, use another folder.") from error
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the file and move it into place, so that an interruption leaves all of it or nothing."""
-    part = file.with_suffix(".part")
-    write(part)
-    os.replace(part, file)  # noqa: PTH105 - atomic on every platform

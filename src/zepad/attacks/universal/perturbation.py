@@ -16,6 +16,7 @@ from torch import Tensor
 from ..._version import __version__
 from ...config import check_budget, require
 from ...errors import CheckpointError, ConfigError, InputError
+from ...files import write_bytes
 from ...functional.projection import BALLS
 
 FORMAT = 1
@@ -136,10 +137,8 @@ class UniversalPerturbation:
             metadata = {_RECORD: json.dumps(record, allow_nan=False)}
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: the provenance is no plain JSON: {error}.") from error
-        partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_bytes(save(tensors, metadata))
-            partial.replace(path)
+            write_bytes(path, save(tensors, metadata))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
 

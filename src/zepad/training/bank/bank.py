@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import InputError
+from ...files import write_text
 from ...inputs import check_images, images_of
 from ...seeding import derive_seed, seeded
 from .crafting import Crafter, digest_json, level
@@ -121,12 +123,8 @@ class _Record:
             return 0
 
     def write(self, chunks: int) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w") as file:
-            json.dump({"format": _FORMAT, "digest": self._digest, "chunks": chunks}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        with _written(self._path.parent):
+            write_text(self._path, json.dumps({"format": _FORMAT, "digest": self._digest, "chunks": chunks}))
 
 
 def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed: int, progress: bool) -> None:
@@ -138,8 +136,7 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
     if done == len(work):
         return
     if not whole:
-        with bank.file.open("wb") as file:
-            file.truncate(size)
+        _create(bank.file, size, record)
     table = np.memmap(bank.file, np.int8, "r+", shape=shape)
     todo = work[done:]
     with tqdm(total=len(work), initial=done, desc="DAEs of public encoders", unit="batch", disable=not progress) as bar:
@@ -152,6 +149,16 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
             bar.update()
 
 
+def _create(path: Path, size: int, record: _Record) -> None:
+    """Start the file of a bank anew."""
+    record.write(0)  # before the file, since what a record says of a lost file does not hold for its successor
+    with _written(path.parent), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, while writing to mapped memory kills later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def _with_images(
     todo: list[tuple[int, int, list[int]]], images: Images
 ) -> Iterator[tuple[tuple[int, int, list[int]], Tensor]]:
@@ -161,10 +168,16 @@ def _with_images(
 
 
 def _make(folder: Path) -> None:
-    try:
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".writable"
         trial.touch()
         trial.unlink()
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"bank_dir {folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
