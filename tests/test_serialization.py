@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
 from zepad.fusion import RFDM
-from zepad.persistence import read_config
+from zepad.persistence import read_config, write_card
 from zepad.persistence.config import Base
 from zepad.persistence.contents import Home
 from zepad.types import ROLES
@@ -1097,3 +1099,74 @@ def test_a_path_that_is_not_there_is_no_hub_id(path: str, tmp_path: Path, monkey
 def test_a_file_is_no_folder(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json is no folder"):
         load(saved / "config.json")
+
+
+# links, and files that are no files -----------------------------------------------------------------------------
+
+
+def test_a_save_replaces_links_and_leaves_what_they_point_at(saved: Path, fitted: ZePAD, tmp_path: Path) -> None:
+    for name in ("README.md", "victim.safetensors", "config.json"):
+        (saved / name).unlink()
+        (tmp_path / name).write_text("the user's own")
+        (saved / name).symlink_to(tmp_path / name)
+    fitted.save_pretrained(saved)
+    assert_same(load(saved), fitted)
+    for name in ("README.md", "victim.safetensors", "config.json"):
+        assert (tmp_path / name).read_text() == "the user's own"
+        assert not (saved / name).is_symlink()
+
+
+@pytest.mark.parametrize("link", [".zepad-saved", ".zepad-next"])
+def test_the_folders_of_a_save_are_no_links(saved: Path, fitted: ZePAD, tmp_path: Path, link: str) -> None:
+    """Else a folder that came from elsewhere could have files moved or deleted."""
+    elsewhere = tmp_path / "elsewhere"
+    ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).save_pretrained(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    (saved / link).symlink_to(elsewhere)
+    assert_same(load(saved), fitted)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        fitted.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+    assert_same(load(saved), fitted)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("name", ["config.json", "victim.safetensors", "heads.safetensors"])
+def test_what_is_no_file_is_refused_before_it_is_read(saved: Path, fitted: ZePAD, name: str, kind: str) -> None:
+    (saved / name).unlink()
+    os.mkfifo(saved / name) if kind == "fifo" else (saved / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: it is no regular file"):
+        load(saved)
+
+
+def test_a_save_in_the_place_of_a_fifo_or_folder_is_refused_and_changes_nothing(saved: Path, fitted: ZePAD) -> None:
+    (saved / "heads.safetensors").unlink()
+    (saved / "heads.safetensors").mkdir()
+    before = {path.name for path in saved.iterdir()}
+    with pytest.raises(CheckpointError, match="cannot be written: Is a directory"):
+        fitted.save_pretrained(saved)
+    assert {path.name for path in saved.iterdir()} == before
+
+
+def test_a_save_that_was_interrupted_after_its_commit_is_what_is_read(
+    saved: Path, fitted: ZePAD, tmp_path: Path
+) -> None:
+    """Files that the new model has not are gone for readers too, where they still lie in the folder."""
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    built.save_pretrained(tmp_path / "built")
+    shutil.copytree(tmp_path / "built", saved / ".zepad-saved")
+    (saved / ".zepad-saved" / "heads.safetensors").touch()
+    assert_same(load(saved), built)
+    assert read_config(saved / "config.json").stage == "built"
+    write_card(saved, "# A card")
+    assert {path.name for path in saved.iterdir()} == {"config.json", "README.md", *WEIGHTS[:3]}
+    assert_same(load(saved), built)
+
+
+def test_two_saves_at_once_wait_for_each_other(saved: Path, fitted: ZePAD) -> None:
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(model.save_pretrained, saved) for model in [fitted, built] * 6]:
+            done.result()
+    assert load(saved).stage in ("built", "fitted")
+    assert not list(saved.glob(".*"))
