@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 import zepad.persistence.config
+import zepad.persistence.folder
 import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
@@ -1161,6 +1163,34 @@ def test_a_save_that_was_interrupted_after_its_commit_is_what_is_read(
     write_card(saved, "# A card")
     assert {path.name for path in saved.iterdir()} == {"config.json", "README.md", *WEIGHTS[:3]}
     assert_same(load(saved), built)
+
+
+def _saves_while_opening(monkeypatch: pytest.MonkeyPatch, save: Callable[[], None], calls: Collection[int]) -> None:
+    """Let saves come between the files that a reader opens, before the calls of these numbers."""
+    numbers, real = itertools.count(), zepad.persistence.folder._open
+
+    def opening(*arguments: Any) -> Any:
+        if next(numbers) in calls:
+            save()
+        return real(*arguments)
+
+    monkeypatch.setattr(zepad.persistence.folder, "_open", opening)
+
+
+@pytest.mark.parametrize("before", range(10))
+def test_a_save_between_two_files_that_are_opened_does_not_mix_models(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    _saves_while_opening(monkeypatch, lambda: built.save_pretrained(saved), [before])
+    assert_same(load(saved), built)
+
+
+def test_saves_without_end_are_an_error(saved: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zepad.persistence.folder, "_TRIES", 3)
+    _saves_while_opening(monkeypatch, lambda: fitted.save_pretrained(saved), range(1000))
+    with pytest.raises(CheckpointError, match="is saved over and over. Wait until that is done"):
+        load(saved)
 
 
 def test_two_saves_at_once_wait_for_each_other(saved: Path, fitted: ZePAD) -> None:

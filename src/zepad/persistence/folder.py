@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import CheckpointError
-from ..files import flush, open_regular, read_opened, require_replaceable, write_text
+from ..files import flush, open_regular, read_opened, require_replaceable
 from .config import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHT_FILES, SavedConfig, parse_config
 
 _FILES = (CONFIG_FILE, CARD_FILE, *WEIGHT_FILES)
@@ -43,23 +43,11 @@ def replacing_model(folder: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If the folder cannot be written.
     """
-    with _settled(folder):
-        new = folder / _NEXT
-        new.mkdir()
-        try:
-            yield new
-            for name in _FILES:
-                require_replaceable(folder / name)
-                if name in WEIGHT_FILES and not (new / name).exists() and os.path.lexists(folder / name):
-                    (new / name).touch()  # marks a file that is to go
-            for file in new.iterdir():
-                flush(file)
-            flush(new)
-            new.rename(folder / _SAVED)
-            flush(folder)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        _move_into_place(folder)
+    with _committed(folder) as new:
+        yield new
+        for name in WEIGHT_FILES:
+            if os.path.lexists(folder / name) and not (new / name).exists():
+                (new / name).touch()  # marks a file that is to go
 
 
 def write_card(folder: Path, card: str) -> Path:
@@ -75,21 +63,33 @@ def write_card(folder: Path, card: str) -> Path:
     Raises:
         CheckpointError: If the folder cannot be written.
     """
-    with _settled(folder):
-        write_text(folder / CARD_FILE, card)
+    with _committed(folder) as new:
+        (new / CARD_FILE).write_text(card, encoding="utf-8")
     return folder / CARD_FILE
 
 
 @contextmanager
-def _settled(folder: Path) -> Iterator[None]:
-    """Let no other save into a folder, and first finish one that was interrupted."""
+def _committed(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, whose files take the place of those in `folder` all at once where the block succeeds."""
+    new = folder / _NEXT
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _move_into_place(folder)
-            if os.path.lexists(folder / _NEXT):
-                shutil.rmtree(folder / _NEXT)
-            yield
+            if os.path.lexists(new):  # a save that was interrupted left it
+                shutil.rmtree(new)
+            new.mkdir()
+            try:
+                yield new
+                for file in new.iterdir():
+                    require_replaceable(folder / file.name)
+                    flush(file)
+                flush(new)
+                new.rename(folder / _SAVED)
+                flush(folder)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+            _move_into_place(folder)
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written: {error.strerror or error}. Choose a writable folder."
