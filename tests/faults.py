@@ -154,11 +154,12 @@ def _fork(call: Mapping[str, Any], names: Mapping[str, Any]) -> Outcome:
     os.close(sending)
     with os.fdopen(receiving, "rb") as pipe:
         text = _read_until(pipe, call["after"])
+    seconds = time.perf_counter() - start
     if text is None:
         os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     answer = json.loads(text) if text else {"killed": True, "error": None, "events": 0}
-    return Outcome(**answer, seconds=time.perf_counter() - start)
+    return Outcome(**answer, seconds=seconds)
 
 
 def _read_until(pipe: BinaryIO, seconds: float | None) -> bytes | None:

@@ -224,7 +224,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("operation", PARTS)
-@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_full_disk(
     warm: WarmProcess, references: dict[str, Path], disk: Path, tmp_path: Path, operation: str, points: int
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_killed_pull_leaves_the_old_model_or_the_new_one(
     folder = tmp_path / "model"
     old, new = contents(models["old"]), contents(models["new"])
     assert warm.run(PUSH, folder=models["new"], token=WRITER).error is None
+    assert warm.run(PULL, folder=folder, token=WRITER).error is None  # the files are in the cache from now on
     events = warm.run(PULL, within=folder, folder=folder, token=WRITER).events
     for at in range(1 + events % step, events + 1, step):
         shutil.rmtree(folder)
