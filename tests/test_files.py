@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zepad.files import read_bytes, replacing, write_bytes, write_text
+from zepad.files import open_regular, read_bytes, replacing, write_bytes, write_text, write_together
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -59,3 +59,37 @@ def test_the_mode_is_that_of_an_ordinary_file(tmp_path: Path) -> None:
     ordinary.touch()
     write_text(tmp_path / "written", "text")
     assert (tmp_path / "written").stat().st_mode == ordinary.stat().st_mode
+
+
+def test_files_that_belong_together_change_together_or_not_at_all(tmp_path: Path) -> None:
+    write_together(tmp_path / "out", {"a.txt": b"old", "b.txt": b"old"})
+    (tmp_path / "out" / "c.txt").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        write_together(tmp_path / "out", {"a.txt": b"new", "b.txt": b"new", "c.txt": b"new"})
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.txt", "b.txt", "c.txt"}
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("a.txt", "b.txt")] == [b"old", b"old"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_no_file_takes_the_place_of_what_is_none(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    before = path.stat().st_mode
+    with pytest.raises(OSError, match="regular file|directory"):
+        write_bytes(path, b"content")
+    assert path.stat().st_mode == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_followed_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert open_and_read(tmp_path / "link", follow=True) == b"content"
+    assert open_and_read(tmp_path / "file", follow=False) == b"content"
+    with pytest.raises(OSError, match="symbolic link"):
+        open_and_read(tmp_path / "link", follow=False)
+
+
+def open_and_read(path: Path, *, follow: bool) -> bytes:
+    with open_regular(path, follow=follow) as file:
+        return file.read()

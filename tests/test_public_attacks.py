@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,31 @@ def test_a_damaged_record_of_a_bank_says_that_nothing_is_done(record: bytes, tmp
     _Record(file, "0" * 64).write(3)
     assert _Record(file, "0" * 64).read() == 3
     assert _Record(file, "1" * 64).read() == 0
+
+
+def test_the_record_of_a_lost_bank_does_not_vouch_for_the_next_one(tmp_path: Path) -> None:
+    whole = build(tmp_path)
+    before = whole.file.read_bytes()
+    whole.file.unlink()
+    torch.manual_seed(3)
+    public = {"victim": TinyEncoder(), "auxiliary": TinyEncoder()}
+    cut = Interrupted(public, SMALL.members(tuple(public), EPS), "fp32", torch.device("cpu"))
+    cut.left = 0
+    with pytest.raises(KeyboardInterrupt):
+        DAEBank.build(cut, Images.behind(loader_of(*harsh_data())), tmp_path, progress=False)
+    assert build(tmp_path).file.read_bytes() == before
+
+
+def test_a_bank_that_finds_no_room_says_so_before_it_crafts(tmp_path: Path) -> None:
+    """Writing to a mapped file that has no room on the disk would end the process."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(InputError, match=r"bank_dir .* cannot be written: .*Choose a writable folder"):
+            build(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert build(tmp_path).file.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("fault", ["record", "file", "size"])

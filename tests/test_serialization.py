@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
+import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 import zepad.persistence.config
+import zepad.persistence.folder
 import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
 from zepad.fusion import RFDM
-from zepad.persistence import read_config
+from zepad.persistence import read_config, write_card
 from zepad.persistence.config import Base
 from zepad.persistence.contents import Home
 from zepad.types import ROLES
@@ -382,10 +386,12 @@ def test_a_target_that_cannot_be_written_is_refused(fitted: ZePAD, tmp_path: Pat
         fitted.save_pretrained(tmp_path / "file" / below)
 
 
-@pytest.mark.parametrize("failing", ["auxiliary.safetensors", "heads.safetensors", "config.json"])
-def test_an_interrupted_save_is_never_mistaken_for_a_whole_one(
+@pytest.mark.parametrize("failing", ["auxiliary.safetensors", "README.md", "config.json"])
+def test_a_save_that_fails_half_way_leaves_the_older_save_whole(
     fitted: ZePAD, saved: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
     def full(method: Callable[..., int]) -> Callable[..., int]:
         def write(self: Path, data: Any, **arguments: Any) -> int:
             if self.name == failing:
@@ -399,10 +405,8 @@ def test_an_interrupted_save_is_never_mistaken_for_a_whole_one(
         patch.setattr(Path, "write_bytes", full(Path.write_bytes))
         patch.setattr(Path, "write_text", full(Path.write_text))
         with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left on device"):
-            fitted.save_pretrained(saved)
-    with pytest.raises(CheckpointError, match=r"saving was interrupted|no readable JSON"):
-        load(saved)
-    fitted.save_pretrained(saved)
+            ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert_same(load(saved), fitted)
 
 
@@ -653,7 +657,7 @@ def test_a_config_that_is_a_folder_is_refused(saved: Path) -> None:
 
 def test_a_huge_config_is_not_even_parsed(saved: Path) -> None:
     (saved / "config.json").write_bytes(b" " * (10 * 2**20 + 1) + b"{}")
-    with pytest.raises(CheckpointError, match="larger than 10485760 bytes, so zepad did not write it"):
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read: it is larger than 10485760 bytes"):
         load(saved)
 
 
@@ -687,6 +691,7 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(
 
     monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: upgrade})
     monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {3: {"victim": "prey"}})
+    monkeypatch.setattr(zepad.persistence.folder, "_FILES", ("config.json", "README.md", "prey.safetensors", *WEIGHTS))
     (saved / "victim.safetensors").rename(saved / "prey.safetensors")
     heads = read_tensors((saved / "heads.safetensors").read_bytes())
     vouch(saved, "heads.safetensors", write_tensors({k.replace("victim.", "prey."): t for k, t in heads.items()}))
@@ -1096,3 +1101,102 @@ def test_a_path_that_is_not_there_is_no_hub_id(path: str, tmp_path: Path, monkey
 def test_a_file_is_no_folder(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json is no folder"):
         load(saved / "config.json")
+
+
+# links, and files that are no files -----------------------------------------------------------------------------
+
+
+def test_a_save_replaces_links_and_leaves_what_they_point_at(saved: Path, fitted: ZePAD, tmp_path: Path) -> None:
+    for name in ("README.md", "victim.safetensors", "config.json"):
+        (saved / name).unlink()
+        (tmp_path / name).write_text("the user's own")
+        (saved / name).symlink_to(tmp_path / name)
+    fitted.save_pretrained(saved)
+    assert_same(load(saved), fitted)
+    for name in ("README.md", "victim.safetensors", "config.json"):
+        assert (tmp_path / name).read_text() == "the user's own"
+        assert not (saved / name).is_symlink()
+
+
+@pytest.mark.parametrize("link", [".zepad-saved", ".zepad-next"])
+def test_the_folders_of_a_save_are_no_links(saved: Path, fitted: ZePAD, tmp_path: Path, link: str) -> None:
+    """Else a folder that came from elsewhere could have files moved or deleted."""
+    elsewhere = tmp_path / "elsewhere"
+    ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).save_pretrained(elsewhere)
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    (saved / link).symlink_to(elsewhere)
+    assert_same(load(saved), fitted)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        fitted.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
+    assert_same(load(saved), fitted)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("name", ["config.json", "victim.safetensors", "heads.safetensors"])
+def test_what_is_no_file_is_refused_before_it_is_read(saved: Path, fitted: ZePAD, name: str, kind: str) -> None:
+    (saved / name).unlink()
+    os.mkfifo(saved / name) if kind == "fifo" else (saved / name).symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: it is no regular file"):
+        load(saved)
+
+
+def test_a_save_in_the_place_of_a_fifo_or_folder_is_refused_and_changes_nothing(saved: Path, fitted: ZePAD) -> None:
+    (saved / "heads.safetensors").unlink()
+    (saved / "heads.safetensors").mkdir()
+    before = {path.name for path in saved.iterdir()}
+    with pytest.raises(CheckpointError, match="cannot be written: Is a directory"):
+        fitted.save_pretrained(saved)
+    assert {path.name for path in saved.iterdir()} == before
+
+
+def test_a_save_that_was_interrupted_after_its_commit_is_what_is_read(
+    saved: Path, fitted: ZePAD, tmp_path: Path
+) -> None:
+    """Files that the new model has not are gone for readers too, where they still lie in the folder."""
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    built.save_pretrained(tmp_path / "built")
+    shutil.copytree(tmp_path / "built", saved / ".zepad-saved")
+    (saved / ".zepad-saved" / "heads.safetensors").touch()
+    assert_same(load(saved), built)
+    assert read_config(saved / "config.json").stage == "built"
+    write_card(saved, "# A card")
+    assert {path.name for path in saved.iterdir()} == {"config.json", "README.md", *WEIGHTS[:3]}
+    assert_same(load(saved), built)
+
+
+def _saves_while_opening(monkeypatch: pytest.MonkeyPatch, save: Callable[[], None], calls: Collection[int]) -> None:
+    """Let saves come between the files that a reader opens, before the calls of these numbers."""
+    numbers, real = itertools.count(), zepad.persistence.folder._open
+
+    def opening(*arguments: Any) -> Any:
+        if next(numbers) in calls:
+            save()
+        return real(*arguments)
+
+    monkeypatch.setattr(zepad.persistence.folder, "_open", opening)
+
+
+@pytest.mark.parametrize("before", range(10))
+def test_a_save_between_two_files_that_are_opened_does_not_mix_models(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    _saves_while_opening(monkeypatch, lambda: built.save_pretrained(saved), [before])
+    assert_same(load(saved), built)
+
+
+def test_saves_without_end_are_an_error(saved: Path, fitted: ZePAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zepad.persistence.folder, "_TRIES", 3)
+    _saves_while_opening(monkeypatch, lambda: fitted.save_pretrained(saved), range(1000))
+    with pytest.raises(CheckpointError, match="is saved over and over. Wait until that is done"):
+        load(saved)
+
+
+def test_two_saves_at_once_wait_for_each_other(saved: Path, fitted: ZePAD) -> None:
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(model.save_pretrained, saved) for model in [fitted, built] * 6]:
+            done.result()
+    assert load(saved).stage in ("built", "fitted")
+    assert not list(saved.glob(".*"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -21,20 +23,21 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The file to write. Its folder exists. A symbolic link is replaced, not followed.
 
     Raises:
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written, or `path` is a folder, a FIFO or a device.
     """
+    require_replaceable(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     try:
         partial.touch(exist_ok=False)
         yield partial
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file as `replacing` does.
 
     Raises:
@@ -53,8 +56,26 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together: none takes its place before all of them are on the disk.
+
+    Args:
+        folder: Folder of the files, created if it does not exist.
+        contents: Content of each file by name.
+
+    Raises:
+        OSError: If a file cannot be written. A full disk leaves all of them as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as files:
+        for name, content in contents.items():
+            partial = files.enter_context(replacing(folder / name))
+            partial.write_bytes(content)
+            flush(partial)
+
+
 def read_bytes(path: Path, *, limit: int) -> bytes:
-    """Return the content of a regular file. FIFOs and devices are not opened for reading, so that nothing blocks.
+    """Return the content of a regular file. FIFOs and devices are not read, so that nothing blocks.
 
     Args:
         path: The file; a symbolic link is followed.
@@ -63,17 +84,73 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     Raises:
         OSError: If the file is missing, is no regular file, is larger or cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is no regular file", str(path))
-        content = file.read(limit + 1)
+    with open_regular(path, limit=limit) as file:
+        return read_opened(file, limit=limit)
+
+
+def open_regular(path: Path, *, limit: int | None = None, follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading. FIFOs and devices are refused at once, so that nothing blocks.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes; None is any.
+        follow: Whether `path` may be a symbolic link.
+
+    Raises:
+        OSError: If the file is missing, is no regular file, is larger or cannot be opened.
+    """
+    if not follow and path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    own = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | own))  # noqa: SIM115
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        file.close()
+        raise OSError(0, "it is no regular file", str(path))
+    if limit is not None and found.st_size > limit:
+        file.close()
+        raise _too_large(path, limit)
+    return file
+
+
+def read_opened(file: BinaryIO, *, limit: int) -> bytes:
+    """Return the content of a file that `open_regular` opened.
+
+    Args:
+        file: The file, which is read from its beginning.
+        limit: Largest size in bytes.
+
+    Raises:
+        OSError: If the file is larger or cannot be read.
+    """
+    file.seek(0)
+    content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # which is what is allocated
     if len(content) > limit:
-        raise OSError(0, f"it is larger than {limit} bytes", str(path))
+        raise _too_large(file.name, limit)
     return content
 
 
-def _flush(path: Path) -> None:
+def _too_large(path: Path | str, limit: int) -> OSError:
+    return OSError(0, f"it is larger than {limit} bytes", str(path))
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a folder, a FIFO or a device.
+
+    Raises:
+        OSError: If `path` is one of them.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise OSError(0, "it is no regular file", str(path))
+
+
+def flush(path: Path) -> None:
     """Have the disk hold a file or a folder, where the system can say so."""
     try:
         handle = os.open(path, os.O_RDONLY)

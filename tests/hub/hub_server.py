@@ -597,9 +597,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers["Transfer-Encoding"] != "chunked":
-            return self.rfile.read(int(self.headers["Content-Length"] or 0))
+            size = int(self.headers["Content-Length"] or 0)
+            raw = self.rfile.read(size)
+            if len(raw) < size:
+                raise ConnectionError("the client is gone")
+            return raw
         chunks = []
-        while size := int(self.rfile.readline(), 16):
+        while size := int(self.rfile.readline() or "0", 16):
             chunks.append(self.rfile.read(size))
             self.rfile.readline()
         self.rfile.readline()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
+from ..files import write_together
 from .root import JSON_OPTION, app
 
 if TYPE_CHECKING:
@@ -212,9 +213,7 @@ def compare(
     reports = [done[name] if name in done else measured[name] for name in models]
     table = comparison_markdown(reports)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "compare.md").write_text(table, encoding="utf-8")
-        (out / "compare.html").write_text(comparison_html(reports), encoding="utf-8")
+        write_together(out, {"compare.md": table.encode(), "compare.html": comparison_html(reports).encode()})
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     typer.echo(table)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import replacing
 from ..model import ZePAD
 from ..types import ROLES
 
@@ -64,7 +65,8 @@ def draw(
         axis.set(title=f"{role} branch", xlabel="confidence", yscale="log")
     below.axes[0].set_ylabel("images")
     below.axes[0].legend(fontsize=8, loc="upper left")
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130)
 
 
 def _draw_example(

@@ -18,6 +18,7 @@ from ..config import BenignConfig, HardenConfig
 from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
 from ..evaluation import Attacker, EvalReport, evaluate, save_report
+from ..files import write_text
 from ..model import ZePAD
 from ..training.accelerator import autocast
 from ..training.checkpoints import prepare_folder
@@ -183,7 +184,7 @@ def run_demo(
         seconds=round(time.perf_counter() - start, 1),
     )
     try:
-        (out / "result.json").write_text(result.to_json() + "\n", encoding="utf-8")
+        write_text(out / "result.json", result.to_json() + "\n")
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return result

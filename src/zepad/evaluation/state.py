@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..files import write_bytes, write_text
 from ..schema import STRICT, parse_json, read_bounded
 from ..sealed import read_sealed, seal
 from .identity import digest
@@ -169,7 +169,7 @@ class State:
             folder.mkdir(parents=True, exist_ok=True)
             if held is None:
                 text = json.dumps(dataclasses.asdict(fingerprint), indent=1) + "\n"
-                _replace(folder / _RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+                write_text(folder / _RECORD, text)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
         return cls(folder=folder, fingerprint=fingerprint)
@@ -183,7 +183,7 @@ class State:
         record = {"identity": dataclasses.asdict(self._identity(part)), "cost": dataclasses.asdict(cost)}
         content = seal(tensors, record)
         try:
-            _replace(self._file(part), lambda path: path.write_bytes(content))
+            write_bytes(self._file(part), content)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be written: {error}. Free some space and resume.") from error
 
@@ -287,7 +287,7 @@ def check_recipe(folder: Path, recipe: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"made_from": recipe}, indent=1) + "\n"
-        _replace(file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(file, text)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
 
@@ -352,10 +352,3 @@ def _read(cls: type[_T], file: Path) -> _T | None:
         return parse_json(cls, read_bounded(file, _RECORD_BYTES), origin=str(file))
     except CheckpointError as error:
         raise CheckpointError(f"{error} To start anew, or after an upgrade, use another folder.") from error
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside the file and move it into place, so that an interruption leaves all of it or nothing."""
-    part = file.with_suffix(".part")
-    write(part)
-    os.replace(part, file)  # noqa: PTH105 - atomic on every platform

@@ -1,8 +1,8 @@
 """A model on disk, on the Hugging Face Hub, as a card and as an exported graph."""
 
-from .card import CardDetails, model_card, write_card
+from .card import CardDetails, model_card
 from .commits import Published
-from .config import read_config
+from .folder import read_config, write_card
 from .hub import HubRepo
 from .publishing import download, publish_folder
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -19,8 +18,6 @@ from ..errors import CheckpointError
 from ..escaping import clean, escape_markdown
 from ..types import ROLES
 from .config import SavedConfig
-
-CARD_FILE = "README.md"
 
 # Exceptions that are raised by a provenance that zepad did not write.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, TemplateError)
@@ -96,27 +93,6 @@ def model_card(config: SavedConfig, *, model_id: str | None = None, details: Car
             f"({type(error).__name__}: {error}). Save the model again."
         ) from error
     return text
-
-
-def write_card(folder: Path, card: str) -> Path:
-    """Write a card beside a saved model.
-
-    Args:
-        folder: Folder of the model.
-        card: Text that `model_card` returned.
-
-    Returns:
-        The path of the card.
-
-    Raises:
-        CheckpointError: If the folder cannot be written.
-    """
-    path = folder / CARD_FILE
-    try:
-        path.write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
-    return path
 
 
 def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> str:

@@ -13,7 +13,8 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from ..errors import HubError
-from .config import CONFIG_FILE, is_config
+from ..files import read_bytes
+from .config import CONFIG_FILE, MAX_CONFIG_BYTES, is_config
 from .hub import HubRepo, git_digests
 from .hub_errors import CLIENT_ERRORS, WEIGHT_SUFFIXES, again, explain, is_transient, translated
 
@@ -160,7 +161,7 @@ def _refuse_foreign(head: ModelInfo, repo: HubRepo, failed: str) -> None:
     if _present(head, [CONFIG_FILE]):
         with tempfile.TemporaryDirectory() as cache:
             path = replace(repo, cache_dir=cache).fetch(CONFIG_FILE, revision=head.sha)
-            foreign = not is_config(path.read_bytes())
+            foreign = not is_config(read_bytes(path, limit=MAX_CONFIG_BYTES))
     else:
         foreign = any(sibling.rfilename.endswith(WEIGHT_SUFFIXES) for sibling in head.siblings or ())
     if foreign:

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from .._version import __version__
@@ -21,7 +20,7 @@ from ..errors import CheckpointError, ConfigError
 from ..fusion import FusionRule
 from ..fusion.base import RULES
 from ..plugins import PluginRecord
-from ..schema import parse_json, read_bounded
+from ..schema import parse_json
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage
 
 FORMAT = 4
@@ -54,12 +53,13 @@ _FORMER_ROLES: Mapping[int, Mapping[str, str]] = {3: {REFERENCE: "sentinel"}}
 """By format, the names under which its files store the roles that were renamed since, by present name."""
 
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 HEADS_FILE = "heads.safetensors"
 DETECTOR_FILE = "detector.safetensors"
 
 HeadKind = Literal["mlp", "zero_shot"]
 
-_MAX_CONFIG_BYTES = 10 * 2**20
+MAX_CONFIG_BYTES = 10 * 2**20
 _MAX_WIDTH = 2**24  # largest number of features or classes; a larger head could not be allocated
 
 
@@ -206,23 +206,6 @@ class SavedConfig(_JSONConfig):
     def own_files(self) -> tuple[str, ...]:
         """Names of the weight files that lie beside the config: without a base, all of them."""
         return tuple(name for name in self.files if self.base is None or name not in ENCODER_FILES)
-
-
-def read_config(path: Path) -> SavedConfig:
-    """Read a config.json strictly: every field is present and of its type, and none is unknown.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or of a format that this version does not read.
-    """
-    try:
-        text = read_bounded(path, _MAX_CONFIG_BYTES)
-    except CheckpointError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        raise CheckpointError(
-            f"{path.parent} holds no {path.name}: it is not a saved ZePAD, or saving was interrupted. Save it again."
-        ) from error
-    return parse_config(text, str(path))
 
 
 def parse_config(text: str | bytes, origin: str) -> SavedConfig:

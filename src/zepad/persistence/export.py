@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from ..config import require
 from ..detectors import DetectorInputs, FittedDetector
 from ..encoders import Encoder
 from ..errors import CheckpointError, ConfigError, InputError, ZePADError
+from ..files import flush, require_replaceable
 from ..finite import check_finite
 from ..fusion import AveragingRule, FusionRule
 from ..modes import evaluating
@@ -79,7 +81,8 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
 
     * An `.onnx` runs in any runtime that has the antialiased Resize of opset 18, where an encoder resizes. The weights
       are inside. One such file ends at 2 GB, so that weights beyond 1.5 GB lie beside it in a file of the same name
-      with `.data` appended: keep the two together.
+      with `.data` appended, or with `.2` before the suffix where that would replace those of an older graph, which is
+      deleted once the new one is whole: keep the two together.
     * A `.pt2` is loaded by `torch.export.load(path).module()`, which returns a dict, on the device where the defense
       is now.
 
@@ -118,13 +121,44 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        require_replaceable(path)
+        older = _data_files(path) if path.suffix == ".onnx" else set()
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            _WRITERS[path.suffix](program, Path(folder) / path.name, metadata, deployed.names)
-            for file in sorted(Path(folder).iterdir(), reverse=True):  # the graph follows its .data file
-                file.replace(path.parent / file.name)
+            _WRITERS[path.suffix](program, Path(folder) / _new_name(path, older), metadata, deployed.names)
+            _put_in_place(Path(folder), path, older)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}. Choose a writable path.") from error
     return path
+
+
+def _put_in_place(folder: Path, path: Path, older: Collection[str]) -> None:
+    """Move a graph, and the weights beside it where there are any, from a folder into the place of an older one."""
+    files = sorted(folder.iterdir(), reverse=True)  # the graph comes last, since it names its weights
+    for file in files:
+        flush(file)
+    for file in files:
+        file.replace(path.parent / file.name if file.suffix == ".data" else path)
+        flush(path.parent)
+    for name in {*older} - {file.name for file in files}:
+        (path.parent / name).unlink(missing_ok=True)
+
+
+def _new_name(path: Path, older: Collection[str]) -> str:
+    """Return a name whose `.data` file is not one of the older graph, which stays whole until the new one is there."""
+    return path.name if f"{path.name}.data" not in older else f"{path.stem}.2{path.suffix}"
+
+
+def _data_files(path: Path) -> set[str]:
+    """Return the names of the files beside an older graph that hold its weights."""
+    names = {f"{path.name}.data", f"{path.stem}.2{path.suffix}.data"}
+    if not (path.is_file() and any((path.parent / name).exists() for name in names)):
+        return set()
+    try:
+        graph = importlib.import_module("onnx").load(path, load_external_data=False).graph
+    except importlib.import_module("google.protobuf.message").DecodeError:  # some other file
+        return set()
+    stated = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    return stated & names
 
 
 def _require_onnx() -> None:
@@ -212,7 +246,9 @@ def _write_pt2(
     metadata: dict[str, str],
     outputs: list[str],  # noqa: ARG001 - the program knows its names itself
 ) -> None:
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+    content = io.BytesIO()  # not the file, since PyTorch ends the process where a write fails, as on a full disk
+    torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(metadata)})
+    path.write_bytes(content.getbuffer())
 
 
 _WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}

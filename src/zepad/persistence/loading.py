@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import BinaryIO, TypeVar
 
 from torch import Tensor, nn
 
 from ..encoders import Encoder
+from ..errors import CheckpointError
+from ..files import open_regular
 from ..types import ENCODER_ROLES, Role
-from .config import DETECTOR_FILE, ENCODER_FILES, HEADS_FILE, Base, read_config
+from .config import DETECTOR_FILE, ENCODER_FILES, HEADS_FILE, Base
 from .contents import Home, SavedModel
+from .folder import OpenedFolder
 from .hub import HubRepo, locate
 from .rebuilding import plan_encoder, rebuild_detector, rebuild_encoder, rebuild_heads
 from .weights import check_weights, read_weights
@@ -21,7 +25,9 @@ _T = TypeVar("_T")
 
 
 class SavedFiles:
-    """The files of one saved model, all of one commit where they come from the Hub.
+    """The files of one saved model, all of one save, and of one commit where they come from the Hub.
+
+    A context manager, which closes the files.
 
     Args:
         config_path: Path of config.json. The other files lie beside it, or are fetched.
@@ -33,11 +39,20 @@ class SavedFiles:
     """
 
     def __init__(self, config_path: Path, remote: HubRepo | None, repo: HubRepo) -> None:
-        self.config = read_config(config_path)
         self._folder = config_path.parent
+        self._opened = OpenedFolder(self._folder)
+        self.config = self._opened.config
         self._remote = None if remote is None else replace(remote, revision=self._folder.name)
         base = self.config.base
         self._base = None if base is None else replace(repo, repo_id=base.repo_id, revision=base.revision)
+
+    def __enter__(self) -> SavedFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
 
     @property
     def home(self) -> Home | None:
@@ -47,12 +62,16 @@ class SavedFiles:
             base = Base(repo_id=self._remote.repo_id, revision=self._folder.name)
         return None if base is None else Home(base=base, files=self.config.files)
 
-    def path(self, name: str) -> Path:
-        """Return the path of a file beside the config or in the base repository, downloaded if need be."""
-        return self._parsed(name, lambda path: path)
+    def fetched(self, name: str) -> Path:
+        """Return the path of a file of the repository, downloaded if need be.
+
+        Raises:
+            HubError: If the Hub cannot deliver.
+        """
+        return self._fetched(name, lambda path: path)
 
     def verified(self, name: str) -> Path:
-        """Return the path of a weight file whose size and digest are those that the config states.
+        """Return the path of a weight file of the repository whose size and digest are those that the config states.
 
         Raises:
             CheckpointError: If the file has another size or content.
@@ -60,10 +79,10 @@ class SavedFiles:
         """
 
         def check(path: Path) -> Path:
-            check_weights(path, self.config.files[name])
+            _opened(path, lambda file: check_weights(file, self.config.files[name]))
             return path
 
-        return self._parsed(name, check)
+        return self._fetched(name, check)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the tensors of a weight file.
@@ -72,16 +91,23 @@ class SavedFiles:
             CheckpointError: If the file has another size or content, or is no safetensors file.
             HubError: If the Hub cannot deliver.
         """
-        return self._parsed(name, lambda path: read_weights(path, self.config.files[name]))
 
-    def _parsed(self, name: str, parse: Callable[[Path], _T]) -> _T:
+        def read(file: BinaryIO) -> dict[str, Tensor]:
+            return read_weights(file, self.config.files[name])
+
+        if self._source(name) is None:
+            return read(self._opened.open(name))
+        return self._fetched(name, lambda path: _opened(path, read))
+
+    def _fetched(self, name: str, parse: Callable[[Path], _T]) -> _T:
         source = self._source(name)
-        return parse(self._folder / name) if source is None else source.read(name, parse)
+        assert source is not None  # callers ask only for what lies on the Hub
+        return source.read(name, parse)
 
     def _source(self, name: str) -> HubRepo | None:
         """Return the repository that a file is fetched from, or None if it lies in the folder."""
         from_base = self._base is not None and name in ENCODER_FILES
-        if from_base and not (self._remote is None and (self._folder / name).exists()):
+        if from_base and not (self._remote is None and self._opened.has(name)):
             return self._base
         return self._remote
 
@@ -105,15 +131,24 @@ def load_saved(
         ConfigError: If a source no longer knows an encoder's name.
         HubError: If the Hub cannot deliver.
     """
-    files = SavedFiles(*locate(model_id, repo), repo)
-    config, whole = files.config, branches is None
-    roles = [role for role in ENCODER_ROLES if role in config.encoders and (branches is None or role in branches)]
-    plans = {role: plan_encoder(role, config, modules) for role in roles}  # before any download
-    encoders: dict[str, Encoder] = {}
-    for role, plan in plans.items():
-        name = config.encoder_file(role)
-        encoders[role] = rebuild_encoder(config.encoders[role], plan, files.weights(name), name)
-    heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and whole else {}
-    fitted = files.weights(DETECTOR_FILE) if DETECTOR_FILE in config.files and whole else None
-    detector = rebuild_detector(config, fitted, DETECTOR_FILE)
-    return SavedModel(config=config, encoders=encoders, heads=heads, detector=detector, home=files.home)
+    with SavedFiles(*locate(model_id, repo), repo) as files:
+        config, whole = files.config, branches is None
+        roles = [role for role in ENCODER_ROLES if role in config.encoders and (branches is None or role in branches)]
+        plans = {role: plan_encoder(role, config, modules) for role in roles}  # before any download
+        encoders: dict[str, Encoder] = {}
+        for role, plan in plans.items():
+            name = config.encoder_file(role)
+            encoders[role] = rebuild_encoder(config.encoders[role], plan, files.weights(name), name)
+        heads = rebuild_heads(config, files.weights(HEADS_FILE), HEADS_FILE) if config.heads and whole else {}
+        fitted = files.weights(DETECTOR_FILE) if DETECTOR_FILE in config.files and whole else None
+        detector = rebuild_detector(config, fitted, DETECTOR_FILE)
+        return SavedModel(config=config, encoders=encoders, heads=heads, detector=detector, home=files.home)
+
+
+def _opened(path: Path, parse: Callable[[BinaryIO], _T]) -> _T:
+    """Return what a function makes of a file in the cache of the Hub client."""
+    try:
+        with open_regular(path) as file:
+            return parse(file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Download the model again.") from error

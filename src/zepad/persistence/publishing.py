@@ -10,26 +10,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import CheckpointError, HubError
-from .card import CARD_FILE, CardDetails, model_card, write_card
+from .card import CardDetails, model_card
 from .commits import Published, publish
-from .config import CONFIG_FILE, WEIGHT_FILES, Base, SavedConfig, read_config
+from .config import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHT_FILES, Base, SavedConfig
 from .contents import Home, SavedModel
+from .folder import OpenedFolder, replacing_model
 from .hub import HubRepo
 from .loading import SavedFiles
 from .saving import save_model
 from .weights import check_weights
+
+_MAX_CARD_BYTES = 10 * 2**20
 
 
 def check_folder(folder: Path) -> SavedConfig:
     """Return the config of a saved model after checking size and digest of its weight files.
 
     Raises:
-        CheckpointError: If anything is missing or damaged.
+        CheckpointError: If anything is missing or damaged, or is a symbolic link.
     """
-    config = read_config(folder / CONFIG_FILE)
-    for name in config.own_files:
-        check_weights(folder / name, config.files[name])
-    return config
+    with OpenedFolder(folder, follow=False) as opened:
+        for name in opened.config.own_files:
+            check_weights(opened.open(name), opened.config.files[name])
+        return opened.config
 
 
 def push_model(
@@ -66,8 +69,8 @@ def push_model(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         config = save_model(folder, model, heads_only=heads_only, card=card, model_id=repo_id)
-        published = publish_folder(
-            folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+        published = _publish(
+            folder, config, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
         )
     if heads_only:
         return published, model.home
@@ -87,7 +90,8 @@ def publish_folder(
     """Publish a saved model as it is, in one commit or not at all.
 
     Args:
-        folder: Folder of the model. It is checked before anything is sent, and files that are not the model's stay.
+        folder: Folder of the model. A copy of the model's own files is checked and sent, so that a save meanwhile
+            changes nothing, and no other file of the folder is published.
         repo_id: Id of the repository, `"user/name"`, created if need be.
         private: Visibility of a new repository. True refuses an existing public one.
         revision: Branch to commit to, created if need be; None is the default branch.
@@ -95,10 +99,45 @@ def publish_folder(
         commit_message: First line of the commit's message.
 
     Raises:
-        CheckpointError: If the folder holds no whole model.
+        CheckpointError: If the folder holds no whole model, or a file of it is a symbolic link.
         HubError: If nothing was published, or it cannot be told; it says which.
     """
-    own = check_folder(folder).own_files
+    with TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        config = _copy_model(folder, copy)
+        return _publish(
+            copy, config, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+        )
+
+
+def _copy_model(folder: Path, to: Path) -> SavedConfig:
+    """Copy the files of one save, checked, into an empty folder."""
+    with OpenedFolder(folder, follow=False) as opened:
+        config = opened.config
+        try:
+            for name in config.own_files:
+                (to / name).write_bytes(check_weights(opened.open(name), config.files[name]))
+            for name, limit in ((CONFIG_FILE, MAX_CONFIG_BYTES), (CARD_FILE, _MAX_CARD_BYTES)):
+                if opened.has(name):
+                    (to / name).write_bytes(opened.read(name, limit=limit))
+        except OSError as error:
+            raise CheckpointError(
+                f"the model in {folder} cannot be copied to {to}: {error.strerror}. Free some space there."
+            ) from error
+    return config
+
+
+def _publish(
+    folder: Path,
+    config: SavedConfig,
+    repo_id: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
+    commit_message: str,
+) -> Published:
+    own = config.own_files
     card = [CARD_FILE] if (folder / CARD_FILE).is_file() else []
     return publish(
         folder,
@@ -117,34 +156,23 @@ def download(repo: HubRepo, folder: Path) -> SavedConfig:
 
     Args:
         repo: Repository of the model.
-        folder: Created if need be; config.json comes last, so that an interrupted copy never passes for a whole one.
+        folder: Created if need be. A model that it holds is replaced as `replacing_model` does.
 
     Raises:
         CheckpointError: If what came is damaged, or the folder cannot be written.
         HubError: If the Hub cannot deliver.
     """
     # A local folder of the same name as the id is never read, because it may be the target.
-    files = SavedFiles(repo.fetch(CONFIG_FILE), repo, repo)
-    paths = {name: files.verified(name) for name in files.config.files}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for stale in set(WEIGHT_FILES) - set(paths):
-            (folder / stale).unlink(missing_ok=True)
-        for name, path in paths.items():
-            shutil.copyfile(path, folder / name)
-        _copy_card(files, folder, repo.repo_id)
-        shutil.copyfile(files.path(CONFIG_FILE), folder / CONFIG_FILE)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
-    return files.config
-
-
-def _copy_card(files: SavedFiles, folder: Path, model_id: str) -> None:
-    """Copy the publisher's card, which holds what only they know, or write a new one where there is none."""
-    try:
-        card = files.path(CARD_FILE)
-    except HubError:
-        write_card(folder, model_card(files.config, model_id=model_id))
-    else:
-        shutil.copyfile(card, folder / CARD_FILE)
+    with SavedFiles(repo.fetch(CONFIG_FILE), repo, repo) as files:
+        paths = {name: files.verified(name) for name in files.config.files}
+        paths[CONFIG_FILE] = files.fetched(CONFIG_FILE)
+        try:
+            paths[CARD_FILE] = files.fetched(CARD_FILE)
+        except HubError:
+            card = model_card(files.config, model_id=repo.repo_id)
+        with replacing_model(folder) as new:
+            for name, path in paths.items():
+                shutil.copyfile(path, new / name)
+            if CARD_FILE not in paths:  # the publisher's card holds what only they know
+                (new / CARD_FILE).write_text(card, encoding="utf-8")
+        return files.config

@@ -1,29 +1,29 @@
-"""Writing a model into a folder, so that an interrupted save is never mistaken for a whole one."""
+"""Writing a model into a folder, in the place of an older one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
 
 from ..errors import CheckpointError, StageError
-from .card import CardDetails, model_card, write_card
+from .card import CardDetails, model_card
 from .config import (
+    CARD_FILE,
     CONFIG_FILE,
     DETECTOR_FILE,
     ENCODER_FILES,
     HEADS_FILE,
-    WEIGHT_FILES,
     SavedConfig,
     SavedFile,
     encoder_file,
     parse_config,
 )
 from .contents import Home, SavedModel
+from .folder import replacing_model
 from .weights import tensors_of
 
 
@@ -35,7 +35,7 @@ def save_model(
     card: CardDetails = CardDetails(),
     model_id: str | None = None,
 ) -> SavedConfig:
-    """Write the weight files, config.json after them, and the model card.
+    """Write weight files, config.json and model card, in the place of an older save, as `replacing_model` does.
 
     Args:
         folder: Folder to write, created if need be. Weight files of an earlier save that this one has not are removed.
@@ -59,8 +59,12 @@ def save_model(
     config = replace(config, files={name: _record(blob) for name, blob in blobs.items()})
     if home is not None:
         _check_unchanged(config, home)
-    _write(folder, _spelled_out(config), {name: blobs[name] for name in config.own_files})
-    write_card(folder, text)
+    spelled_out = _spelled_out(config)
+    with replacing_model(folder) as new:
+        for name in config.own_files:
+            (new / name).write_bytes(blobs[name])
+        (new / CARD_FILE).write_text(text, encoding="utf-8")
+        (new / CONFIG_FILE).write_text(spelled_out, encoding="utf-8")
     return config
 
 
@@ -109,17 +113,3 @@ def _spelled_out(config: SavedConfig) -> str:
             f"config.json cannot hold this model: {reason}. Keep threshold finite and provenance plain JSON."
         ) from error
     return text
-
-
-def _write(folder: Path, config: str, blobs: Mapping[str, bytes]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for stale in WEIGHT_FILES:
-            if stale not in blobs:
-                (folder / stale).unlink(missing_ok=True)
-        for name, blob in blobs.items():
-            (folder / name).write_bytes(blob)
-        (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -12,50 +13,58 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import read_opened
 from ..finite import faulty_weight
 from .config import SavedFile
 
 
-def check_weights(path: Path, record: SavedFile) -> bytes:
+def check_weights(file: BinaryIO, record: SavedFile) -> bytes:
     """Return the content of a weight file whose size and digest are those that the config states.
 
     Args:
-        path: The file.
+        file: The file, read from its beginning.
         record: Digest and size that it must have.
 
     Raises:
-        CheckpointError: If the file is missing, or of another size or content.
+        CheckpointError: If the file cannot be read, or is of another size or content.
     """
     try:
-        size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size
         if size != record.bytes:  # checked first, so that an arbitrarily large file is not read
             kind = "truncated" if size < record.bytes else "not the file that was saved"
             raise CheckpointError(
-                f"{path} has {size} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
+                f"{file.name} has {size} bytes, expected {record.bytes}: it is {kind}. Save or download it again."
             )
-        blob = path.read_bytes()
+        blob = read_opened(file, limit=record.bytes)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Save or download the model again.") from error
+        raise CheckpointError(
+            f"{file.name} cannot be read: {error.strerror}. Save or download the model again."
+        ) from error
     digest = hashlib.sha256(blob).hexdigest()
     if digest != record.sha256:
         raise CheckpointError(
-            f"{path} has sha256 {digest}, expected {record.sha256}: its content was changed. Save or download it again."
+            f"{file.name} has sha256 {digest}, expected {record.sha256}: its content was changed. "
+            "Save or download it again."
         )
     return blob
 
 
-def read_weights(path: Path, record: SavedFile) -> dict[str, Tensor]:
+def read_weights(file: BinaryIO, record: SavedFile) -> dict[str, Tensor]:
     """Return the tensors of a weight file whose size and digest are those that the config states.
 
+    Args:
+        file: The file, read from its beginning.
+        record: Digest and size that it must have.
+
     Raises:
-        CheckpointError: If the file is missing, of another size or content, or no safetensors file.
+        CheckpointError: If the file cannot be read, is of another size or content, or is no safetensors file.
     """
-    blob = check_weights(path, record)
+    blob = check_weights(file, record)
     try:
         return load(blob)
     # safetensors raises KeyError for dtypes that torch lacks, and the other errors for damaged files.
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, OverflowError) as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}.") from error
+        raise CheckpointError(f"{file.name} is no safetensors file: {error}.") from error
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, ConfigError, InputError
+from ..files import write_bytes
 
 _KEEP = 2
 
@@ -61,17 +62,22 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     """Write the state after an epoch atomically, and delete all epochs but the newest two.
 
     A process killed at any moment leaves either the complete new file or none.
+
+    Raises:
+        CheckpointError: If the folder cannot be written. The epochs before are as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"epoch-{epoch:04d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    for old in _epochs(folder)[:-_KEEP]:
-        old.unlink()
+    content = io.BytesIO()
+    torch.save(state, content)  # not to the file, since PyTorch may end the process where a write fails
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".epoch-*.pt"):  # by a process that was killed while it wrote
+            left.unlink()
+        write_bytes(path, content.getbuffer())
+        for old in _epochs(folder)[:-_KEEP]:
+            old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Free some space and resume.") from error
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..._version import __version__
 from ...config import check_budget, require
 from ...errors import CheckpointError, ConfigError, InputError
+from ...files import write_bytes
 from ...functional.projection import BALLS
 from ...schema import STRICT, parse_json
 from ...sealed import read_sealed, seal
@@ -133,10 +134,8 @@ class UniversalPerturbation:
             content = seal(tensors, record)
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: the provenance is no plain JSON: {error}.") from error
-        partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_bytes(content)
-            partial.replace(path)
+            write_bytes(path, content)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
 

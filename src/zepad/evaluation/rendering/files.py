@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError
+from ...files import write_together
 from ..report import EvalReport
 from .markdown import markdown_tables
 from .page import html_page
@@ -12,7 +13,7 @@ from .picture import overview_png
 
 
 def save_report(report: EvalReport, folder: str | Path) -> Path:
-    """Write report.html, report.md, report.json and report.png.
+    """Write report.html, report.md, report.json and report.png, each in the place of an older one once all are written.
 
     Args:
         report: Report to render.
@@ -25,12 +26,14 @@ def save_report(report: EvalReport, folder: str | Path) -> Path:
         InputError: If the folder cannot be written.
     """
     out = Path(folder)
+    contents = {
+        "report.json": (report.to_json() + "\n").encode(),
+        "report.md": markdown_tables(report).encode(),
+        "report.html": html_page(report).encode(),
+        "report.png": overview_png(report),
+    }
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
-        (out / "report.md").write_text(markdown_tables(report), encoding="utf-8")
-        (out / "report.html").write_text(html_page(report), encoding="utf-8")
-        (out / "report.png").write_bytes(overview_png(report))
+        write_together(out, contents)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return out / "report.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...errors import CheckpointError, InputError
+from ...files import write_text
 from ...inputs import check_images, images_of
 from ...schema import STRICT, parse_json, read_bounded
 from ...seeding import derive_seed, seeded
@@ -135,12 +137,8 @@ class _Record:
         return max(progress.chunks, 0) if progress.digest == self._digest else 0
 
     def write(self, chunks: int) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w") as file:
-            json.dump({"format": _FORMAT, "digest": self._digest, "chunks": chunks}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        with _written(self._path.parent):
+            write_text(self._path, json.dumps({"format": _FORMAT, "digest": self._digest, "chunks": chunks}))
 
 
 def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed: int, progress: bool) -> None:
@@ -152,8 +150,7 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
     if done == len(work):
         return
     if not whole:
-        with bank.file.open("wb") as file:
-            file.truncate(size)
+        _create(bank.file, size, record)
     table = np.memmap(bank.file, np.int8, "r+", shape=shape)
     todo = work[done:]
     with tqdm(total=len(work), initial=done, desc="DAEs of public encoders", unit="batch", disable=not progress) as bar:
@@ -166,6 +163,16 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
             bar.update()
 
 
+def _create(path: Path, size: int, record: _Record) -> None:
+    """Start the file of a bank anew."""
+    record.write(0)  # before the file, since what a record says of a lost file does not hold for its successor
+    with _written(path.parent), path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, while writing to mapped memory kills later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def _with_images(
     todo: list[tuple[int, int, list[int]]], images: Images
 ) -> Iterator[tuple[tuple[int, int, list[int]], Tensor]]:
@@ -175,10 +182,16 @@ def _with_images(
 
 
 def _make(folder: Path) -> None:
-    try:
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / ".writable"
         trial.touch()
         trial.unlink()
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"bank_dir {folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
