@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -238,7 +240,7 @@ def test_a_bank_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> No
         b"\xff",
         b"[" * 10**5,
         *(
-            b'{"format": 1, "digest": "%s", "chunks": ' + n + b"}"
+            b'{"format": 2, "digest": "%s", "residuals": "", "chunks": ' + n + b"}"
             for n in (b"-1", b"1e999", b"NaN", b"null", b'"3"', b"true", b"2.5", b"[3]")
         ),
     ],
@@ -246,10 +248,21 @@ def test_a_bank_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> No
 def test_a_damaged_record_of_a_bank_says_that_nothing_is_done(record: bytes, tmp_path: Path) -> None:
     file = tmp_path / "bank.json"
     file.write_bytes(record.replace(b"%s", b"0" * 64))
-    assert _Record(file, "0" * 64).read() == 0
-    _Record(file, "0" * 64).write(3)
-    assert _Record(file, "0" * 64).read() == 3
-    assert _Record(file, "1" * 64).read() == 0
+    assert _Record(file, "0" * 64).read() == (0, "")
+    _Record(file, "0" * 64).write(3, "ab")
+    assert _Record(file, "0" * 64).read() == (3, "ab")
+    assert _Record(file, "1" * 64).read() == (0, "")
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_of_a_bank_is_noticed_and_mended(where: float, bit: int, tmp_path: Path) -> None:
+    bank = build(tmp_path)
+    before = bank.file.read_bytes()
+    rotten = bytearray(before)
+    rotten[int(where * len(rotten))] ^= 1 << bit
+    bank.file.write_bytes(rotten)
+    assert build(tmp_path).file.read_bytes() == before
 
 
 def test_the_record_of_a_lost_bank_does_not_vouch_for_the_next_one(tmp_path: Path) -> None:
@@ -481,13 +494,13 @@ def test_the_losses_are_their_equations() -> None:
     _, own = naive(branch, batch, three, batch.targets)
     ce_own, joined = naive(branch, batch, three, batch.public_features)
     both = static_adversarial_training(restoration_weight=0.3, own_eps=EPS)
-    for recipe, given, expected in (
+    for recipe, batched, expected in (
         (restoration(), batch, 2 * restored),
         (restoration(own_eps=EPS), batch._replace(public_features=None), 3 * own),
         (static_adversarial_training(), batch, ce),
         (both, batch, ce_own + 0.3 * joined),
     ):
-        assert recipe.objective(branch, given).loss.item() == pytest.approx(expected, rel=1e-5)
+        assert recipe.objective(branch, batched).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_restoration_of_an_untouched_encoder_on_clean_images_is_zero() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -530,6 +531,18 @@ def test_the_feature_cache_gives_back_every_row_in_order(limit: int) -> None:
         folder = cache._folder
     assert (folder is None) == (limit > 0)
     assert folder is None or not Path(folder.name).exists()
+
+
+def test_a_feature_cache_without_room_says_what_to_do_and_leaves_nothing() -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be kept in .*TMPDIR"), FeatureCache(0) as cache:
+            cache.append(torch.rand(100, 5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert cache._folder is not None
+    assert not Path(cache._folder.name).exists()
 
 
 def test_heads_are_the_same_from_memory_and_from_disk_and_encoders_see_each_image_once(loader: DataLoader) -> None:

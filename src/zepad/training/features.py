@@ -10,6 +10,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 
 class FeatureCache:
     """A table of rows that are appended batch by batch, then read at random.
@@ -49,7 +51,11 @@ class FeatureCache:
             self._folder.cleanup()
 
     def append(self, rows: Tensor) -> None:
-        """Append rows `(N, D)`, kept as float32."""
+        """Append rows `(N, D)`, kept as float32.
+
+        Raises:
+            InputError: If the temporary folder has no room for them.
+        """
         rows = rows.detach().float().cpu().contiguous()
         self._chunks.append(rows)
         self._bytes += rows.nbytes
@@ -73,9 +79,15 @@ class FeatureCache:
     def _spill(self) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="zepad-features-", ignore_cleanup_errors=True)
-        with self._path.open("ab") as file:
-            for chunk in self._chunks:
-                file.write(chunk.numpy().tobytes())
+        try:
+            with self._path.open("ab") as file:
+                for chunk in self._chunks:
+                    file.write(chunk.numpy().tobytes())
+        except OSError as error:
+            raise InputError(
+                f"features cannot be kept in {self._folder.name}: {error.strerror}. Name a folder with more room in "
+                "the environment variable TMPDIR, or raise HeadConfig.cache_bytes."
+            ) from error
         self._chunks.clear()
         self._bytes = 0
 

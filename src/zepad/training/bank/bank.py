@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +25,11 @@ from ...seeding import derive_seed, seeded
 from .crafting import Crafter, digest_json, level
 from .reading import Images
 
-_FORMAT = 1
+_FORMAT = 2
 _RECORD_BYTES = 1 << 12
 _CHUNK = 128  # images that are attacked at once
+
+logger = logging.getLogger(__name__)
 
 
 class DAEBank:
@@ -120,25 +124,27 @@ class _Progress:
     format: int
     digest: str
     chunks: int
+    residuals: str
 
 
 class _Record:
-    """The file beside a bank that says how many chunks are done; it is written after them, whole or not at all."""
+    """The file beside a bank: how many chunks are done, and their digest. It is written after them."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self._path, self._digest = path, digest
 
-    def read(self) -> int:
-        """Return the number of chunks that are done; zero if the file is missing, damaged or of another bank."""
+    def read(self) -> tuple[int, str]:
+        """Return the number of chunks that are done and their digest; none where the record is of no use."""
         try:
             progress = parse_json(_Progress, read_bounded(self._path, _RECORD_BYTES), origin=str(self._path))
         except CheckpointError:
-            return 0
-        return max(progress.chunks, 0) if progress.digest == self._digest else 0
+            return 0, ""
+        return (max(progress.chunks, 0), progress.residuals) if progress.digest == self._digest else (0, "")
 
-    def write(self, chunks: int) -> None:
+    def write(self, chunks: int, residuals: str) -> None:
+        said = {"format": _FORMAT, "digest": self._digest, "chunks": chunks, "residuals": residuals}
         with _written(self._path.parent):
-            write_text(self._path, json.dumps({"format": _FORMAT, "digest": self._digest, "chunks": chunks}))
+            write_text(self._path, json.dumps(said))
 
 
 def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed: int, progress: bool) -> None:
@@ -146,7 +152,16 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
     shape = (*bank.members.shape, *bank.shape)
     size = int(np.prod(shape))
     whole = bank.file.exists() and bank.file.stat().st_size == size
-    done = min(record.read(), len(work)) if whole else 0
+    done, told = record.read() if whole else (0, "")
+    done = min(done, len(work))
+    kept = hashlib.sha256()
+    if done:
+        table = np.memmap(bank.file, np.int8, "r", shape=shape)
+        for _, slot, rows in work[:done]:
+            kept.update(table[rows, slot].tobytes())
+        if kept.hexdigest() != told:  # bit rot, or another bank's record: what can be crafted again is no error
+            logger.warning("%s does not hold what was crafted; it is crafted anew.", bank.file)
+            done, kept, whole = 0, hashlib.sha256(), False
     if done == len(work):
         return
     if not whole:
@@ -156,16 +171,17 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
     with tqdm(total=len(work), initial=done, desc="DAEs of public encoders", unit="batch", disable=not progress) as bar:
         for number, ((member, slot, rows), batch) in enumerate(_with_images(todo, images), start=done):
             generator = torch.Generator(crafter.device).manual_seed(derive_seed(seed, number))
-            residual = crafter.craft(member, batch.to(crafter.device), generator)
-            table[rows, slot] = residual.cpu().numpy()
+            residual = crafter.craft(member, batch.to(crafter.device), generator).cpu().numpy()
+            table[rows, slot] = residual
             table.flush()
-            record.write(number + 1)
+            kept.update(residual.tobytes())
+            record.write(number + 1, kept.hexdigest())
             bar.update()
 
 
 def _create(path: Path, size: int, record: _Record) -> None:
     """Start the file of a bank anew."""
-    record.write(0)  # before the file, since what a record says of a lost file does not hold for its successor
+    record.write(0, "")  # before the file, since what a record says of a lost file does not hold for its successor
     with _written(path.parent), path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error now, while writing to mapped memory kills later
             os.posix_fallocate(file.fileno(), 0, size)
