@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -63,14 +64,38 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     Raises:
         OSError: If the file is missing, is no regular file, is larger or cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "it is no regular file", str(path))
+    with open_regular(path, limit=limit) as file:
         content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(0, f"it is larger than {limit} bytes", str(path))
+    if len(content) > limit:  # it has grown, or is of a file system that states no sizes
+        raise _too_large(path, limit)
     return content
+
+
+def open_regular(path: Path, *, limit: int) -> BinaryIO:
+    """Open a regular file for reading. FIFOs and devices are refused at once, so that nothing blocks.
+
+    Args:
+        path: The file; a symbolic link is followed.
+        limit: Largest size in bytes.
+
+    Raises:
+        OSError: If the file is missing, is no regular file, is larger or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(0, "it is no regular file", str(path))
+        if found.st_size > limit:
+            raise _too_large(path, limit)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _too_large(path: Path, limit: int) -> OSError:
+    return OSError(0, f"it is larger than {limit} bytes", str(path))
 
 
 def _flush(path: Path) -> None:
