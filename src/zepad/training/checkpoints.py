@@ -79,6 +79,8 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     path = folder / _name(epoch)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob(".epoch-*.pt"):  # of a run that was killed while it wrote
+            partial.unlink()
         with replacing(path) as partial, partial.open("w+b") as file:
             torch.save(state, file)
             file.write(_digest(file, file.tell()))
@@ -89,7 +91,7 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
             f"{f'The last good checkpoint is {last}' if last else 'No checkpoint was kept'}. Make room, and go on with "
             "resume=True."
         ) from error
-    for old in (*_epochs(folder)[:-_KEEP], *folder.glob(".epoch-*.pt")):  # the latter from runs that were killed
+    for old in _epochs(folder)[:-_KEEP]:
         old.unlink()
     return path
 
