@@ -9,6 +9,8 @@ import pickle
 import re
 import shutil
 import tarfile
+import warnings
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -25,7 +27,7 @@ from torchvision import datasets
 
 from strategies import laws
 from zepad import ConfigError, InputError
-from zepad.data import digits, load_data, published, read_image
+from zepad.data import digits, images, load_data, published, read_image
 from zepad.data.load import NAMES
 
 ANIMALS = ["cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo"]
@@ -386,6 +388,41 @@ def test_folder_without_classes_or_images_is_refused(tmp_path) -> None:
         load_data(f"folder:{tmp_path / 'a' / '000.png'}", "train")
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "problem"),
+    [
+        ("c", ".", "a lies inside .*c, so its images have two labels"),
+        ("c", "..", "lies inside .*c, so its images have two labels"),
+        ("c", "a", "c is the same folder as .*a, so its images have two labels"),
+        ("c", "c", "c is a symbolic link to c, which is not there"),
+        ("c", "nowhere", "c is a symbolic link to nowhere, which is not there"),
+        ("a/x.png", "nowhere.png", "x.png is a symbolic link to nowhere.png, which is not there"),
+    ],
+)
+def test_links_that_lose_or_double_images_are_refused(link, target, problem, tmp_path) -> None:
+    write_classes(tmp_path, ["a", "b"])
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(InputError, match=problem):
+        load_data(f"folder:{tmp_path}", "all")
+
+
+def test_links_to_other_places_are_followed_and_loops_below_are_not(tmp_path) -> None:
+    write_classes(tmp_path / "kept", ["far"])
+    write_classes(tmp_path / "data", ["a"])
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "kept" / "far")
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "a" / "linked.png").symlink_to(tmp_path / "kept" / "far" / "000.png")
+    assert load_data(f"folder:{tmp_path / 'data'}", "all").labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path) -> None:
+    write_classes(tmp_path, ["猫", "b"])
+    assert load_data(f"folder:{tmp_path}", "all").classes == ["b", "猫"]
+    (tmp_path / "b").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(InputError, match=r"class name 'caf\\udce9' in .* is no text in UTF-8. Rename"):
+        load_data(f"folder:{tmp_path}", "all")
+
+
 def test_one_image_of_a_class_cannot_be_split(tmp_path) -> None:
     write_classes(tmp_path, ["a", "b"], count=1)
     with pytest.raises(InputError, match="class 'a'.*one image alone.*split='all'"):
@@ -429,6 +466,74 @@ def test_sixteen_bit_images_are_refused(tmp_path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="more than 8 bits"):
         read_image(tmp_path / "deep.png")
+
+
+@given(st.data())
+@laws
+def test_an_image_is_turned_as_its_exif_orientation_says(folder, data) -> None:
+    """The eight orientations are the symmetries of a rectangle: what was done to the pixels is undone."""
+    image = data.draw(arrays(np.uint8, (3, 5, 3)))
+    orientation, how_it_was_held = data.draw(
+        st.sampled_from(
+            [
+                (1, lambda x: x),
+                (2, lambda x: x[:, ::-1]),
+                (3, lambda x: x[::-1, ::-1]),
+                (4, lambda x: x[::-1]),
+                (5, lambda x: x.transpose(1, 0, 2)),
+                (6, lambda x: np.rot90(x)),
+                (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+                (8, lambda x: np.rot90(x, -1)),
+            ]
+        )
+    )
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(how_it_was_held(image))
+    form = data.draw(st.sampled_from(["png", "webp", "tiff"]))
+    Image.fromarray(stored).save(folder / "held", form, exif=exif, **({"lossless": True} if form == "webp" else {}))
+    assert torch.equal(read_image(folder / "held"), as_floats(image[None])[0])
+    assert images.ImageFiles((folder / "held",)).shape(0) == (3, 5)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_file_of_another_format_starts_no_program_whatever_its_name(suffix, tmp_path, monkeypatch) -> None:
+    def started(*_, **__) -> None:
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    path = tmp_path / f"picture{suffix}"
+    for form in ("EPS", "GIF", "ICO", "TGA", "JPEG2000"):
+        Image.fromarray(pixels(16, 16, 3)).save(path, form)
+        with pytest.raises(InputError, match="it does not begin as one. Expected BMP, JPEG, PNG"):
+            read_image(path)
+
+
+def test_an_image_of_more_pixels_than_can_be_meant_is_refused_by_its_header(tmp_path) -> None:
+    for name, side in (("large.png", 9_500), ("huge.png", 20_000)):
+        Image.new("1", (side, side)).save(tmp_path / name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(InputError, match=f"{name} (has 9500 x 9500 pixels; expected at most|is no image)"):
+                read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "RGBA", "YCbCr"])
+def test_other_colour_models_are_converted(mode, tmp_path) -> None:
+    form = "tiff" if mode in ("CMYK", "YCbCr") else "png"
+    Image.new("RGB", (4, 4), (200, 10, 60)).convert(mode).save(tmp_path / "picture", form)
+    read = read_image(tmp_path / "picture")
+    expected = torch.tensor([200, 10, 60]) / 255 if mode != "LA" else read[:1, 0, 0].expand(3)
+    assert (read - expected[:, None, None]).abs().max() < 0.2  # a palette has few colours
+
+
+@pytest.mark.parametrize("read", [read_image, lambda path: load_data(path, "all")], ids=["image", "npz"])
+def test_what_is_no_file_is_refused_at_once(read, tmp_path) -> None:
+    os.mkfifo(tmp_path / "fifo.npz")
+    for path in (tmp_path / "fifo.npz", Path("/dev/zero")):
+        with pytest.raises(InputError, match="no regular file|has no sub-folders|is a file"):
+            read(path)
 
 
 @pytest.mark.parametrize("halves", [False, True])
@@ -557,7 +662,15 @@ BAD_ARRAYS = [
     ({**GOOD, "labels": np.array([0.0, 1.0, 2.0])}, "must be integers.*float64"),
     ({**GOOD, "labels": np.array(["cat", "dog", "cat"])}, "must be integers"),
     ({**GOOD, "labels": np.array([0, -1, 2])}, "min -1"),
+    ({**GOOD, "labels": np.array([0, 1, 10**8])}, r"in \[0, 65536\); got min 0, max 100000000"),
+    ({**GOOD, "labels": np.array([0, 1, 2**63], np.uint64)}, "got min -9223372036854775808"),
+    ({**GOOD, "labels": np.array([0, 1, 2], "m8[s]")}, "must be integers.*timedelta64"),
     ({**GOOD, "classes": np.array(["a", "b"])}, "max 2"),
+    ({**GOOD, "classes": np.array([b"a", b"b", b"caf\xe9"])}, "classes in .* are no text"),
+    ({**GOOD, "classes": np.array(["a", "b", "c"]).view(np.uint32).__add__(2**30).view("<U1")}, "are no text"),
+    ({**GOOD, "classes": np.array(["a", "b", "\ud800"])}, r"class name '\\ud800' in .* is no text"),
+    ({**GOOD, "classes": np.arange(70_000).astype(str)}, "classes in .* must be strings .*65,536 at most"),
+    ({**ENCODED, "offsets": OFFSETS.astype("m8[s]")}, "offsets in .* must be integers"),
     ({**GOOD, "classes": np.array([0, 1, 2])}, "must be strings"),
     ({**ENCODED, "webp": BLOB.astype(np.int32)}, "webp in .* must be uint8"),
     ({**ENCODED, "offsets": OFFSETS.astype(float)}, "offsets in .* must be integers"),
@@ -574,6 +687,72 @@ def test_bad_npz_content_is_refused_by_name(stored, problem, tmp_path) -> None:
     with pytest.raises(InputError, match=problem) as caught:
         everything(load_data(tmp_path / "bad.npz", "all"))
     assert "bad.npz" in str(caught.value)
+
+
+def write_npz(path: Path, packing: int = zipfile.ZIP_STORED, **members: bytes) -> None:
+    """A file of these members, and of the good ones that are not among them."""
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for key, array in GOOD.items():
+            if key not in members:
+                file = io.BytesIO()
+                np.save(file, array)
+                archive.writestr(f"{key}.npy", file.getvalue())
+        for key, content in members.items():
+            archive.writestr(f"{key}.npy", content)
+
+
+def npy(descr: str, shape: tuple[int, ...] | str, body: bytes = b"") -> bytes:
+    """An array whose header claims anything."""
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ({"images": npy("|u1", (10**12, 5, 5))}, "images in .* claims shape .* and 0 bytes follow"),
+        ({"images": npy("|u1", (2**40, 2**40, 2**40))}, "claims shape"),
+        ({"images": npy("|u1", (-3, 5, -5), bytes(75))}, "claims shape"),
+        ({"images": npy("|u1", (3, 5, 5), bytes(76))}, "75|76 bytes follow"),
+        ({"classes": npy("<U536870911", (3,))}, "classes in .* of 2147483644 bytes each, and 0 bytes follow"),
+        ({"classes": npy("|S0", (10**12,))}, "classes in .* of 0 bytes each"),
+        ({"classes": npy("|V0", (10**12,))}, "classes in .* of 0 bytes each"),
+        ({"labels": npy("|O", (3,), b"cos\nsystem\n")}, "never unpickled"),
+        ({"labels": npy("<i8", "(" * 50)}, "cannot be read"),
+        ({"labels": npy("<i8", "(3,)".rjust(20_000), bytes(24))}, "cannot be read"),
+        ({"labels": b""}, "cannot be read"),
+    ],
+)
+def test_an_array_that_claims_what_it_is_not_is_refused_before_memory_is_taken(members, problem, tmp_path) -> None:
+    write_npz(tmp_path / "bad.npz", **members)
+    with pytest.raises(InputError, match=problem) as caught:
+        load_data(tmp_path / "bad.npz", "all")
+    assert "bad.npz" in str(caught.value)
+
+
+def test_an_archive_that_numpy_does_not_write_is_refused(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "bad.npz"
+    write_npz(path, zipfile.ZIP_BZIP2)
+    with pytest.raises(InputError, match="packed in another way than numpy packs"):
+        load_data(path, "all")
+    write_npz(path, zipfile.ZIP_DEFLATED, images=npy("|u1", (4096, 16, 16), bytes(2**20)), labels=npy("|u1", (4096,)))
+    monkeypatch.setattr("zepad.data.arrays._MAX_UNPACKED", 2**20)  # a true one takes a gigabyte
+    with pytest.raises(InputError, match="would unpack from .* to .* bytes"):
+        load_data(path, "all")
+    write_npz(path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("labels.npy", npy("<i8", (3,), bytes(24)))
+    with pytest.raises(InputError, match="holds labels more than once"):
+        load_data(path, "all")
+
+
+def test_numbers_without_an_image_do_not_become_classes_without_a_word(tmp_path) -> None:
+    np.savez(tmp_path / "gaps.npz", images=pixels(3, 5, 5), labels=[5, 9, 5])
+    with pytest.warns(UserWarning, match=r"10 classes by its largest label, and no image of 8 of them \(0, 1"):
+        assert len(load_data(tmp_path / "gaps.npz", "all").classes) == 10
+    np.savez(tmp_path / "named.npz", images=pixels(3, 5, 5), labels=[0, 2, 0], classes=["a", "b", "c"])
+    assert load_data(tmp_path / "named.npz", "all").classes == ["a", "b", "c"]
 
 
 @given(st.data())

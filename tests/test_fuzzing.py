@@ -5,31 +5,48 @@ No case runs code, starts a process, opens a connection, or touches a file that 
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import copy
 import hashlib
 import importlib
+import io
 import json
 import os
 import resource
+import signal
 import sys
 import sysconfig
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 import zepad
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, ZePAD, ZeroShotHead, fusion
+from zepad.data import load_data, read_image
+from zepad.encoders import Encoder
+from zepad.encoders.checkpoints import read_checkpoint
+from zepad.encoders.sources import lightly, solo
+from zepad.encoders.sources.lightly import load_lightly
+from zepad.encoders.sources.resnet import build_resnet
+from zepad.encoders.sources.solo import load_solo
 from zepad.errors import ZePADError
+from zepad.training import harden_branch
+from zepad.training.checkpoints import load_latest
 from zepad.types import ROLES
 
 pytestmark = pytest.mark.slow
@@ -531,3 +548,362 @@ def test_a_dimension_that_no_tensor_can_have(models: dict[str, Saved]) -> None:
     config = vouch(saved, "victim", blob)
     with saved.changed(config=config, victim=blob), pytest.raises(ZePADError, match="is no safetensors file"):
         saved.load()
+
+
+# what else is read ------------------------------------------------------------------------------------------------
+# Each file is read with 2 GiB of memory to spare and within a minute, by readers that have imported what they need.
+
+
+class Late(BaseException):
+    """It takes longer than a minute; no reader catches this."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let what is done take 2 GiB of address space more than there is now, and a minute."""
+
+    def late(*_: object) -> None:
+        raise Late
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before, alarm = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, late)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * GIGABYTE, before[1]))
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+unwarned = pytest.mark.filterwarnings("ignore")  # numpy, Pillow and torch warn of what they find, and go on
+
+
+def read(watch: Watch, folder: Path, reader: Callable[[], Any]) -> Any:
+    """What a reader returns, or None where it refuses; nothing else is done meanwhile."""
+    found = None
+    with bounded(), watch.over(folder), suppress(ZePADError):
+        found = reader()
+    # numpy has Python parse the header of an array; what was parsed would be run in an event of its own.
+    assert [event for event in watch.seen if not event.startswith("compile(")] == []
+    return found
+
+
+def damage(draw: Callable[[Any], Any], content: bytes) -> bytes:
+    """Change, cut out or put in some bytes, at the beginning as often as anywhere."""
+    damaged = bytearray(content)
+    for _ in range(draw(st.sampled_from([1, 1, 2, 5]))):
+        start = draw(st.integers(0, min(200, len(damaged))) | st.integers(0, len(damaged)))
+        end = start + draw(st.sampled_from([0, 1, 1, 4, 100, 10**9]))
+        damaged[start:end] = draw(st.binary(max_size=9) | st.sampled_from([b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(8)]))
+    return bytes(damaged)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    codecs.lookup("cp437")  # of names in zip archives, imported when the first is damaged
+    return tmp_path_factory.mktemp("files")
+
+
+# images
+
+
+def _pictures() -> dict[str, bytes]:
+    """Files of every format that is read, in several modes, and of some that are not."""
+    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    made = {}
+    for form in ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "GIF", "EPS", "TGA", "ICO", "JPEG2000"):
+        for mode in ("RGB", "L", "P", "CMYK", "RGBA", "1", "I;16"):
+            file, options = io.BytesIO(), {"exif": exif} if form in ("JPEG", "PNG", "TIFF", "WEBP") else {}
+            with suppress(OSError, ValueError, KeyError):  # not every format has every mode
+                Image.fromarray(colours).convert("I" if mode == "I;16" else mode).save(file, form, **options)
+                made[f"{form} {mode}"] = file.getvalue()
+    frames, file = [Image.fromarray(np.roll(colours, shift, 0)) for shift in range(3)], io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    return {**made, "WEBP of three frames": file.getvalue()}
+
+
+PICTURES = _pictures()
+
+
+@linux
+@unwarned
+@given(data=st.data())
+@settings(deadline=None, max_examples=900)
+def test_an_image_of_other_bytes(watch: Watch, folder: Path, data: st.DataObject) -> None:
+    """An image in [0, 1] or no image, and no program is started for it."""
+    path = folder / data.draw(st.sampled_from(["picture.png", "picture.jpg"]))
+    whole = PICTURES[data.draw(st.sampled_from(sorted(PICTURES)))]
+    path.write_bytes(whole)
+    read_image_or_refuse(path)  # imports what Pillow needs for this format
+    path.write_bytes(damage(data.draw, whole))
+    image = read(watch, folder, lambda: read_image(path))
+    if image is not None:
+        assert image.dtype == torch.float32
+        assert image.ndim == 3
+        assert image.shape[0] == 3
+        assert 0 <= image.min() <= image.max() <= 1
+
+
+def read_image_or_refuse(path: Path) -> None:
+    with suppress(ZePADError):
+        read_image(path)
+
+
+# npz
+
+
+_shapes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 10**6]), max_size=4).filter(lambda s: np.prod(s) < 10**7)
+_dtypes = st.sampled_from(["u1", "i1", "<i8", ">i4", "u8", "f2", "<f4", ">f8", "c8", "b1", "U3", "S2", "m8[s]"])
+_descriptions = st.sampled_from(
+    ["|u1", "<i8", "<f4", "|O", "|S0", "|V0", "<U1000000", "<U536870911", "|V4", "<m8", "x", "", "(2,)u1", "u1,u1"]
+)
+_sizes = st.sampled_from([0, 1, 3, 5, -1, -3, 2**31, 2**40, 2**62, 2**63, 2**64])
+
+
+def npy(draw: Callable[[Any], Any]) -> bytes:
+    """An array of any kind, or one whose header claims anything."""
+    file = io.BytesIO()
+    if draw(st.booleans()):
+        made = np.zeros(draw(_shapes), draw(_dtypes))
+        if made.dtype.kind in "uif" and made.size:
+            made.flat[0] = draw(st.sampled_from([1, 100, 2**7 - 1]))
+        np.save(file, np.asfortranarray(made) if draw(st.booleans()) else made)
+        return file.getvalue()
+    shape = draw(st.lists(_sizes, max_size=4).map(tuple).map(str) | st.sampled_from(["3", "(" * 60, "(3", "('a',)"]))
+    header = f"{{'descr': {draw(_descriptions)!r}, 'fortran_order': {draw(st.booleans())}, 'shape': {shape}, }}\n"
+    version, length = draw(st.sampled_from([(1, 2), (2, 4), (3, 4), (9, 4)]))
+    body = bytes(draw(st.sampled_from([0, 1, 24, 75, 1000])))
+    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(length, "little") + header.encode() + body
+
+
+def npz(draw: Callable[[Any], Any]) -> bytes:
+    """An archive of good arrays, of which one to three are others."""
+    good = {"images": np.zeros((4, 5, 5), np.uint8), "labels": np.arange(4), "classes": np.array(["a", "b", "c", "d"])}
+    joined = np.frombuffer(PICTURES["PNG RGB"] * 4, np.uint8)
+    offsets = np.arange(5) * len(PICTURES["PNG RGB"])
+    if draw(st.booleans()):
+        good = {"encoded": joined, "offsets": offsets, **{key: good[key] for key in ("labels", "classes")}}
+    members: list[tuple[str, bytes]] = []
+    for key, array in good.items():
+        file = io.BytesIO()
+        np.save(file, array)
+        members.append((key, file.getvalue()))
+    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
+        place = draw(st.integers(0, len(members) - 1))
+        member = (members[place][0], npy(draw))
+        members[place : place + draw(st.sampled_from([0, 1, 1, 1]))] = [member]  # in its place, or beside it
+    file = io.BytesIO()
+    packing = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
+    with zipfile.ZipFile(file, "w", packing) as archive:
+        for key, content in members:
+            archive.writestr(f"{key}.npy", content)
+    return file.getvalue()
+
+
+@linux
+@unwarned
+@given(data=st.data())
+@settings(deadline=None, max_examples=900)
+def test_an_npz_file_of_other_content(watch: Watch, folder: Path, data: st.DataObject) -> None:
+    content = npz(data.draw)
+    path = folder / "data.npz"
+    path.write_bytes(damage(data.draw, content) if data.draw(st.booleans()) else content)
+    found = read(watch, folder, lambda: [load_data(path, "all"), *load_data(path, "all", size=4)])
+    if found is not None:
+        dataset, *items = found
+        assert all(isinstance(name, str) and name.encode() is not None for name in dataset.classes)
+        assert all(0 <= label < len(dataset.classes) for _, label in items)
+        assert all(image.shape == (3, 4, 4) and 0 <= image.min() <= image.max() <= 1 for image, _ in items)
+
+
+# checkpoints of others
+
+
+_WEIGHTS = {"backbone.weight": torch.arange(6.0).view(2, 3), "backbone.count": torch.tensor(7)}
+
+
+def _saved(content: Any, **arguments: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **arguments)
+    return file.getvalue()
+
+
+CHECKPOINTS = {
+    "zip": _saved({"epoch": 1, "state_dict": _WEIGHTS, "args": argparse.Namespace(lr=0.1)}),
+    "bare": _saved(_WEIGHTS),
+    "legacy": _saved({"epoch": 1, "state_dict": _WEIGHTS}, _use_new_zipfile_serialization=False),
+    "safetensors": safetensors.torch.save(_WEIGHTS),
+}
+_NAMES = ("os\nsystem", "builtins\neval", "_codecs\nencode", "builtins\nbytearray", "torch\nTensor")
+_NUMBERS = (b"K\x01", b"J\xff\xff\xff\x7f", b"\x8a\x08" + b"\x7f" * 8)
+_STRINGS = (b"X\x01\0\0\0a", b"X\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x95" + b"\xff" * 8)
+_SINGLE = [bytes([code]) for code in b"Rb\x81}])(t\x85\x86suaeQN\x88."]  # calls, containers, references, the end
+_opcodes = st.lists(
+    st.sampled_from([f"c{name}\n".encode() for name in _NAMES])
+    | st.sampled_from([*_NUMBERS, *_STRINGS, b"q\x01", b"h\x01", b"\x80\x05", b"]" * 99])
+    | st.sampled_from(_SINGLE),
+    max_size=30,
+).map(b"".join)
+_keys = st.sampled_from(["state_dict", "a", 1])
+_objects = st.recursive(
+    st.sampled_from([None, 1, "a", float("nan"), 2**70])
+    | st.sampled_from([torch.ones(2, 3), torch.zeros(0), torch.zeros(1).bool(), torch.zeros(2, dtype=torch.cfloat)])
+    | st.sampled_from([torch.zeros(2, device="meta"), torch.zeros(1).expand(9, 9)]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=3),
+)
+
+
+def checkpoint(draw: Callable[[Any], Any]) -> bytes:
+    """A checkpoint damaged somewhere, of another pickle, packing or content, or of hostile tensors."""
+    whole = CHECKPOINTS[draw(st.sampled_from(sorted(CHECKPOINTS)))]
+    match draw(st.sampled_from(["bytes", "pickle", "archive", "content", "start"])):
+        case "bytes":
+            return damage(draw, whole)
+        case "content":
+            return _saved(draw(_objects), _use_new_zipfile_serialization=draw(st.booleans()))
+        case "start":
+            return draw(st.sampled_from([CHECKPOINTS["legacy"][:15], b"PK\x03\x04", b"\x80\x02", b""])) + draw(_opcodes)
+        case kind:
+            packing = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] if kind == "archive" else [0]))
+            file, source = io.BytesIO(), zipfile.ZipFile(io.BytesIO(CHECKPOINTS["zip"]))
+            with source, zipfile.ZipFile(file, "w", packing) as target:
+                for entry in source.infolist():
+                    content = source.read(entry)
+                    if entry.filename.endswith("data.pkl") and kind == "pickle":
+                        place = draw(st.integers(2, len(content)))
+                        content = content[:place] + draw(_opcodes) + content[place:]
+                    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2])) if kind == "archive" else 1):
+                        target.writestr(entry.filename, content)
+            return file.getvalue()
+
+
+@linux
+@unwarned
+@given(data=st.data())
+@settings(deadline=None, max_examples=1_000)
+def test_a_checkpoint_of_others_of_other_content(watch: Watch, folder: Path, data: st.DataObject) -> None:
+    for whole in CHECKPOINTS.values():  # torch imports some of itself when it first reads each kind
+        (folder / "whole.ckpt").write_bytes(whole)
+        read_checkpoint(folder / "whole.ckpt")
+    path = folder / "weights.ckpt"
+    path.write_bytes(checkpoint(data.draw))
+    state = read(watch, folder, lambda: read_checkpoint(path))
+    assert state is None or all(isinstance(key, str) for key in state)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {f"backbone.{key}": value for key, value in build_resnet("resnet18", "solo").state_dict().items()}
+
+
+_zeros = torch.zeros(64)
+_tensors = (
+    st.sampled_from([None, [1.0], {"weight": _zeros}, "weights", torch.zeros(64, device="meta"), _zeros.to_sparse()])
+    | st.sampled_from([_zeros, _zeros - 1, _zeros / 0, _zeros.half(), _zeros.double() + 1e300, _zeros.cfloat()])
+    | st.sampled_from([_zeros.long(), _zeros.bool(), _zeros[:0], _zeros[:1].expand(64), _zeros.to(torch.float8_e4m3fn)])
+)
+
+
+@unwarned
+@given(data=st.data(), loader=st.sampled_from([load_solo, load_lightly]))
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_encoder_of_others_of_other_tensors(
+    resnet: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, data: st.DataObject, loader: Callable[[str], Encoder]
+) -> None:
+    """What is in the file, past its reader: an encoder whose features are finite, or none."""
+    state: dict[str, Any] = dict(resnet)
+    for _ in range(data.draw(st.sampled_from([0, 1, 1, 2]))):
+        key = data.draw(st.sampled_from(sorted(resnet)))
+        match data.draw(st.sampled_from(["replace", "delete", "rename", "nest"])):
+            case "replace":
+                state[key] = data.draw(_tensors)
+            case "delete":
+                state.pop(key, None)
+            case "rename":
+                state[data.draw(_words)] = state.pop(key, None)
+            case "nest":
+                state[f"{key}.{key}"] = state.get(key)
+    for module in (solo, lightly):
+        monkeypatch.setattr(module, "read_checkpoint", lambda _: state)
+    encoder = None
+    with suppress(ZePADError):
+        encoder = loader("file.ckpt")
+    if encoder is not None:
+        with torch.no_grad():
+            assert encoder(torch.rand(1, 3, 32, 32)).isfinite().all()
+
+
+# checkpoints of training
+
+
+TRAINED = HardenConfig(epochs=2, steps=1)
+
+
+def _resume(folder: Path) -> Any:
+    """Go on from a folder: all that is left to do is to install what it holds."""
+    torch.manual_seed(0)
+    branch, _ = harden_branch(
+        TinyEncoder(), BATCHES, TRAINED, num_classes=3, checkpoint_dir=folder, resume=True, progress=False
+    )
+    return branch.state_dict()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict[str, Tensor]]:
+    """A folder with the last epoch of a training, the content of its file, and the weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    state = _resume(folder)
+    (folder / "epoch-0000.pt").unlink()
+    return folder, (folder / "epoch-0001.pt").read_bytes(), state
+
+
+@linux
+@unwarned
+@given(data=st.data())
+@settings(deadline=None, max_examples=400)
+def test_a_training_checkpoint_of_other_bytes(
+    watch: Watch, trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
+) -> None:
+    folder, whole, _ = trained
+    content = damage(data.draw, whole)
+    (folder / "epoch-0001.pt").write_bytes(content)
+    fingerprint = torch.load(io.BytesIO(whole), weights_only=True)["fingerprint"]
+    state = read(watch, folder, lambda: load_latest(folder, fingerprint))
+    assert (state is None) == (content != whole)
+
+
+@unwarned
+@given(data=st.data())
+@settings(deadline=None, max_examples=400)
+def test_a_training_checkpoint_of_another_structure(
+    trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
+) -> None:
+    """As by someone who can also write its digest: refused, or weights that are finite."""
+    folder, whole, _ = trained
+    state = torch.load(io.BytesIO(whole), weights_only=True)
+    for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]))):
+        path = data.draw(st.sampled_from(paths(state)))
+        owner, key = at(state, path[:-1]), path[-1]
+        if data.draw(st.booleans()):
+            owner[key] = copy.deepcopy(data.draw(_hostile | _objects.map(copy.deepcopy)))
+        else:
+            del owner[key]
+    if data.draw(st.booleans()):
+        content = _saved(state)
+        (folder / "epoch-0001.pt").write_bytes(content + hashlib.sha256(content).digest())
+    else:
+        content = damage(data.draw, whole[:-32])
+        (folder / "epoch-0001.pt").write_bytes(content + hashlib.sha256(content).digest())
+    resumed = None
+    with bounded(), suppress(ZePADError):
+        resumed = _resume(folder)
+    if resumed is not None:
+        assert all(value.isfinite().all() for value in resumed.values())
+    for path in folder.glob("epoch-*.pt"):
+        path.unlink()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import os
 import resource
 import signal
@@ -13,9 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -42,6 +47,7 @@ from zepad.objectives.benign import benign_recipe
 from zepad.objectives.zepad import zepad_objective
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads, harden, harden_branch, train_benign
+from zepad.training.checkpoints import load_latest, save_epoch
 from zepad.training.features import FeatureCache
 from zepad.training.loaders import hold_out
 from zepad.training.rates import default_rate
@@ -471,6 +477,146 @@ def test_a_folder_of_another_run_is_refused(loader: DataLoader, tmp_path: Path) 
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"epoch-0001\.pt cannot be read.*Delete it"):
         build().harden(loader, FAST, checkpoint_dir=tmp_path, resume=True, progress=False)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the victim after the second of two epochs."""
+    folder = tmp_path_factory.mktemp("kept")
+    data = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
+    harden_branch(TinyEncoder(), data, FAST, checkpoint_dir=folder, progress=False)
+    return folder / "epoch-0001.pt"
+
+
+def resumed(path: Path, content: bytes, folder: Path) -> dict[str, Any]:
+    (folder / path.name).write_bytes(content)
+    fingerprint = torch.load(path, weights_only=True)["fingerprint"]
+    state = load_latest(folder, fingerprint)
+    assert state is not None
+    return state
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_checkpoint_with_any_byte_flipped_cut_off_or_added_is_refused(
+    kept: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = bytearray(kept.read_bytes())
+    assert resumed(kept, bytes(content), tmp_path)["epoch"] == 1
+    place = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "add"])):
+        case "flip":
+            content[place] ^= data.draw(st.integers(1, 255))
+        case "cut":
+            del content[place:]
+        case "add":
+            content[place:place] = data.draw(st.binary(min_size=1))
+    with pytest.raises(CheckpointError, match=r"epoch-0001.pt cannot be read: .* Delete it to go on from the epoch"):
+        resumed(kept, bytes(content), tmp_path)
+
+
+def vouched(state: Any) -> bytes:
+    """A file as of someone who can also write the digest."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"epoch": 7}, "it is of epoch 7 with 2 records, not of its name"),
+        ({"epoch": "one"}, "epoch: Input should be a valid integer"),
+        ({"epoch": None}, "epoch: "),
+        ({"history": []}, "it is of epoch 1 with 0 records"),
+        ({"history": [[], []]}, "history.0: Input should be a valid dictionary"),
+        ({"weights": {"encoder.conv.weight": 1}}, "weights.encoder.conv.weight: "),
+        ({"weights": {"a": torch.tensor([1.0, torch.nan])}}, "its weights are not finite: a"),
+        ({"best": {"epoch": 0, "score": 1.0, "weights": {"a": torch.tensor(torch.inf)}}}, "not finite: a"),
+        ({"best": {"weights": {}}}, "best.epoch: Field required"),
+        ({"batches": 0}, "batches: Input should be greater than 0"),
+        ({"more": 1}, "more: Unexpected keyword argument"),
+    ],
+)
+def test_a_checkpoint_of_another_structure_is_refused_by_field(
+    kept: Path, tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    state = torch.load(kept, weights_only=True)
+    with pytest.raises(CheckpointError, match=problem):
+        resumed(kept, vouched(state | change), tmp_path)
+    del state["optimizer"]
+    with pytest.raises(CheckpointError, match="optimizer: Field required"):
+        resumed(kept, vouched(state), tmp_path)
+    with pytest.raises(CheckpointError, match="holds no training state|more than tensors and plain values"):
+        resumed(kept, vouched([Path()] if "more" in change else [1]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+        lambda state: state["optimizer"]["state"][0].pop("exp_avg_sq"),
+        lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.9, 2.0)),
+        lambda state: state["optimizer"]["param_groups"].pop(),
+        lambda state: state.update(optimizer={}),
+        lambda state: state["weights"].update({"encoder.backbone.conv.weight": torch.zeros(1)}),
+        lambda state: state["weights"].pop("encoder.backbone.conv.weight"),
+    ],
+)
+def test_a_checkpoint_of_other_tensors_is_refused_and_trains_nothing(
+    kept: Path, tmp_path: Path, loader: DataLoader, change: Callable[[Any], object]
+) -> None:
+    state = torch.load(kept, weights_only=True)
+    change(state)
+    (tmp_path / kept.name).write_bytes(vouched(state))
+    with pytest.raises(CheckpointError, match="is of another architecture: .*Resume with the encoder that it is of"):
+        harden_branch(TinyEncoder(), loader, FAST, checkpoint_dir=tmp_path, resume=True, progress=False)
+
+
+def test_a_checkpoint_that_unpacks_to_more_or_is_no_file_is_refused(kept: Path, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with ZipFile(kept) as source, ZipFile(buffer, "w", ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    with pytest.raises(CheckpointError, match="is compressed, which torch.save never does"):
+        resumed(kept, buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest(), tmp_path)
+    (tmp_path / kept.name).unlink()
+    os.mkfifo(tmp_path / kept.name)
+    with pytest.raises(CheckpointError, match="it is no regular file. Delete it"):
+        load_latest(tmp_path, {})
+
+
+def test_the_newest_epoch_is_the_one_of_the_largest_number(tmp_path: Path) -> None:
+    state = {"fingerprint": {}, "batches": 1, "weights": {}, "optimizer": {}, "best": None}
+    for epoch in (9_998, 9_999, 10_000):
+        save_epoch(tmp_path, epoch, {**state, "epoch": epoch, "history": [{}] * (epoch + 1)})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["epoch-10000.pt", "epoch-9999.pt"]
+    latest = load_latest(tmp_path, {})
+    assert latest is not None
+    assert latest["epoch"] == 10_000
+
+
+class Normed(TinyEncoder):
+    """An encoder that ends in BatchNorm over images alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
+
+
+def test_a_batch_of_one_with_batchnorm_says_drop_last() -> None:
+    data = TensorDataset(*toy_data(33))
+    config = HardenConfig(epochs=1, steps=1, val_fraction=0)
+    with pytest.raises(InputError, match=r"a batch of one image, on which BatchNorm .*drop_last=True"):
+        harden_branch(Normed(), DataLoader(data, batch_size=16), config, progress=False)
+    with pytest.raises(InputError, match=r"drop_last=True"):
+        benign = BenignConfig(epochs=1, val_fraction=0)
+        train_benign(Normed(), DataLoader(data, batch_size=16), benign, progress=False)
+    harden_branch(Normed(), DataLoader(data, batch_size=16, drop_last=True), config, progress=False)
+    harden_branch(TinyEncoder(), DataLoader(data, batch_size=16), config, progress=False)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(loader: DataLoader, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def parse_json(cls: type[_T], text: str | bytes, *, origin: str) -> _T:
         value: _T = _adapter(cast(Any, cls)).validate_json(text)
         return _complete(value, _adapter(Any).validate_json(text))
     except ValidationError as error:
-        raise CheckpointError(f"{origin} is damaged: {_describe(error)}. Save or download it again.") from error
+        raise CheckpointError(f"{origin} is damaged: {describe(error)}. Save or download it again.") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{origin} is damaged: {error}. Save or download it again.") from error
 
@@ -87,7 +87,8 @@ def _left_out(value: Any, given: Any, path: str) -> list[str]:
     return missing + [name for part in inner for name in _left_out(*part)]
 
 
-def _describe(error: ValidationError) -> str:
+def describe(error: ValidationError) -> str:
+    """Return the first problems that pydantic found, each with the field it is in."""
     problems = [
         f"{'.'.join(map(str, problem['loc'])) or 'the text'}: {problem['msg']}"
         for problem in error.errors(include_url=False, include_context=False, include_input=False)

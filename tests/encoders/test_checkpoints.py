@@ -15,10 +15,11 @@ import sys
 import tarfile
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from zepad.encoders import checkpoints
 from zepad.encoders.checkpoints import read_checkpoint
 from zepad.errors import CheckpointError
 
@@ -129,10 +131,10 @@ def archive(kind: str) -> bytes:
         pytest.param(archive("w:gz"), "is a packed archive. Unpack it", id="tar.gz"),
         (archive("w:xz"), "is a packed archive. Unpack it"),
         (archive("zip"), "is a zip archive that torch.save did not write. Unpack it"),
-        (FORMATS["zip"]()[:-1], "is cut short: its end.*Download or copy it again"),
+        (FORMATS["zip"]()[:-1], "is damaged or cut short.*download or copy it again"),
         (FORMATS["legacy"]()[:-1], "damaged, cut short or no checkpoint"),
         (FORMATS["safetensors"]()[:-1], "damaged, cut short or no checkpoint"),
-        (b"Entry not found", "damaged, cut short or no checkpoint"),
+        (b"Entry not found", "no checkpoint: it does not begin as torch.save and safetensors do"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(content: bytes, message: str, path: Path) -> None:
@@ -166,8 +168,10 @@ def test_a_damaged_byte_is_survived(kind: str, path: Path, data: st.DataObject) 
     content = bytearray(FORMATS[kind]())
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    with contextlib.suppress(CheckpointError):  # a changed weight cannot be told
-        assert isinstance(read_checkpoint(path), dict)
+    with contextlib.suppress(CheckpointError):
+        state = read_checkpoint(path)
+        if kind == "zip":  # the others have no checksums, so that a changed weight cannot be told
+            assert_weights(state)
 
 
 def test_a_table_of_contents_of_another_age_is_damage(path: Path) -> None:
@@ -186,6 +190,83 @@ def test_a_table_of_contents_of_another_age_is_damage(path: Path) -> None:
 def test_any_bytes_are_a_checkpoint_error_and_nothing_else(path: Path, start: bytes, rest: bytes) -> None:
     path.write_bytes(start + rest)
     with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+# what takes no memory -------------------------------------------------------------------------------------------
+
+
+def repacked(content: bytes, packing: int = ZIP_STORED, **changed: bytes) -> bytes:
+    """An archive again, packed in another way or with other entries."""
+    buffer = io.BytesIO()
+    with ZipFile(io.BytesIO(content)) as source, ZipFile(buffer, "w", packing) as target:
+        for entry in source.infolist():
+            own = entry.filename.rpartition("/")[2].partition(".")[0]
+            target.writestr(entry.filename, changed.get(own, source.read(entry)))
+    return buffer.getvalue()
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(path: Path) -> None:
+    path.write_bytes(repacked(saved({"state_dict": {"a": torch.zeros(2**22)}}), ZIP_DEFLATED))
+    assert path.stat().st_size < 2**18  # and would take 64 times as much
+    with pytest.raises(CheckpointError, match="is compressed, which torch.save never does"):
+        read_checkpoint(path)
+
+
+def test_entries_that_overlap_are_refused(path: Path) -> None:
+    """Each entry claims all of the file, so that n entries would take n times its size."""
+    content = bytearray(saved({f"key{i}": torch.zeros(50) + i for i in range(9)}))
+    for name in (b"data/0", b"data/1", b"data/2", b"data/3", b"data/4", b"data/5", b"data/6", b"data/7", b"data/8"):
+        header = content.rindex(b"PK\x01\x02", 0, content.rindex(name))
+        content[header + 20 : header + 28] = (len(content) - 300).to_bytes(4, "little") * 2
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is compressed, which torch.save never does|damaged"):
+        read_checkpoint(path)
+
+
+def test_an_oversized_pickle_is_refused_before_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_MAX_PICKLE", 10_000)  # a true one takes too long to write
+    monkeypatch.setattr(checkpoints._Legacy, "_left", 10_000)
+    small = {"state_dict": weights() | {"note": "x" * 5_000}}
+    large = {"state_dict": weights() | {"note": "x" * 20_000}}
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        path.write_bytes(saved(small, **options))
+        assert_weights({key: value for key, value in read_checkpoint(path).items() if key != "note"})
+        path.write_bytes(saved(large, **options))
+        with pytest.raises(CheckpointError, match="its pickle is larger than 10000 bytes"):
+            read_checkpoint(path)
+
+
+def test_large_tensors_are_no_oversized_pickle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_MAX_PICKLE", 10_000)
+    monkeypatch.setattr(checkpoints._Legacy, "_left", 10_000)
+    for options in ({}, {"_use_new_zipfile_serialization": False}):
+        path.write_bytes(saved({"a": torch.arange(10_000)}, **options))
+        assert torch.equal(read_checkpoint(path)["a"], torch.arange(10_000))
+
+
+def test_an_archive_that_readers_can_see_differently_is_refused(path: Path) -> None:
+    whole = FORMATS["zip"]()
+    buffer = io.BytesIO(whole)
+    with warnings.catch_warnings(), ZipFile(buffer, "a") as file:
+        warnings.simplefilter("ignore")
+        file.writestr(file.namelist()[0], b"again")
+    for content in (buffer.getvalue(), whole[:30] + whole):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="two readers can see different content|damaged"):
+            read_checkpoint(path)
+
+
+def test_what_is_no_file_is_refused_at_once(path: Path) -> None:
+    os.mkfifo(path)
+    for name in (path, Path("/dev/zero")):
+        with pytest.raises(CheckpointError, match="cannot be read: it is no regular file. Name a checkpoint file"):
+            read_checkpoint(name)
+
+
+def test_names_that_are_no_strings_are_refused_unread(path: Path) -> None:
+    torch.save({1: torch.zeros(1), "1": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="holds the entries a int, 1; expected strings for names"):
         read_checkpoint(path)
 
 

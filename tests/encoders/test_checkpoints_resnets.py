@@ -281,6 +281,8 @@ FIRST, DEEP = "backbone.conv1.weight", "backbone.layer3.1.bn2.running_var"
         ({DEEP: [1.0] * 256}, r"\(no plain tensor, expected float 256\)"),
         ({DEEP: torch.full((256,), torch.nan)}, f"not finite: {DEEP}"),
         ({DEEP: torch.full((256,), 1e300, dtype=torch.double)}, f"not finite: {DEEP}"),
+        ({DEEP: torch.full((256,), -1e-9)}, f"variances below zero: {DEEP}. Download"),
+        ({DEEP: torch.ones(256, dtype=torch.cfloat)}, r"\(no plain tensor, expected float 256\)"),
         ({FIRST: torch.ones(64, 3, 5, 5)}, rf"{FIRST} \(float 64x3x5x5, expected float 64x3x7x7\)"),
         ({DEEP: None, DEEP.replace("var", "std"): torch.ones(256)}, f"missing: {DEEP}; unexpected: .*running_std"),
     ],

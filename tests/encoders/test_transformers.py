@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -513,6 +514,19 @@ def test_a_processor_saved_by_transformers_is_read(tmp_path: Path) -> None:
     transformers.CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size).save_pretrained(tmp_path)
     preprocessing = build(spec_at(tmp_path), pretrained=True).preprocessing
     assert (preprocessing.mean, preprocessing.size) == (OPENAI, (SIZE, SIZE))
+
+
+def test_a_folder_with_what_is_no_file_or_has_no_end_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    with (tmp_path / "preprocessor_config.json").open("wb") as file:
+        file.truncate(2**40)  # all of it a hole
+    with pytest.raises(CheckpointError, match="preprocessor_config.json is larger than 16777216 bytes"):
+        build(spec_at(tmp_path), pretrained=True)
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="config.json is no regular file"):
+        build(spec_at(tmp_path), pretrained=True)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"image_mean": 1, "image_std": 1}', '{"image_mean": "x"}'])

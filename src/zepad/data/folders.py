@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .images import ImageFiles
+from .images import ImageFiles, check_names
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -46,7 +47,7 @@ def read_folder(path: Path) -> tuple[ImageFiles, Tensor, list[str]]:
     """Find the images below `path/<class>/`, classes and files in order of name; nothing is opened.
 
     Raises:
-        InputError: If there is no class, or a class has no image.
+        InputError: If there is no class, a class has no image, a link leads nowhere, or one class lies inside another.
     """
     classes = _class_names(path)
     if not classes:
@@ -63,8 +64,13 @@ def read_folder(path: Path) -> tuple[ImageFiles, Tensor, list[str]]:
 
 
 def image_files(path: Path) -> list[Path]:
-    """Return the image files anywhere below a folder, in order of name."""
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    """Return the image files anywhere below a folder, in order of name.
+
+    Raises:
+        InputError: If one is a symbolic link that leads nowhere.
+    """
+    found = _sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return [file for file in found if file.is_file()]
 
 
 def check_classes(path: Path, names: list[str], wanted: tuple[str, ...]) -> None:
@@ -84,7 +90,45 @@ def check_classes(path: Path, names: list[str], wanted: tuple[str, ...]) -> None
 
 def _class_names(path: Path) -> list[str]:
     # Hidden folders (.ipynb_checkpoints, .git) belong to tools.
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        entries = _sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    folders = [entry for entry in entries if entry.is_dir()]
+    _check_apart(folders)
+    return check_names(path, [folder.name for folder in folders])
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    """Return paths in order of name, none of them a link that leads nowhere: left out, it would shrink the data set.
+
+    Raises:
+        InputError: Naming the link.
+    """
+    ordered = sorted(paths)
+    for path in ordered:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path} is a symbolic link to {path.readlink()}, which is not there. Mend or delete it.")
+    return ordered
+
+
+def _check_apart(folders: list[Path]) -> None:
+    """Refuse classes that share images, which only symbolic links can make.
+
+    Raises:
+        InputError: Naming the two folders.
+    """
+    if not any(folder.is_symlink() for folder in folders):
+        return
+    owners: dict[Path, Path] = {}
+    for folder in folders:
+        other = owners.setdefault(folder.resolve(), folder)
+        if other is not folder:
+            raise InputError(f"{folder} is the same folder as {other}, so its images have two labels. Remove one.")
+    for place, folder in owners.items():
+        around = next((owners[parent] for parent in place.parents if parent in owners), None)
+        if around is not None:
+            raise InputError(f"{folder} lies inside {around}, so its images have two labels. Remove one.")
 
 
 def _some(names: list[str]) -> str:

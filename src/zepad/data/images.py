@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
 from ..errors import InputError
+from ..files import open_regular
 
 
 class LabelledImages(TensorDataset):
@@ -92,6 +94,18 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         )
 
 
+def check_names(origin: Path, names: list[str]) -> list[str]:
+    """Return the names of classes if they are text that can be written in UTF-8.
+
+    Raises:
+        InputError: Naming the first that is not.
+    """
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # how Python holds bytes that are no UTF-8
+            raise InputError(f"the class name {name!a} in {origin} is no text in UTF-8. Rename the class.")
+    return names
+
+
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Stretch one image `(C, H, W)` in [0, 1] to height and width `size`, bilinearly with antialiasing."""
     if image.shape[1:] == size:
@@ -103,11 +117,13 @@ def read_image(path: Path, *, channels: int = 3) -> Tensor:
     """Read an image file as float `(channels, H, W)` in [0, 1].
 
     Args:
-        path: Path of a file in any format that Pillow reads, with 8 bits per channel. Transparency is dropped.
+        path: Path of a BMP, JPEG, PNG, PPM, TIFF or WebP file with 8 bits per channel. It is turned as its EXIF
+            orientation says. Transparency is dropped, and of several frames the first is taken.
         channels: Number of channels: 3 for colour, 1 for grey.
 
     Raises:
-        InputError: If the file is no image, or no image has that many channels.
+        InputError: If the file is no such image, is damaged or has more than 89,478,485 pixels, or no image has that
+            many channels.
     """
     return _decode(path, str(path), channels)
 
@@ -180,27 +196,51 @@ def from_pixels(pixels: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.array(np.broadcast_to(image, (3, *image.shape[1:])), order="C"))
 
 
-# Errors that Pillow's decoders raise for damaged files.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Of Pillow's formats those that pictures to learn from come in. Others hand a file to a program (EPS to Ghostscript).
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MAX_BYTES = 2**30
+_MAX_PIXELS = 89_478_485  # of more Pillow warns; in three channels of float they are 1.1 GB
 
 
 def _decode(file: Path | BinaryIO, name: str, channels: int) -> Tensor:
     if channels not in (1, 3):
         raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
-    except _DAMAGED as error:
-        raise InputError(f"{name} is no image that can be read: {error}.") from error
-    if mode.startswith(("I", "F")):  # Pillow would cut every pixel above 255 to white
-        raise InputError(f"{name} has more than 8 bits per channel (mode {mode}). Convert it to 8 bits first.")
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
+    with _opened(file, name) as image:
+        ImageOps.exif_transpose(image, in_place=True)  # as the photographer saw it: cameras are held on their side
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    scaled = torch.from_numpy(pixels.astype(np.float32)).div_(255)
+    return scaled.reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
 
 
 def _shape(file: Path | BinaryIO, name: str) -> tuple[int, int]:
+    with _opened(file, name) as image:
+        if image.height != image.width and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)  # needs the pixels; some formats are turned already
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Yield an image of which the header has been read, and say of whatever fails that it cannot be read."""
     try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except _DAMAGED as error:
-        raise InputError(f"{name} is no image that can be read: {error}.") from error
+        with ExitStack() as stack:
+            if isinstance(file, (str, Path)):
+                file = stack.enter_context(open_regular(Path(file), limit=_MAX_BYTES))
+            image = stack.enter_context(Image.open(file, formats=_FORMATS))
+            if image.width * image.height > _MAX_PIXELS:
+                raise InputError(
+                    f"{name} has {image.width} x {image.height} pixels; expected at most {_MAX_PIXELS:,} in all. "
+                    "Make it smaller."
+                )
+            if image.mode.startswith(("I", "F")):  # Pillow would cut every pixel above 255 to white
+                raise InputError(
+                    f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits first."
+                )
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow's decoders raise anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose text names a Python object
+            reason = "it does not begin as one"
+        raise InputError(f"{name} is no image that can be read: {reason}. Expected {', '.join(_FORMATS)}.") from error

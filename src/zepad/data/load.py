@@ -66,7 +66,7 @@ def load_data(
             - `"animals10"`, `"imagenet20"`: `root/<name>/{train,test}/<class>/*.jpg`, or `root/<name>/<class>/*.jpg`.
               Animals-10 has the ten class folders of Kaggle's archive (`cane` to `scoiattolo`); ImageNet20 is
               whichever 20 class folders of ImageNet (`n01440764`, ...) are there;
-            - `"folder:PATH"`: `PATH/{train,test}/<class>/` or `PATH/<class>/`, images of any format that Pillow reads;
+            - `"folder:PATH"`: `PATH/{train,test}/<class>/` or `PATH/<class>/`, images as `read_image` reads them;
             - `"npz:PATH"`, or a path that ends in `.npz`: `images` or `webp` and `offsets`, and `labels`. `{split}` in
               the path stands for the name of the split, if each split has a file of its own.
         split: `"train"` or `"test"`. A folder or file without a split of its own is split at random, class by class:
@@ -162,8 +162,8 @@ def _whole_or_part(
 def _part(labels: Tensor, classes: list[str], path: Path, split: Literal["train", "test"]) -> Tensor:
     generator = torch.Generator().manual_seed(0)  # not the caller's seed: train and test must never overlap
     parts = []
-    for label, name in enumerate(classes):
-        where = (labels == label).nonzero().flatten()
+    members = labels.argsort(stable=True).split(torch.bincount(labels, minlength=len(classes)).tolist())
+    for name, where in zip(classes, members, strict=True):
         if len(where) == 1:
             raise InputError(
                 f"class {name!r} of {path} has one image alone, which cannot be split into train and test. Add images, "

@@ -55,6 +55,7 @@ def read_published(
     """
     place = root / _PLACES[name][split]
     try:
+        _check_regular(root, place)
         return _read(name, root, split, download)
     except _FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
@@ -73,6 +74,17 @@ def read_published(
             f"{name} ({split}) is not there: {place} is missing. "
             f"Pass download=True (--download) to fetch it, or {elsewhere}."
         ) from error
+
+
+def _check_regular(root: Path, place: Path) -> None:
+    """Refuse FIFOs and devices among the files that torchvision opens: it would wait for them.
+
+    Raises:
+        OSError: Naming the file.
+    """
+    for path in (place, *place.glob("*"), root / "gtsrb" / "GT-final_test.csv"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(f"{path} is no regular file")
 
 
 def _read(name: str, root: Path, split: Literal["train", "test"], download: bool) -> tuple[Pictures, Tensor, list[str]]:

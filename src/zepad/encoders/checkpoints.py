@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, ZipFile
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import open_regular
 
 # Lightning keeps objects of the training run beside the weights: settings, callbacks, schedulers. `weights_only=True`
 # refuses them, so objects whose full name starts with one of these prefixes are read into stand-ins that do nothing.
@@ -45,7 +47,10 @@ _RECORDS = (
 )
 _MAPPINGS = ("AttributeDict", "defaultdict")  # filled item by item, which torch allows for a true dict alone
 
+_MAX_BYTES = 2**34
+_MAX_PICKLE = 2**23  # names and records, tensors lie beside; one byte of it can ask for two hundred of memory
 _HEAD = 512  # number of leading bytes from which the kind of a file is recognised
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first until torch 1.6
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd", b"Rar!")
 
 
@@ -54,7 +59,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     A Lightning checkpoint, a bare state dict saved by `torch.save` and a safetensors file are all read. The prefix
     `module.` of a model wrapped in DataParallel is removed once if every key has it. Nothing in the file is executed:
-    `torch.load` is always called with `weights_only=True`.
+    `torch.load` is always called with `weights_only=True`, and memory is taken only for what lies in the file. The
+    checksums in a file of the zip format, which torch has written since 1.6, are compared; the other formats have none.
 
     Args:
         path: Path of the checkpoint file.
@@ -70,9 +76,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = _read(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        found = f"the entries {listed(map(str, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        found = f"the entries {listed(map(_name, state))}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(f"{path} holds {found}; expected tensors by name, or a state_dict of them.")
-    state = {str(key): value for key, value in state.items()}
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{path} holds the entries {listed(map(_name, state))}; expected strings for names.")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -85,25 +92,71 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + rest
 
 
+def check_archive(file: BinaryIO) -> None:
+    """Refuse a zip archive that `torch.save` did not write so, or that is not what it was when it was written.
+
+    `torch.load` compares no checksum, unpacks compressed entries of any size, and reads a pickle of any size.
+
+    Args:
+        file: The file at any position; it is left at another.
+
+    Raises:
+        CheckpointError: With what is wrong with "it", the file; without what to do.
+    """
+    try:
+        with ZipFile(file) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, size=file.seek(0, 2))
+            if damaged := archive.testzip():
+                raise CheckpointError(f"it is damaged: the checksum of {damaged} does not fit its content")
+    except CheckpointError:
+        raise
+    except BadZipFile as error:
+        raise CheckpointError(f"it is damaged or cut short: {error}") from error
+    except Exception as error:  # a damaged table of contents can raise anything
+        raise CheckpointError("it is damaged: its table of contents makes no sense") from error
+
+
+def _check_entries(entries: list[ZipInfo], *, size: int) -> None:
+    names = [entry.filename for entry in entries]
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError("it is a zip archive that torch.save did not write")
+    if len(set(names)) < len(names) or min(entry.header_offset for entry in entries):
+        raise CheckpointError("it is an archive of which two readers can see different content")
+    if any(entry.compress_type != ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        raise CheckpointError("it is compressed, which torch.save never does: a small file could fill the memory")
+    if any(entry.filename.endswith("/data.pkl") and entry.file_size > _MAX_PICKLE for entry in entries):
+        raise CheckpointError(f"its pickle is larger than {_MAX_PICKLE} bytes, which no names and settings are")
+
+
+def _name(key: object) -> str:
+    return key if isinstance(key, str) else f"a {type(key).__name__}"  # not its text, which may be without end
+
+
 def _read(path: Path) -> object:
     try:
-        with path.open("rb") as file:
+        with open_regular(path, limit=_MAX_BYTES) as file:
             head = file.read(_HEAD)
-        foreign = _foreign(path, head)
+            foreign = _foreign(head)
+            if head.startswith(b"PK"):
+                check_archive(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Unpack it, or download or copy it again.") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}. Check the path.") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(f"{path} is a folder. Name the checkpoint file in it.") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder. Name the checkpoint file in it.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read: {reason}. Name a checkpoint file.") from error
     if foreign:
         raise CheckpointError(f"{path} is {foreign}")
     try:
         if head[8:9] == b"{":  # after the length of a safetensors header
             return load_file(path)
         return _unpickle(path, zipped=head.startswith(b"PK"))
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # a damaged pickle can raise anything
         # Not chained: torch's own text advises to turn the protection off.
         raise CheckpointError(
@@ -112,7 +165,7 @@ def _read(path: Path) -> object:
         ) from None
 
 
-def _foreign(path: Path, head: bytes) -> str:
+def _foreign(head: bytes) -> str:
     """Describe a file that is no checkpoint and what to do about it; return "" for one that may be a checkpoint."""
     if not head:
         return "empty. Download or copy it again."
@@ -122,22 +175,16 @@ def _foreign(path: Path, head: bytes) -> str:
         return "a web page, such as a login or error page saved as the file. Download the checkpoint again."
     if head.startswith(_PACKED) or head[257:262] == b"ustar":
         return "a packed archive. Unpack it and name the checkpoint in it."
-    if head.startswith(b"PK"):
-        try:
-            with ZipFile(path) as archive:
-                names = archive.namelist()
-        except BadZipFile:
-            return "cut short: its end, with the table of contents, is missing. Download or copy it again."
-        except Exception:  # a damaged table of contents can raise anything
-            return "damaged: its table of contents makes no sense. Download or copy it again."
-        if not any(name.endswith("/data.pkl") for name in names):
-            return "a zip archive that torch.save did not write. Unpack it and name the checkpoint in it."
+    if head[8:9] != b"{" and not head.startswith((b"PK", _LEGACY)):
+        return "damaged, cut short or no checkpoint: it does not begin as torch.save and safetensors do."
     return ""
 
 
 def _unpickle(path: Path, *, zipped: bool) -> object:
-    # Only the zip format, the default since torch 1.6, lists the names it needs. Older files must hold tensors alone.
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+    if not zipped:  # the older format, which does not list the names it needs, must hold tensors alone
+        with _Legacy(path.open("rb", buffering=0)) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     refused = sorted(name for name in names if not name.startswith(_RECORDS))
     if refused:
         raise CheckpointError(
@@ -146,6 +193,27 @@ def _unpickle(path: Path, *, zipped: bool) -> object:
         )
     with torch.serialization.safe_globals([_stand_in(name) for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _Legacy(io.BufferedReader):
+    """A file of the older format, of which little is read but the tensors, and those past this class."""
+
+    _left = _MAX_PICKLE
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes of a pickle.
+
+        Raises:
+            CheckpointError: If that makes more of them than names and records need.
+        """
+        self._left -= self._left + 1 if size is None or size < 0 else size
+        if self._left < 0:
+            raise CheckpointError(f"its pickle is larger than {_MAX_PICKLE} bytes, which no names and settings are")
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:  # noqa: ARG002 - no name of a class is longer
+        """Return a line, of which there is one per name."""
+        return super().readline(_HEAD)
 
 
 class _Inert:

@@ -1,18 +1,29 @@
-"""Training state on disk: one file per epoch, written whole or not at all."""
+"""Training state on disk: one file per epoch, written whole or not at all, and read only as it was written.
+
+A file is what `torch.save` makes of the state, followed by the SHA-256 of all that, which `torch.load` passes over.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from torch import Tensor
 
+from ..encoders.checkpoints import check_archive
 from ..errors import CheckpointError, ConfigError, InputError
-from ..files import write_bytes
+from ..files import open_regular, write_bytes
+from ..schema import describe
 
 _KEEP = 2
+_DIGEST = 32  # bytes at the end of a file
+_MAX_BYTES = 2**38
+_CHECKED: Any = {"extra": "forbid", "arbitrary_types_allowed": True}
 
 
 def checkpoint_folder(folder: str | Path | None, *, resume: bool) -> Path | None:
@@ -64,11 +75,12 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
     A process killed at any moment leaves either the complete new file or none.
 
     Raises:
-        CheckpointError: If the folder cannot be written. The epochs before are as they were.
+        CheckpointError: If the file cannot be written, as on a full disk. Earlier epochs stay.
     """
-    path = folder / f"epoch-{epoch:04d}.pt"
+    path = folder / _name(epoch)
     content = io.BytesIO()
     torch.save(state, content)  # not to the file, since PyTorch may end the process where a write fails
+    content.write(_digest(content, content.tell()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".epoch-*.pt"):  # by a process that was killed while it wrote
@@ -77,7 +89,12 @@ def save_epoch(folder: Path, epoch: int, state: dict[str, Any]) -> Path:
         for old in _epochs(folder)[:-_KEEP]:
             old.unlink()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Free some space and resume.") from error
+        last = newest(folder)
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror}. "
+            f"{f'The last good checkpoint is {last}' if last else 'No checkpoint was kept'}. Make room, and go on with "
+            "resume=True."
+        ) from error
     return path
 
 
@@ -96,9 +113,12 @@ def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | N
         return None
     path = paths[-1]
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Delete it to go on from the epoch before.") from error
+        state = _read(path)
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. Delete it to go on from the epoch "
+            "before."
+        ) from error
     theirs = state["fingerprint"]
     differing = sorted(key for key in fingerprint.keys() | theirs.keys() if fingerprint.get(key) != theirs.get(key))
     if differing:
@@ -110,11 +130,78 @@ def load_latest(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | N
     return state
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return the state in a file whose digest is right, and which holds what `TrainingState.save` writes.
+
+    Raises:
+        CheckpointError: With what is wrong with "it", the file.
+        OSError: If it cannot be opened.
+    """
+    with open_regular(path, limit=_MAX_BYTES) as file:
+        size = file.seek(0, 2) - _DIGEST
+        if size < 0 or _digest(file, size) != file.read():
+            raise CheckpointError(
+                "its content is not what was written: it is damaged, or of a version of zepad that wrote no digest"
+            )
+        check_archive(file)
+        file.seek(0)
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a hostile pickle can raise anything; not chained, as torch advises to trust it
+            raise CheckpointError(f"it holds more than tensors and plain values ({type(error).__name__})") from None
+    try:
+        saved = _SAVED.validate_python(state)
+    except ValidationError as error:
+        raise CheckpointError(f"it holds no training state: {describe(error)}") from error
+    if path.name != _name(saved.epoch) or len(saved.history) != saved.epoch + 1:
+        raise CheckpointError(f"it is of epoch {saved.epoch} with {len(saved.history)} records, not of its name")
+    for weights in (saved.weights, {} if saved.best is None else saved.best.weights):
+        if broken := [key for key, value in weights.items() if not value.isfinite().all()]:
+            raise CheckpointError(f"its weights are not finite: {', '.join(broken[:3])}")
+    return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    __pydantic_config__ = _CHECKED
+    epoch: NonNegativeInt
+    score: float
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    __pydantic_config__ = _CHECKED
+    fingerprint: dict[str, Any]
+    epoch: NonNegativeInt
+    batches: PositiveInt | None
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    history: list[dict[str, float]]
+    best: _Best | None
+
+
+_SAVED = TypeAdapter(_Saved)
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """Return the SHA-256 of the first `size` bytes of a file, which is left behind them."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(min(size - file.tell(), 2**20)):
+        digest.update(chunk)
+    return digest.digest()
+
+
 def newest(folder: Path | None) -> Path | None:
     """Return the path of the newest complete epoch, if any."""
     paths = _epochs(folder) if folder else []
     return paths[-1] if paths else None
 
 
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.pt"
+
+
 def _epochs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*.pt"))
+    return sorted(folder.glob("epoch-*.pt"), key=lambda path: (len(path.name), path.name))  # 10000 after 9999

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from ..config import Schedule
@@ -100,6 +102,24 @@ def _one_cycle(progress: float) -> float:
     if progress < _WARM_UP:
         return _FIRST_RATE + (1 - _FIRST_RATE) * 0.5 * (1 - math.cos(math.pi * progress / _WARM_UP))
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
+
+
+@contextmanager
+def _explaining_single_images(branch: Branch, images: Tensor) -> Iterator[None]:
+    """Say what to do where BatchNorm fails on a batch of one image, most often the rest of a data set.
+
+    Raises:
+        InputError: In the place of torch's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if len(images) > 1 or not any(isinstance(m, _BatchNorm) and m.training for m in branch.modules()):
+            raise
+        raise InputError(
+            "the loader yielded a batch of one image, on which BatchNorm cannot train. Pass drop_last=True to the "
+            "DataLoader, or a batch_size that leaves no single image over."
+        ) from error
 
 
 class _ObjectiveModule(nn.Module):
@@ -244,7 +264,7 @@ class _Loop:
         public = self._public_features(images, labels)
         # A context of its own: in older torch autocast caches the weights that were cast without gradients, as for
         # the targets, and they would have none here.
-        with autocast(self.device, self.config.precision):
+        with autocast(self.device, self.config.precision), _explaining_single_images(self.branch, images):
             output: ObjectiveOutput = self.module(images, attacked, labels, targets, static, public)
         loss = output.loss.item()
         if not math.isfinite(loss):

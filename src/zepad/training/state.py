@@ -75,9 +75,13 @@ class TrainingState:
             return 0
         try:
             self.branch.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint in {folder} is of another architecture: {error}") from error
+            _load_optimizer(self.optimizer, state["optimizer"])
+        except Exception as error:  # torch checks little of an optimizer's state before it uses it
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint in {folder} is of another architecture: {reason} Resume with the encoder that it is "
+                "of, or choose another folder."
+            ) from error
         self.history, self.best, self.batches = state["history"], state["best"], state["batches"]
         return int(state["epoch"]) + 1
 
@@ -88,3 +92,24 @@ class TrainingState:
         if processes > 1:  # BatchNorm statistics are those of the main process everywhere
             self.branch.load_state_dict({k: broadcast(v) for k, v in self.branch.state_dict().items()})
         self.branch.eval()
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Give Adam its averages and step numbers, and nothing else.
+
+    Raises:
+        ValueError: If settings differ, or a tensor does not fit its parameter.
+    """
+    own = [_settings(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    if [_settings(group) for group in optimizer.param_groups] != own:
+        raise ValueError("its optimizer has other settings")
+    for parameter, values in optimizer.state.items():
+        found = {name: tuple(value.shape) for name, value in values.items()}
+        shape = tuple(parameter.shape)
+        if found != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+            raise ValueError(f"its optimizer has {found} for a parameter of shape {shape}")
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name not in ("params", "lr")}  # the rate changes each step

@@ -144,19 +144,24 @@ def load_resnet(path: str | Path, state: Mapping[str, Any], group: str, *, stem:
 
 
 def check_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights with infinities or NaN.
+    """Refuse weights with infinities or NaN, and running variances below zero, of which BatchNorm makes NaN.
 
     Raises:
-        CheckpointError: If a weight is not finite; the message names the keys.
+        CheckpointError: If a weight is not finite or a variance is negative; the message names the keys.
     """
     broken = [key for key, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has weights that are not finite: {listed(broken)}. Training had diverged.")
+    negative = [key for key, value in weights.items() if key.endswith(".running_var") and (value < 0).any()]
+    if negative:
+        raise CheckpointError(f"{path} has variances below zero: {listed(negative)}. Download or copy it again.")
 
 
 def kind_of(value: object) -> Kind | None:
-    """Return the kind of a plain tensor in memory, and None for all else that a file may hold."""
+    """Return the kind of a plain real tensor in memory, and None for all else that a file may hold."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        return None
+    if value.is_complex():
         return None
     return tuple(value.shape), value.is_floating_point()
 

@@ -24,6 +24,7 @@ from .recognition import building_error, same_function
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_MAX_JSON = 2**24  # tokenizers that lie beside the settings of models with text take some megabytes
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5,) * 3, (0.5,) * 3)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -186,6 +187,7 @@ def _pretrained(spec: EncoderSpec) -> Encoder:
         folder = Path(spec.weights if local else snapshot_download(spec.weights, allow_patterns=list(_FILES)))
     except Exception as error:
         raise building_error(spec, True, error) from error
+    _check_files(folder)
     # The model is built from the spec that a saved defense will hold, never from the repository's own config.
     spec = _stated(auto, folder, spec)
     config = _config(spec)
@@ -212,6 +214,19 @@ def _pretrained(spec: EncoderSpec) -> Encoder:
         raise CheckpointError(f"{spec.weights} does not hold the weights of its {spec.name}: {'; '.join(wrong[:5])}.")
     preprocessing = _stated_preprocessing(_processor(folder), _default_preprocessing(architecture, config))
     return _encoder(spec.name, tower, preprocessing=preprocessing, spec=spec, origin="" if local else spec.weights)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what transformers would wait for or read without end: FIFOs, devices and settings of any length.
+
+    Raises:
+        CheckpointError: Naming the file.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"{path} is no regular file. Name a folder written by save_pretrained.")
+        if path.suffix == ".json" and path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path} is larger than {_MAX_JSON} bytes, which no settings are. Download it again.")
 
 
 def _stated(auto: Any, folder: Path, spec: EncoderSpec) -> EncoderSpec:
@@ -335,7 +350,7 @@ def _processor(folder: Path) -> dict[str, Any]:
         file = folder / name
         try:
             values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file} is damaged: {error}.") from error
         if isinstance(values, dict):  # of a model with text, the image processor is one entry among others
             values = values.get("image_processor", values)
