@@ -398,7 +398,6 @@ _NOT_SHARES = (10**400, -0.1, 1.1, math.nan, math.inf, True, "0.5", None, [0.5])
         {"evaluation": {**_EVALUATION, "groups": []}},
         {"evaluation": {**_EVALUATION, "groups": {"white-box": {}}}},
         {"evaluation": {**_EVALUATION, "detection_auroc": {"APGD": 10**400}}},
-        {"evaluation": {**_EVALUATION, "images": "\ud800"}},
         {"harden": _deep()},
     ],
     ids=lambda provenance: str(provenance)[:60] if "harden" not in provenance else "deep",

@@ -212,7 +212,7 @@ class Wrong(nn.Module):
         ),
         (Wrong(lambda x: x.flatten(2)), r"victim: Wrong returns tokens of shape .*pooling=\"class_token\""),
         (nn.Linear(7, 3), r"victim: Linear took no image of 32x32, 64x64, 224x224 with 3 or 1 channels"),
-        (len, "victim must be a torch.nn.Module, an EncoderSpec or a spec string; got builtin_function_or_method"),
+        (len, "victim must be a torch.nn.Module, an EncoderSpec or a string; got .* Wrap it in a torch.nn.Module"),
     ],
 )
 def test_what_is_no_encoder_is_refused(encoder, message: str) -> None:

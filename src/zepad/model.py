@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from . import training
+from .arguments import checked
 from .assembly import assemble
-from .config import BenignConfig, HardenConfig, HeadConfig
+from .config import BenignConfig, HardenConfig, HeadConfig, check_classes
 from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, StageError
 from .fusion import FusionRule
+from .inputs import check_form
 from .modules import Branch
 from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
@@ -93,6 +95,7 @@ class ZePAD(
     # building ---------------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_encoders(
         cls,
         victim: EncoderLike,
@@ -128,8 +131,7 @@ class ZePAD(
             ConfigError: If a spec or setting is malformed.
             HubError: If pre-trained weights cannot be downloaded.
         """
-        if num_classes is not None and num_classes < 2:
-            raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
+        check_classes(num_classes)
         rule, scores = resolve_rule(fusion), resolve_detector(detector)
         parts = assemble(victim, auxiliary, benign, preprocess=preprocess, with_reference=scores.needs_reference())
         model = cls(
@@ -146,6 +148,7 @@ class ZePAD(
 
     # training ---------------------------------------------------------------------------------------------------
 
+    @checked
     def harden(
         self,
         loader: Loader,
@@ -212,6 +215,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "harden", hardened.record)
         return self
 
+    @checked
     def fit_benign(
         self,
         loader: Loader,
@@ -276,6 +280,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "benign", {**record, "head_config": head_record})
         return self
 
+    @checked
     def fit_heads(
         self,
         loader: Loader,
@@ -301,6 +306,7 @@ class ZePAD(
             TrainingError: If a loss is not finite.
         """
         self._require_ready("fit_heads")
+        check_classes(num_classes)
         classes = num_classes or training.count_classes(loader)
         branches = self._fit_heads(list(self.encoders), loader, config, classes, progress)
         self._install(branches, classes, training.class_names(loader), stage="fitted")
@@ -308,6 +314,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "heads", record)
         return self
 
+    @checked
     def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
         """Use zero-shot heads in place of fitted ones, so that the model classifies by class names. Nothing is trained.
 
@@ -347,21 +354,24 @@ class ZePAD(
 
         Raises:
             StageError: If the model is not fitted.
+            InputError: If the images are of another type or shape.
         """
         self._require_ready("forward")
-        return super().branch_logits(images)
+        return super().branch_logits(check_form(images, channels=self.channels))
 
     def detector_inputs(self, images: Tensor) -> DetectorInputs:
         """Return the detector's inputs, with one pass through every encoder that they need. Differentiable.
 
         Raises:
             StageError: If the model is not fitted.
+            InputError: If the images are of another type or shape.
         """
         self._require_ready("score")
-        return super().detector_inputs(images)
+        return super().detector_inputs(check_form(images, channels=self.channels))
 
     # saving and loading; Pretrained has the public methods --------------------------------------------------------
 
+    @checked
     def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
         """Export the whole defense as one graph that returns logits, probabilities, weights and detection scores.
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
+from .arguments import check_fields, checked
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
 from .encoders import Encoder, EncoderLike, probe
 from .encoders.given import as_encoder
 from .ensemble import BranchEnsemble
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .evaluation import (
     Attacker,
     EvalReport,
@@ -96,11 +97,13 @@ class Protocol:
         Raises:
             ConfigError: Naming the field, the value and what was expected.
         """
+        check_fields(self)
         check_budget(self.eps)
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.queries >= 1, "queries", self.queries, "at least 1")
 
 
+@checked
 def matched(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -133,6 +136,7 @@ def matched(
     return _measure_tuned(models, public, defense, train_loader, test_loader, "matched", protocol, folder)
 
 
+@checked
 def transfer(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -171,6 +175,7 @@ def transfer(
     return _measure_tuned(models, public, defense, tune_loader, test_loader, "transfer", protocol, folder)
 
 
+@checked
 def ablation(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -278,6 +283,7 @@ def _measure_tuned(
     return reports
 
 
+@checked
 def save_reports(reports: Mapping[str, EvalReport], folder: str | Path) -> None:
     """Write each report into a folder of its own, named by its model.
 
@@ -297,6 +303,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "model"
 
 
+@checked
 def measure(
     models: Mapping[str, nn.Module],
     test_loader: Loader,
@@ -429,6 +436,7 @@ def _published(
     )
 
 
+@checked
 def train_replica(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -480,6 +488,7 @@ def train_replica(
     return {role: cast(Encoder, branch.encoder).requires_grad_(False) for role, branch in hardened.branches.items()}
 
 
+@checked
 def replica_of(
     defense: ZePAD,
     public: Mapping[str, EncoderLike],
@@ -542,6 +551,7 @@ def _recorded_recipe(method: str | None, config: HardenConfig, objective: Object
     )
 
 
+@checked
 def replica_branches(
     copies: Mapping[str, Encoder],
     loader: Loader,
@@ -566,6 +576,8 @@ def replica_branches(
         InputError: If a batch does not fit.
         TrainingError: If the loss is not finite.
     """
+    if not copies:
+        raise InputError("there are no copies to fit heads to. Pass at least one, such as train_replica returns.")
     channels = probe(next(iter(copies.values())))[0]
     heads = fit_heads(copies, loader, config, channels=channels, num_classes=num_classes, progress=progress)
     return {role: Branch(copies[role], head).eval() for role, head in heads.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
-from .root import JSON_OPTION, app
+from .root import JSON_OPTION, app, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,10 +83,8 @@ def attack(
     loader = _loader(data, split, limit=limit, size=size, root=root, download=download, seed=seed)
     perturbation = chosen.fit(attacked, loader, progress=not quiet)
     perturbation.save(out)
-    typer.echo(
-        f"{method}, eps {perturbation.eps * 255:.3g}/255, {perturbation.provenance['images']} images of {data}: {out}"
-    )
-    typer.echo(f"Next: zepad evaluate MODEL --data {data} --perturbation {out} --out report")
+    say(f"{method}, eps {perturbation.eps * 255:.3g}/255, {perturbation.provenance['images']} images of {data}: {out}")
+    say(f"Next: zepad evaluate MODEL --data {data} --perturbation {out} --out report")
 
 
 @app.command()
@@ -144,10 +142,10 @@ def evaluate(
     (report,) = reports.values()
     save_report(report, out)
     if as_json:
-        typer.echo(json.dumps(json.loads(report.to_json())))
+        say(json.dumps(json.loads(report.to_json())))
         return
-    typer.echo(markdown_tables(report))
-    typer.echo(f"report    {out / 'report.html'}")
+    say(markdown_tables(report))
+    say(f"report    {out / 'report.html'}")
 
 
 @app.command()
@@ -214,8 +212,8 @@ def compare(
         (out / "compare.html").write_text(comparison_html(reports), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
-    typer.echo(table)
-    typer.echo(f"page      {out / 'compare.html'}")
+    say(table)
+    say(f"page      {out / 'compare.html'}")
 
 
 def _measure(
@@ -265,7 +263,7 @@ def _measure(
         if given is not None:
             public[role] = _encoder(given)
     if not public:
-        typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
+        say("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
         saved_model = next(model for model in models.values() if isinstance(model, ZePAD))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..attacks import Attack, UniversalPerturbation
 from ..config import require
 from ..types import ImageModel
@@ -36,6 +37,14 @@ class ApplyPerturbation:
     """
 
     perturbation: UniversalPerturbation
+
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
 
     @property
     def eps(self) -> float:
@@ -88,7 +97,7 @@ class Attacker:
         Raises:
             ConfigError: If there is no such threat model, or no such norm.
         """
-        require(self.threat_model in THREAT_MODELS, "threat_model", self.threat_model, f"one of {THREAT_MODELS}")
+        check_fields(self)
         require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
 
     @property
@@ -112,6 +121,7 @@ def against(*surrogates: ImageModel) -> Callable[[Any], Any]:
     return target
 
 
+@checked
 def universal_attacker(
     perturbation: UniversalPerturbation, *, threat_model: ThreatModel = "semi-black-box", name: str | None = None
 ) -> Attacker:

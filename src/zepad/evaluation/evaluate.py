@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .._version import __version__
+from ..arguments import checked
 from ..config import is_integer, require
 from ..errors import EvaluationWarning, InputError
 from ..inputs import check_reiterable
@@ -44,6 +45,7 @@ _PROBE_IMAGES = 64  # images of the sanity checks
 _PAPER_EPS = 10 / 255
 
 
+@checked
 def evaluate(
     model: ImageModel,
     loader: Loader,
@@ -137,7 +139,7 @@ def evaluate(
         provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start),
     )
     for check in report.warnings:
-        warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=2)
+        warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=3)
     return report
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from ..arguments import checked
 from ..attacks import UniversalPerturbation
 from ..digests import digest_tensor
 from ..errors import CheckpointError, InputError
@@ -22,6 +23,7 @@ from .identity import digest
 from .suites import UniversalAttack
 
 
+@checked
 def keeping(attacks: Mapping[str, UniversalAttack], folder: str | Path) -> dict[str, UniversalAttack]:
     """Return universal attacks that keep their perturbations in a folder, and craft none that is there already.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template, TemplateError
+from markupsafe import Markup
 
 from ..config import _JSONConfig, is_hub_id, is_number, require
 from ..errors import CheckpointError
@@ -142,12 +143,17 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
 
 @cache
 def _template() -> Template:
-    # The card is Markdown, so nothing is escaped for HTML; the filter `markdown` escapes untrusted text.
+    # The card is Markdown, so nothing is escaped for HTML; whatever is put in is escaped for Markdown instead.
     environment = Environment(  # noqa: S701
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped
     )
-    environment.filters |= {"markdown": escape_markdown, "percent": lambda share: f"{_share(share):.1%}"}
+    environment.filters |= {"verbatim": Markup, "percent": lambda share: f"{_share(share):.1%}"}
     return environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+
+
+def _escaped(value: Any) -> Any:
+    """Escape what is put into the card, except for what the template calls verbatim: metadata and code of our own."""
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 
 # guarantees of the fusion rule and the detector -----------------------------------------------------------------
@@ -169,8 +175,8 @@ def _words(config: SavedConfig) -> _Words:
     threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
     passes = len(ROLES) + detector.extra_passes()
     return _Words(
-        fusion=escape_markdown(rule.summary()),
-        detector=escape_markdown(f"{detector.summary()}, threshold {threshold}"),
+        fusion=rule.summary(),
+        detector=f"{detector.summary()}, threshold {threshold}",
         fusion_guarantee=rule.guarantee(),
         detector_guarantee=detector.guarantee(),
         passes=_NUMBERS[passes] if passes < len(_NUMBERS) else str(passes),

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
+from ..arguments import check_device, checked
 from ..errors import ConfigError
 from ..types import ROLES, Role
 from .card import CardDetails, model_card
@@ -48,6 +49,7 @@ class Pretrained(nn.Module, ModelHubMixin):
     def _from_saved(cls: type[_P], saved: SavedModel) -> _P:
         """Return the model, in evaluation mode, that consists of these parts."""
 
+    @checked
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, heads_only: bool = False, card: CardDetails = CardDetails()
     ) -> None:
@@ -74,6 +76,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         if distributed:
             torch.distributed.barrier()
 
+    @checked
     def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
@@ -124,6 +127,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         return ModelCard(model_card(self._contents("generate_model_card").config), ignore_metadata_errors=False)
 
     @classmethod
+    @checked
     def from_pretrained(  # type: ignore[override]
         cls: type[_P],
         pretrained_model_name_or_path: str | Path,
@@ -166,6 +170,8 @@ class Pretrained(nn.Module, ModelHubMixin):
         unknown = sorted(set(branches or ()) - set(ROLES))
         if unknown or (branches is not None and not branches):
             raise ConfigError(f"branches must be some of {ROLES}; got {list(branches or ())!r}.")
+        if device is not None:
+            check_device(device)
         repo = HubRepo(
             repo_id=str(pretrained_model_name_or_path),
             revision=revision,
