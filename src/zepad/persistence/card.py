@@ -147,8 +147,17 @@ def _template() -> Template:
     environment = Environment(  # noqa: S701
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped
     )
-    environment.filters |= {"verbatim": Markup, "percent": lambda share: f"{_share(share):.1%}"}
+    environment.filters |= {
+        "json": _fenced_json,
+        "percent": lambda share: f"{_share(share):.1%}",
+        "verbatim": Markup,
+    }
     return environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+
+
+def _fenced_json(value: Any) -> Markup:
+    """Return JSON in ASCII that no text inside can lead out of its code block: it has no backtick and no line break."""
+    return Markup(json.dumps(value, indent=2).replace("`", "\\u0060"))  # noqa: S704 - Markdown's code, not HTML
 
 
 def _escaped(value: Any) -> Any:
@@ -228,9 +237,9 @@ def _eval_results(measured: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _training(provenance: Mapping[str, Any]) -> str:
+def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     steps = {step: record for step, record in provenance.items() if step not in ("evaluation", "encoders")}
-    return json.dumps({s: {k: v for k, v in r.items() if k != "history"} for s, r in steps.items()}, indent=2)
+    return {s: {k: v for k, v in r.items() if k != "history"} for s, r in steps.items()}
 
 
 def _rows(measured: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
