@@ -111,6 +111,7 @@ def check_device(device: str | torch.device) -> None:
 
 def _check(name: str, value: object, hint: Any) -> None:
     if not _fits(value, hint):
+        name, value, hint = _culprit(name, value, hint)
         error = InputError if _is_input(hint) else ConfigError
         raise error(f"{name} must be {_expected(hint)}; got {_got(value)}.{_remedy(value, hint)}")
 
@@ -142,6 +143,22 @@ def _fits(value: object, hint: Any) -> bool:
     if isinstance(value, Sequence) and inner:
         return all(_fits(item, inner[0]) for item in value)
     return True
+
+
+def _culprit(name: str, value: object, hint: Any) -> tuple[str, object, Any]:
+    """Return name, value and type of what does not fit: an item, if the collection itself is of the right kind."""
+    for single in _alternatives(hint):
+        origin, inner = get_origin(single), get_args(single)
+        items: list[tuple[object, object, Any]] = []
+        if origin in (Mapping, dict) and isinstance(value, Mapping):
+            items = [(key, item, inner[1]) for key, item in value.items()]
+        elif origin in (Sequence, tuple, list) and isinstance(value, (tuple, list)):
+            each = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
+            items = [(index, item, kind) for index, (item, kind) in enumerate(zip(value, each, strict=False))]
+        for key, item, kind in items:
+            if not _fits(item, kind):
+                return _culprit(f"{name}[{reprlib.repr(key)}]", item, kind)
+    return name, value, hint
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -329,6 +329,7 @@ class ZePAD(
         Raises:
             StageError: If the encoders are not hardened.
             ConfigError: If heads are missing or do not fit the encoders or each other.
+            InputError: If a head is no `ZeroShotHead`.
         """
         self._require_hardened("fit_zero_shot")
         checked = check_heads(heads, ROLES, self._features)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..arguments import checked
 from ..config import is_integer, is_number, require
 from ..functional import genetic_regularization
 from ..functional.precision import accurate
@@ -18,7 +17,6 @@ from ..modules import Branch
 from .base import Adaptation, Batch, ObjectiveOutput, Recipe
 
 
-@checked
 def gen_af(
     *,
     genetic_weight: float = 1.0,

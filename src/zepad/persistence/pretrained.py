@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from ..arguments import check_device, checked
-from ..errors import ConfigError
-from ..types import ROLES, Role
+from ..config import require
+from ..types import ROLES
 from .card import CardDetails, model_card
 from .commits import Published
 from .contents import Home, SavedModel
@@ -135,7 +135,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         victim: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         benign: nn.Module | None = None,
-        branches: Sequence[Role] | None = None,
+        branches: Sequence[Literal["victim", "auxiliary", "benign"]] | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -167,9 +167,7 @@ class Pretrained(nn.Module, ModelHubMixin):
             ConfigError: If `branches` names no branch, or a source no longer knows an encoder's name.
             HubError: If the Hub cannot deliver.
         """
-        unknown = sorted(set(branches or ()) - set(ROLES))
-        if unknown or (branches is not None and not branches):
-            raise ConfigError(f"branches must be some of {ROLES}; got {list(branches or ())!r}.")
+        require(branches is None or len(branches) > 0, "branches", branches, f"some of {ROLES}, or None for all")
         if device is not None:
             check_device(device)
         repo = HubRepo(
