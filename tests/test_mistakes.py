@@ -364,7 +364,7 @@ for kind, images, remedy in (*BAD_IMAGES, ("a number", 3, "a loader of such batc
     add("calibrate", kind, lambda w, images=images: w.fitted.calibrate(images), InputError, remedy)
 add("calibrate", "too early", lambda w: w.built.calibrate(IMAGES), StageError, r"Call harden\(loader\) first")
 for settings, remedy in (
-    ({"fusion": "median"}, "fusion.register"),
+    ({"fusion": "no-such-rule"}, "fusion.register"),
     ({"fusion": 1.0}, "must be a FusionRule, a string or None"),
     ({"fusion": fusion.Mean}, r"Mean\(...\)"),
     ({"detector": "none"}, "detectors.register"),
@@ -708,8 +708,8 @@ for name, kind, make, remedy in (
     ("MixedNUTS", "benign_weight=2", lambda: fusion.MixedNUTS(benign_weight=2), "benign_weight must be"),
     (
         "fuse_logits",
-        "torch.rand(3, 2, 4), rule='median'",
-        lambda: fusion.fuse_logits(torch.rand(3, 2, 4), rule="median"),
+        "torch.rand(3, 2, 4), rule='no-such-rule'",
+        lambda: fusion.fuse_logits(torch.rand(3, 2, 4), rule="no-such-rule"),
         "fusion.register",
     ),
     (

@@ -9,13 +9,16 @@ import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, wraps
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, InputError
 from .types import ImageModel
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -74,7 +77,7 @@ def checked(call: Callable[_P, _R]) -> Callable[_P, _R]:
     return check_and_call
 
 
-def check_fields(settings: Any) -> None:
+def check_fields(settings: DataclassInstance) -> None:
     """Refuse a dataclass with a field that is not of its annotated type, as `checked` refuses an argument.
 
     Args:
@@ -90,7 +93,7 @@ def check_fields(settings: Any) -> None:
 
 
 @cache
-def _field_types(cls: Any) -> dict[str, Any]:
+def _field_types(cls: type[DataclassInstance]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
