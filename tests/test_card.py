@@ -398,7 +398,6 @@ _NOT_SHARES = (10**400, -0.1, 1.1, math.nan, math.inf, True, "0.5", None, [0.5])
         {"evaluation": {**_EVALUATION, "groups": []}},
         {"evaluation": {**_EVALUATION, "groups": {"white-box": {}}}},
         {"evaluation": {**_EVALUATION, "detection_auroc": {"APGD": 10**400}}},
-        {"evaluation": {**_EVALUATION, "images": "\ud800"}},
         {"harden": _deep()},
     ],
     ids=lambda provenance: str(provenance)[:60] if "harden" not in provenance else "deep",
@@ -460,3 +459,18 @@ def test_the_provenance_that_is_mutated_above_is_a_good_one(fitted_config: Saved
     assert [result.metric_value for result in card.data.eval_results] == [0.9, 0.1]
     assert card.data.base_model == ["timm/resnet18.a1_in1k", "facebook/dino"]
     assert "history" not in card.text
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_no_text_in_a_provenance_breaks_the_card(fitted_config: SavedConfig, text: str) -> None:
+    evaluation = {**_EVALUATION, "images": text, "seed": text}
+    steps = {"harden": {"config": text, text: [text]}, "benign": {text: {text: text}}, "evaluation": evaluation}
+    card = model_card(replace(fitted_config, provenance=steps), model_id=f'a"{text}')
+    headings = [line for line in card.splitlines() if line.startswith("#")]
+    plain = model_card(replace(fitted_config, provenance={"evaluation": _EVALUATION}), model_id="a/b")
+    assert headings[1:] == [line for line in plain.splitlines() if line.startswith("#")][1:]
+    body = card.split("\n---\n\n", 1)[1]
+    assert body.count("```") == plain.count("```")
+    assert "<script" not in re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+    recorded = json.loads(card.rpartition("```json\n")[2].rpartition("```")[0])
+    assert recorded["harden"]["config"] == text

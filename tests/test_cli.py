@@ -131,6 +131,39 @@ def test_predict_prints_label_probability_and_verdict(demo, tmp_path: Path) -> N
     assert len(labels) == 3
 
 
+HOSTILE = ("\x1b[2J\x1b[31m", "a\nstage       built", "\u202egnp.tac\x07")
+
+
+def test_no_name_in_a_file_reaches_the_terminal_as_a_command(demo, tmp_path: Path) -> None:
+    defense = ZePAD.from_pretrained(demo[0] / "model")
+    defense.class_names = tuple(f"{number}{HOSTILE[number % 3]}" for number in range(10))
+    defense.provenance["harden"] = {"config": {"eps": 0.1, "steps": HOSTILE[0]}, "images": HOSTILE[1]}
+    defense.save_pretrained(tmp_path)
+    Image.fromarray((digits("test").images[0].permute(1, 2, 0) * 255).byte().numpy()).save(tmp_path / "one.png")
+    plain = zepad("info", demo[0] / "model").stdout
+    outputs = zepad("info", tmp_path).stdout, zepad("predict", tmp_path, tmp_path / "one.png").stdout
+    assert [line.partition(" ")[0] for line in outputs[0].splitlines()] == [
+        line.partition(" ")[0] for line in plain.splitlines()
+    ]
+    assert len(outputs[1].splitlines()) == 1
+    report = str(defense.inspect(digits("test").images[:8]))
+    assert len(report.split("\n\n")) == 8
+    refused = zepad("info", tmp_path / HOSTILE[0])
+    assert refused.returncode == 1
+    for text in (*outputs, report, refused.stderr):
+        assert all(line.isprintable() for line in text.split("\n")), text
+
+
+def test_info_takes_a_record_of_hardening_that_zepad_did_not_write(demo, tmp_path: Path) -> None:
+    defense = ZePAD.from_pretrained(demo[0] / "model")
+    for record in ({"config": {"eps": "8/255"}}, {"config": None}, {"images": 3}):
+        defense.provenance["harden"] = record
+        defense.save_pretrained(tmp_path)
+        done = zepad("info", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "hardened    in a way that zepad does not know" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

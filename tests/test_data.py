@@ -863,7 +863,7 @@ def test_another_seed_takes_another_subset(sixty) -> None:
     [
         (("cifar11", "train"), "one of digits, cifar10, .*got 'cifar11'"),
         (("", "train"), "got ''"),
-        ((7, "train"), "a string or a path"),
+        ((7, "train"), "a string or a Path"),
         (("folder:", "train"), "with a path"),
         (("digits", "val"), "split must be"),
         (("digits", "all"), "'all' is for a source without a split"),

@@ -23,6 +23,7 @@ from zepad import (
     StageError,
     ZePAD,
 )
+from zepad.errors import InputWarning
 from zepad.functional import detection_score
 from zepad.fusion import Mean, fuse_logits, fusion_weights
 
@@ -179,7 +180,8 @@ def test_a_new_task_changes_heads_classes_and_threshold_but_no_encoder(fitted: Z
 
 def test_victim_and_auxiliary_may_be_the_same_object_and_are_copied(loader: DataLoader) -> None:
     encoder = TinyEncoder()
-    defense = ZePAD.from_encoders(encoder, encoder)
+    with pytest.warns(InputWarning):
+        defense = ZePAD.from_encoders(encoder, encoder)
     ids = {id(p) for role in ("victim", "auxiliary", "benign") for p in defense.encoder(role).parameters()}
     assert len(ids) == 3 * len(list(encoder.parameters()))
     assert ids.isdisjoint({id(p) for p in encoder.parameters()})
@@ -214,7 +216,7 @@ class Wrong(nn.Module):
         ),
         (Wrong(lambda x: x.flatten(2)), r"victim: Wrong returns tokens of shape .*pooling=\"class_token\""),
         (nn.Linear(7, 3), r"victim: Linear took no image of 32x32, 64x64, 224x224 with 3 or 1 channels"),
-        (len, "victim must be a torch.nn.Module, an EncoderSpec or a spec string; got builtin_function_or_method"),
+        (len, "victim must be a torch.nn.Module, an EncoderSpec or a string; got .* Wrap it in a torch.nn.Module"),
     ],
 )
 def test_what_is_no_encoder_is_refused(encoder, message: str) -> None:
@@ -236,7 +238,7 @@ def test_settings_out_of_range_are_refused_with_the_remedy() -> None:
         HardenConfig.from_dict({"epoch": 3})
     with pytest.raises(ConfigError, match='fusion must be "rfdm" or "mean" or .*; got \'vote\''):
         ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), fusion="vote")
-    with pytest.raises(ConfigError, match="num_classes must be at least 2, or None; got 1"):
+    with pytest.raises(ConfigError, match="num_classes must be at least 2, or None to count them; got 1"):
         ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), num_classes=1)
     with pytest.raises(ConfigError, match="resume=True needs the checkpoint_dir"):
         ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).harden([], resume=True)

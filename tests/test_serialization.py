@@ -29,7 +29,7 @@ import zepad.persistence.hub
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
-from zepad.errors import CheckpointError, ConfigError, HubError, StageError, ZePADError
+from zepad.errors import CheckpointError, ConfigError, HubError, InputWarning, StageError, ZePADError
 from zepad.fusion import RFDM
 from zepad.persistence import read_config, write_card
 from zepad.persistence.config import Base
@@ -203,7 +203,8 @@ def test_a_benign_encoder_of_its_own_is_asked_for_by_its_own_name(tmp_path: Path
 
 def test_one_module_may_serve_as_victim_and_auxiliary(tmp_path: Path) -> None:
     module = TinyEncoder()
-    original = fit_benign(harden(ZePAD.from_encoders(module, module)))
+    with pytest.warns(InputWarning):
+        original = fit_benign(harden(ZePAD.from_encoders(module, module)))
     original.save_pretrained(tmp_path)
     loaded = load(tmp_path, victim=module, auxiliary=module)
     assert_same(loaded, original)
@@ -1007,7 +1008,7 @@ def test_several_branches_come_in_the_order_of_the_roles(saved: Path, fitted: Ze
 
 @pytest.mark.parametrize("branches", [["attacker"], ["victim", "heads"], [], "victim"])
 def test_an_unknown_branch_is_refused_with_the_known(saved: Path, branches: Any) -> None:
-    with pytest.raises(ConfigError, match=r"branches must be some of \('victim', 'auxiliary', 'benign'\)"):
+    with pytest.raises(ConfigError, match=r"branches.* must be .*\Wvictim\W, \Wauxiliary\W(,| or) \Wbenign\W"):
         load(saved, branches=branches)
 
 

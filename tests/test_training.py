@@ -264,7 +264,7 @@ def test_the_images_pass_eight_modules_from_harden_to_the_loss() -> None:
         defense.harden(data, HardenConfig(epochs=1, steps=1, val_fraction=0), progress=False)
     finally:
         sys.setprofile(None)
-    assert met - {"zepad.functional.losses"} == {  # where the loss is
+    assert met - {"zepad.functional.losses", "zepad.arguments"} == {  # where the loss is, and the types are checked
         "zepad.model",
         "zepad.training.hardening",
         "zepad.training.loop",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
 
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .encoders.given import as_encoder, examine
-from .errors import InputError
+from .errors import InputError, InputWarning
 from .training.copies import check_state
 from .types import REFERENCE, Role
 
@@ -61,6 +67,9 @@ def assemble(
             `check_contract` asks for, or the encoders take different images.
         ConfigError: If a spec is malformed.
         HubError: If pre-trained weights cannot be downloaded.
+
+    Warns:
+        InputWarning: If two of the encoders given have the same weights.
     """
     given: dict[str, EncoderLike | None] = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
     encoders: dict[str, Encoder] = {}
@@ -74,6 +83,7 @@ def assemble(
         copies[REFERENCE] = "victim"
     for role, source in copies.items():
         encoders[role], shapes[role] = copy.deepcopy(encoders[source]), shapes[source]
+    _warn_of_repeated({role: encoders[role] for role in given if given[role] is not None})
     channels = {count for count, _ in shapes.values()}
     if len(channels) != 1:
         each = ", ".join(f"{role} {count}" for role, (count, _) in shapes.items())
@@ -84,3 +94,24 @@ def assemble(
         channels=channels.pop(),
         shared_architecture={r: source for r, source in copies.items() if encoders[r].spec.source == "custom"},
     )
+
+
+def _warn_of_repeated(encoders: Mapping[str, Encoder]) -> None:
+    for (one, first), (other, second) in combinations(encoders.items(), 2):
+        if _same_weights(first, second):
+            warnings.warn(
+                f"{one} and {other} are the same encoder, so what is crafted on the one is crafted on the other. Pass "
+                "two public encoders, preferably pre-trained by different methods.",
+                InputWarning,
+                stacklevel=5,
+            )
+
+
+def _same_weights(first: nn.Module, second: nn.Module) -> bool:
+    mine, theirs = first.state_dict(), second.state_dict()
+    return bool(mine) and mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    comparable = first.device == second.device and first.dtype == second.dtype
+    return comparable and torch.equal(first, second)

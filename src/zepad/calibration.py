@@ -187,7 +187,7 @@ def choose_settings(fusion: FusionRule, validation: ValidationLogits, floor: Flo
             f"{found}, not the {floor.accuracy:.1%} {asked}. Train the hardened branches longer or by another "
             "objective, or ask for less: benign_floor=...",
             CalibrationWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     elif reached < floor.clean_accuracies[best]:
         logger.info("%s; %s.", found, without)

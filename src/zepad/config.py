@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard, TypeVar
 
+from .arguments import checked
 from .errors import ConfigError
 from .schema import STRICT
 
@@ -39,6 +40,16 @@ def is_hub_id(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", value, re.ASCII))
 
 
+def check_classes(num_classes: int | None) -> None:
+    """Refuse a number of classes below two; None leaves it open.
+
+    Raises:
+        ConfigError: If there are fewer.
+    """
+    enough = num_classes is None or num_classes >= 2
+    require(enough, "num_classes", num_classes, "at least 2, or None to count them")
+
+
 def check_budget(eps: float, norm: str = "linf") -> None:
     """Refuse a budget that is not a positive number in [0, 1] pixel units.
 
@@ -66,6 +77,7 @@ class _JSONConfig:
         return dataclasses.asdict(self)
 
     @classmethod
+    @checked
     def from_dict(cls: type[_Config], values: dict[str, Any]) -> _Config:
         """Rebuild the settings, refusing unknown names.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import detectors as _detectors
 from . import fusion as _fusion
+from .arguments import checked
 from .config import is_number, require
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
 from .encoders import Encoder
@@ -58,6 +59,7 @@ class BranchEnsemble(nn.Module):
         torch.Size([2, 5])
     """
 
+    @checked
     def __init__(
         self,
         branches: Mapping[str, nn.Module],

@@ -10,9 +10,10 @@ ZePADError
 └── HubError(RuntimeError)         the Hugging Face Hub or a model source could not deliver
 ```
 
-Three warnings are no errors: `EvaluationWarning(UserWarning)` when the numbers of an evaluation may be too high,
-`CalibrationWarning(UserWarning)` when calibration could not reach what was asked for, and
-`HardeningWarning(UserWarning)` when a hardened branch is far less accurate than its public encoder.
+Four warnings are no errors: `EvaluationWarning(UserWarning)` when the numbers of an evaluation may be too high,
+`CalibrationWarning(UserWarning)` when calibration could not reach what was asked for,
+`HardeningWarning(UserWarning)` when a hardened branch is far less accurate than its public encoder, and
+`InputWarning(UserWarning)` when encoders or labels fit and are probably not what was meant.
 
 Every message says what was got, what was expected and what to do.
 """
@@ -58,3 +59,7 @@ class EvaluationWarning(UserWarning):
 
 class HardeningWarning(UserWarning):
     """A hardened branch is far less accurate on held-out images than the public encoder it started from."""
+
+
+class InputWarning(UserWarning):
+    """Encoders or labels fit, and are probably not what was meant."""

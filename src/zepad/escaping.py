@@ -1,4 +1,4 @@
-"""Escaping of untrusted text for Markdown and HTML."""
+"""Escaping of untrusted text for terminals, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import html
 import re
 
 _JOINERS = "\u200c\u200d"  # invisible characters that Persian, Indic scripts and emoji need
+_KEPT = _JOINERS + "\n"
 _MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]|~#])")
 
 
 def clean(text: str) -> str:
     """Join text into one line and substitute the replacement character for control characters."""
-    joined = " ".join(text.split())
-    return "".join(c if c.isprintable() or c in _JOINERS else "\ufffd" for c in joined)
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Substitute the replacement character for control characters, which can rewrite a terminal; lines stay lines."""
+    return "".join(c if c.isprintable() or c in _KEPT else "\ufffd" for c in text)
 
 
 def escape_html(text: str) -> str:

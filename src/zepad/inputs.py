@@ -17,15 +17,15 @@ Labeller = Callable[[Tensor], Tensor]
 _TOLERANCE = 1e-6  # rounding may leave a pixel this far outside [0, 1]
 
 
-def check_images(images: object, *, channels: int | None = None) -> Tensor:
-    """Return the images if they are float, `(N, C, H, W)`, finite and in [0, 1].
+def check_form(images: object, *, channels: int | None = None) -> Tensor:
+    """Return the images if they are float, `(N, C, H, W)`. Their values are not read, so a model can be compiled.
 
     Args:
         images: The object that the caller passed.
         channels: Number of channels that the encoders take, where known.
 
     Raises:
-        InputError: If they do not; the message says what was got, what was expected and what to do.
+        InputError: If they are not; the message says what was got, what was expected and what to do.
     """
     if not isinstance(images, Tensor):
         raise InputError(
@@ -50,6 +50,20 @@ def check_images(images: object, *, channels: int | None = None) -> Tensor:
             f"{tuple(images.shape)}."
             + (" Repeat the grey channel with images.expand(-1, 3, -1, -1)." if images.shape[1] == 1 else "")
         )
+    return images
+
+
+def check_images(images: object, *, channels: int | None = None) -> Tensor:
+    """Return the images if they are float, `(N, C, H, W)`, finite and in [0, 1].
+
+    Args:
+        images: The object that the caller passed.
+        channels: Number of channels that the encoders take, where known.
+
+    Raises:
+        InputError: If they are not; the message says what was got, what was expected and what to do.
+    """
+    images = check_form(images, channels=channels)
     if images.numel() == 0:
         raise InputError(f"images must not be empty; got shape {tuple(images.shape)}.")
     low, high = (value.item() for value in images.detach().aminmax())

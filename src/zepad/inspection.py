@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .escaping import clean
 from .finite import check_finite
 from .fusion import FusionRule
 
@@ -42,7 +43,7 @@ class BranchReport:
     class_names: tuple[str, ...] | None = None
 
     def name(self, label: int) -> str:
-        """Return the name of a class, or its number as text if the classes have no names."""
+        """Return the name of a class as the data set has it, or its number as text if the classes have no names."""
         return self.class_names[label] if self.class_names else str(label)
 
     def __str__(self) -> str:
@@ -51,12 +52,13 @@ class BranchReport:
     def _image(self, i: int) -> str:
         weighed = self.weights is not None
         lines = [
-            f"image {i}: {self.name(int(self.labels[i]))} ({self.probabilities[i]:.1%}), {self._verdict(i)}",
+            f"image {i}: {clean(self.name(int(self.labels[i])))} ({self.probabilities[i]:.1%}), {self._verdict(i)}",
             f"  {'branch':<10} {'says':<14} {'probability':>11} {'confidence':>11}{'   weight' if weighed else ''}",
         ]
         lines += [
-            f"  {role:<10} {self.name(int(self.branch_labels[b, i])):<14} {self.branch_probabilities[b, i]:>11.1%} "
-            f"{self.confidences[b, i]:>11.3f}" + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
+            f"  {clean(role):<10} {clean(self.name(int(self.branch_labels[b, i]))):<14} "
+            f"{self.branch_probabilities[b, i]:>11.1%} {self.confidences[b, i]:>11.3f}"
+            + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
             for b, role in enumerate(self.names)
         ]
         return "\n".join(lines)

@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from . import training
+from .arguments import checked
 from .assembly import assemble
-from .config import BenignConfig, HardenConfig, HeadConfig
+from .config import BenignConfig, HardenConfig, HeadConfig, check_classes
 from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, StageError
 from .fusion import FusionRule
+from .inputs import check_form
 from .modules import Branch
 from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
@@ -94,6 +96,7 @@ class ZePAD(
     # building ---------------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_encoders(
         cls,
         victim: EncoderLike,
@@ -138,8 +141,7 @@ class ZePAD(
         Warns:
             UserWarning: If an `Encoder` holds a timm or torchvision model with its classifier.
         """
-        if num_classes is not None and num_classes < 2:
-            raise ConfigError(f"num_classes must be at least 2, or None; got {num_classes!r}.")
+        check_classes(num_classes)
         chosen = find_preset(preset)
         rule, scores = resolve_rule(chosen.fusion if fusion is None else fusion), resolve_detector(detector)
         keeps_victim = chosen.keeps_victim or scores.needs_reference()
@@ -168,6 +170,7 @@ class ZePAD(
 
     # training ---------------------------------------------------------------------------------------------------
 
+    @checked
     def harden(
         self,
         loader: Loader,
@@ -235,6 +238,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "harden", hardened.record)
         return self
 
+    @checked
     def fit_benign(
         self,
         loader: Loader,
@@ -317,6 +321,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "benign", {**record, "head_config": head_record})
         return self
 
+    @checked
     def fit_heads(
         self,
         loader: Loader,
@@ -342,6 +347,7 @@ class ZePAD(
             TrainingError: If a loss is not finite.
         """
         self._require_ready("fit_heads")
+        check_classes(num_classes)
         classes = num_classes or training.count_classes(loader)
         branches = self._fit_heads(list(self.encoders), loader, config, classes, progress)
         self._install(branches, classes, training.class_names(loader), stage="fitted")
@@ -349,6 +355,7 @@ class ZePAD(
         self.provenance = recorded(self.provenance, "heads", record)
         return self
 
+    @checked
     def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
         """Use zero-shot heads in place of fitted ones, so that the model classifies by class names. Nothing is trained.
 
@@ -363,6 +370,7 @@ class ZePAD(
         Raises:
             StageError: If the encoders are not hardened.
             ConfigError: If heads are missing or do not fit the encoders or each other.
+            InputError: If a head is no `ZeroShotHead`.
         """
         self._require_hardened("fit_zero_shot")
         checked = check_heads(heads, ROLES, self._features)
@@ -388,21 +396,24 @@ class ZePAD(
 
         Raises:
             StageError: If the model is not fitted.
+            InputError: If the images are of another type or shape.
         """
         self._require_ready("forward")
-        return super().branch_logits(images)
+        return super().branch_logits(check_form(images, channels=self.channels))
 
     def detector_inputs(self, images: Tensor) -> DetectorInputs:
         """Return the detector's inputs, with one pass through every encoder that they need. Differentiable.
 
         Raises:
             StageError: If the model is not fitted.
+            InputError: If the images are of another type or shape.
         """
         self._require_ready("score")
-        return super().detector_inputs(images)
+        return super().detector_inputs(check_form(images, channels=self.channels))
 
     # saving and loading; Pretrained has the public methods --------------------------------------------------------
 
+    @checked
     def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
         """Export the whole defense as one graph that returns logits, probabilities, weights and detection scores.
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
+from .arguments import check_fields, checked
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
 from .encoders import Encoder, EncoderLike, probe
 from .encoders.given import as_encoder
 from .ensemble import BranchEnsemble
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .evaluation import (
     Attacker,
     EvalReport,
@@ -100,11 +101,13 @@ class Protocol:
         Raises:
             ConfigError: Naming the field, the value and what was expected.
         """
+        check_fields(self)
         check_budget(self.eps)
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.queries >= 1, "queries", self.queries, "at least 1")
 
 
+@checked
 def matched(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -137,6 +140,7 @@ def matched(
     return _measure_tuned(models, public, defense, train_loader, test_loader, "matched", protocol, folder)
 
 
+@checked
 def transfer(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -175,6 +179,7 @@ def transfer(
     return _measure_tuned(models, public, defense, tune_loader, test_loader, "transfer", protocol, folder)
 
 
+@checked
 def ablation(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -282,6 +287,7 @@ def _measure_tuned(
     return reports
 
 
+@checked
 def save_reports(reports: Mapping[str, EvalReport], folder: str | Path) -> None:
     """Write each report into a folder of its own, named by its model.
 
@@ -301,6 +307,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "model"
 
 
+@checked
 def measure(
     models: Mapping[str, nn.Module],
     test_loader: Loader,
@@ -466,6 +473,7 @@ def _published(
     )
 
 
+@checked
 def train_replica(
     victim: EncoderLike,
     auxiliary: EncoderLike,
@@ -517,6 +525,7 @@ def train_replica(
     return {role: cast(Encoder, branch.encoder).requires_grad_(False) for role, branch in hardened.branches.items()}
 
 
+@checked
 def replica_of(
     defense: ZePAD,
     public: Mapping[str, EncoderLike],
@@ -579,6 +588,7 @@ def _recorded_recipe(method: str | None, config: HardenConfig, objective: Object
     )
 
 
+@checked
 def replica_branches(
     copies: Mapping[str, Encoder],
     loader: Loader,
@@ -603,6 +613,8 @@ def replica_branches(
         InputError: If a batch does not fit.
         TrainingError: If the loss is not finite.
     """
+    if not copies:
+        raise InputError("there are no copies to fit heads to. Pass at least one, such as train_replica returns.")
     channels = probe(next(iter(copies.values())))[0]
     heads = fit_heads(copies, loader, config, channels=channels, num_classes=num_classes, progress=progress)
     return {role: Branch(copies[role], head).eval() for role, head in heads.items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import detectors as known_detectors
 from . import fusion as fusion_rules
+from .arguments import checked
 from .calibration import calibrate
 from .config import HardenConfig, check_budget
 from .detectors import Detector, FittedDetector
@@ -54,6 +55,7 @@ class RoleEnsemble(BranchEnsemble):
         """Heads by role; empty before any are fitted. A read-only view."""
         return _View({role: branch.head for role, branch in self._parts().items() if branch.has_head})
 
+    @checked
     def encoder(self, name: str) -> Encoder:
         """Return one encoder with its preprocessing: images `(N, C, H, W)` in [0, 1] to features `(N, D)`.
 
@@ -67,6 +69,7 @@ class RoleEnsemble(BranchEnsemble):
         """
         return cast(Encoder, self._part(name).encoder)
 
+    @checked
     def branch(self, name: str) -> Branch:
         """Return one encoder with its head: images `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
 
@@ -90,6 +93,7 @@ class RoleEnsemble(BranchEnsemble):
             encoder.eval()
         return self
 
+    @checked
     def configure(
         self: _Self, *, fusion: FusionRule | str | None = None, detector: Detector | str | None = None
     ) -> _Self:
@@ -120,6 +124,7 @@ class RoleEnsemble(BranchEnsemble):
         self.provenance = without(self.provenance, "calibration")
         return self
 
+    @checked
     def calibrate(
         self: _Self,
         loader: Loader | Tensor,
@@ -186,6 +191,7 @@ class RoleEnsemble(BranchEnsemble):
         self.provenance = recorded(self.provenance, "calibration", found.record)
         return self
 
+    @checked
     def attach(self: _Self, report: EvalReport) -> _Self:
         """Record the summary of an evaluation of this model, which its config and its model card then include.
 

@@ -158,5 +158,8 @@ def test_a_missing_package_names_the_extra(monkeypatch, package, call, extra):
 def test_shapes_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="num_classes must be at least 2; got 1"):
         art_classifier(used_classifier(), num_classes=1, image_shape=(3, 16, 16))
-    with pytest.raises(ConfigError, match=r"image_shape must be \(channels, height, width\); got \(16, 16\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"image_shape must be a tuple \(an integer, an integer, an integer\); got the tuple \(16, 16\)",
+    ):
         art_classifier(used_classifier(), num_classes=3, image_shape=(16, 16))

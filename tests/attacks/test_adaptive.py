@@ -388,7 +388,7 @@ def test_a_joint_attack_is_one_of_several_like_any_other(fitted):
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"classes": 0}, "classes must be at least 1; got 0"),
         ({"cap": 0.0}, "cap must be a positive number; got 0.0"),
-        ({"cap": float("nan")}, "cap must be a positive number; got nan"),
+        ({"cap": float("nan")}, "cap must be a number; got nan"),
     ],
 )
 def test_settings_of_a_joint_attack_out_of_range_are_refused(ensemble, settings, message):

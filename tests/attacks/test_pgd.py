@@ -386,7 +386,7 @@ def test_an_l2_budget_may_exceed_one():
         ({"norm": "l1"}, r"norm must be one of \['l2', 'linf'\]; got 'l1'"),
         ({"steps": -1}, "steps must be zero or more; got -1"),
         ({"momentum": -0.5}, "momentum must be zero or more; got -0.5"),
-        ({"momentum": float("nan")}, "momentum must be zero or more; got nan"),
+        ({"momentum": float("nan")}, "momentum must be a number; got nan"),
         ({"restarts": 0}, "restarts must be at least 1; got 0"),
         ({"restarts": 2, "random_start": False}, "restarts must be 1 without a random start; got 2"),
     ],

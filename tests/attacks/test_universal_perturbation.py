@@ -56,7 +56,7 @@ def test_an_l2_budget_bounds_the_length():
         ({"delta": torch.zeros(3, 4, 4)}, InputError, r"shape \(1, C, H, W\); got torch.float32 of shape \(3, 4, 4\)"),
         ({"delta": torch.zeros(2, 3, 4, 4)}, InputError, r"got torch.float32 of shape \(2, 3, 4, 4\)"),
         ({"delta": torch.zeros(1, 3, 4, 4).long()}, InputError, "got torch.int64"),
-        ({"delta": [[0.0]]}, InputError, "got list"),
+        ({"delta": [[0.0]]}, InputError, "got the list"),
         ({"delta": torch.full((1, 3, 4, 4), torch.nan)}, InputError, "finite and not empty"),
         ({"delta": torch.zeros(1, 3, 0, 4)}, InputError, "finite and not empty"),
         ({"mask": torch.ones(1, 1, 5, 7)}, InputError, 'mask belongs to norm "patch"'),

@@ -32,6 +32,7 @@ RUNS = {
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
     "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --out runs"],
     "public_encoders": ["public_encoders.py"],
+    "checks": ["checks.py --runs 1"],
     "baselines": [
         "baselines.py train --setting tiny --out runs --models undefended ZePAD",
         "baselines.py evaluate --setting tiny --out runs",

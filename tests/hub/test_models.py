@@ -381,6 +381,7 @@ def test_a_second_task_sends_its_heads_alone(remote: Remote, hub: HubServer, bas
     assert asked(hub, ID) == {"victim.safetensors"}
 
 
+@pytest.mark.filterwarnings("ignore:.* the same encoder:zepad.errors.InputWarning")
 def test_heads_keep_their_encoders_when_the_base_moves_on(remote: Remote, hub: HubServer, base: str) -> None:
     pushed = push_heads(remote)
     other = remote.push(fitted("one module"), modules=TINY)

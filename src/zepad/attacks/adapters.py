@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..config import require
 from ..errors import ConfigError
 from ..modes import evaluating
@@ -47,6 +48,7 @@ def _without_parameter_gradients(model: ImageModel) -> Iterator[None]:
             parameter.requires_grad_()
 
 
+@checked
 def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[int, int, int]) -> Any:
     """Return a classifier of the Adversarial Robustness Toolbox (ART), for any of its evasion attacks.
 
@@ -75,7 +77,6 @@ def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[in
             "the Adversarial Robustness Toolbox is not installed. Install it with: pip install 'zepad[art]'."
         ) from error
     require(num_classes >= 2, "num_classes", num_classes, "at least 2")
-    require(len(image_shape) == 3, "image_shape", image_shape, "(channels, height, width)")
     guest = _Guest(model)
     return PyTorchClassifier(
         model=guest,
@@ -87,6 +88,7 @@ def art_classifier(model: ImageModel, *, num_classes: int, image_shape: tuple[in
     )
 
 
+@checked
 def foolbox_model(model: ImageModel) -> Any:
     """Return a Foolbox model with bounds [0, 1], for any attack of Foolbox.
 

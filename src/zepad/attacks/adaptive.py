@@ -14,11 +14,12 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..config import require
 from ..errors import InputError
 from ..functional import hardened_log_probabilities
 from ..functional.precision import accurate
-from ..inputs import check_labels
+from ..inputs import check_images, check_labels
 from ..modes import evaluating
 from ..types import ImageModel, LossFn
 from .ascent import ascend, check_ascent
@@ -68,10 +69,12 @@ class JointAPGD:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         check_ascent(self.eps, self.norm, self.steps, 1)
         require(self.classes >= 1, "classes", self.classes, "at least 1")
         require(self.cap > 0, "cap", self.cap, "a positive number")
 
+    @checked
     def __call__(
         self,
         model: ImageModel,
@@ -94,6 +97,7 @@ class JointAPGD:
         Raises:
             InputError: If the labels do not fit the images.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
         images = images.detach()
 
@@ -161,10 +165,12 @@ class DetectorEvading:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         check_ascent(self.eps, self.norm, self.steps, self.restarts)
         require(self.threshold == self.threshold, "threshold", self.threshold, "a number")
         require(0 <= self.weight < float("inf"), "weight", self.weight, "a number of zero or more")
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -182,6 +188,7 @@ class DetectorEvading:
         Raises:
             InputError: If the labels do not fit the images, or the score is not `(N,)` or not differentiable.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
 
         def evaluate(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..config import require
 from ..functional.precision import accurate
-from ..inputs import check_labels
+from ..inputs import check_images, check_labels
 from ..modes import evaluating
 from ..types import ImageModel, LossFn
 from .ascent import ascend, check_ascent
@@ -61,8 +62,10 @@ class APGD:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         check_ascent(self.eps, self.norm, self.steps, self.restarts)
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -80,6 +83,7 @@ class APGD:
         Raises:
             InputError: If the labels do not fit the images, or the loss needs more classes.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
 
         def evaluate(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,9 +133,11 @@ class TargetedAPGD:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         check_ascent(self.eps, self.norm, self.steps, 1)
         require(self.classes >= 1, "classes", self.classes, "at least 1")
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -149,6 +155,7 @@ class TargetedAPGD:
         Raises:
             InputError: If the labels do not fit the images, or there are fewer than four classes.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
         images = images.detach()
 

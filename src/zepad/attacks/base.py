@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -13,6 +13,7 @@ from ..types import ImageModel
 from .losses import margin
 
 
+@runtime_checkable
 class Attack(Protocol):
     """A per-image attack: a budget, and a call that maps images to attacked images.
 

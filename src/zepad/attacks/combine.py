@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..config import require
 from ..functional.precision import accurate
-from ..inputs import check_labels
+from ..inputs import check_images, check_labels
 from ..modes import evaluating
 from ..types import ImageModel
 from .apgd import APGD
@@ -34,6 +35,14 @@ class Transfer:
     attack: Attack
     surrogate: ImageModel
 
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
+
     @property
     def eps(self) -> float:
         """Radius of the ball in [0, 1] pixel units."""
@@ -44,6 +53,7 @@ class Transfer:
         """Norm of the ball, `"linf"` or `"l2"`."""
         return self.attack.norm
 
+    @checked
     def __call__(
         self,
         model: ImageModel,  # noqa: ARG002 - the call of every attack
@@ -94,7 +104,8 @@ class WorstOf:
         Raises:
             ConfigError: If there is no attack, or the budgets of the attacks differ.
         """
-        object.__setattr__(self, "attacks", tuple(self.attacks))
+        check_fields(self)
+        object.__setattr__(self, "attacks", tuple(self.attacks))  # a list could be changed
         require(len(self.attacks) > 0, "attacks", self.attacks, "at least one attack")
         budgets = sorted({(attack.norm, attack.eps) for attack in self.attacks})
         require(len(budgets) == 1, "attacks", budgets, "attacks of one norm and eps")
@@ -109,6 +120,7 @@ class WorstOf:
         """Norm of the ball, `"linf"` or `"l2"`."""
         return self.attacks[0].norm
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -127,6 +139,7 @@ class WorstOf:
         Raises:
             InputError: If the labels do not fit the images, or an attack raises it.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
         images = images.detach()
 
@@ -139,6 +152,7 @@ class WorstOf:
             return strongest(model, images, labels, outputs, [partial(attempt, attack) for attack in self.attacks])
 
 
+@checked
 def apgd_square_ensemble(
     eps: float, *, norm: str = "linf", steps: int = 100, restarts: int = 1, queries: int = 5000
 ) -> WorstOf:

@@ -11,7 +11,9 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
+from ..arguments import check_fields, checked
 from ..config import is_integer, is_number, require
+from ..inputs import check_images
 from ..modes import evaluating
 from ..types import ImageModel, LossFn
 from .losses import cosine_distance
@@ -79,6 +81,7 @@ class FeaturePGD:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         self._pgd()
         require(is_number(self.diversity) and 0 <= self.diversity <= 1, "diversity", self.diversity, "in [0, 1]")
         size = self.translation
@@ -86,6 +89,7 @@ class FeaturePGD:
         require(odd, "translation", size, "an odd integer of at least 1, or None")
         require(is_integer(self.scales) and self.scales >= 1, "scales", self.scales, "an integer of at least 1")
 
+    @checked
     def __call__(
         self,
         model: ImageModel | Sequence[ImageModel],
@@ -105,7 +109,11 @@ class FeaturePGD:
 
         Returns:
             Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
+
+        Raises:
+            InputError: If the images are malformed.
         """
+        check_images(images)
         several = isinstance(model, (Sequence, nn.ModuleList))
         encoders = tuple(cast("Sequence[ImageModel]", model)) if several else (cast(ImageModel, model),)
 
@@ -151,6 +159,7 @@ def _features(encoder: ImageModel, images: Tensor) -> Tensor:
     return encoder(images).float().flatten(1)
 
 
+@checked
 def attack_features(
     attack: PGD,
     encoder: ImageModel | Sequence[ImageModel],

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..inputs import check_labels
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -18,7 +19,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Loss of each image, `(N,)`.
+
+    Raises:
+        InputError: If the labels do not fit the logits.
     """
+    targets = check_labels(targets, count=len(outputs), num_classes=outputs.shape[1])
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
@@ -31,7 +36,11 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Margin of each image `(N,)`, positive where the image is misclassified.
+
+    Raises:
+        InputError: If the labels do not fit the logits.
     """
+    targets = check_labels(targets, count=len(outputs), num_classes=outputs.shape[1])
     right = outputs.gather(1, targets[:, None]).squeeze(1)
     wrong = outputs.scatter(1, targets[:, None], -torch.inf).amax(dim=1)
     return wrong - right

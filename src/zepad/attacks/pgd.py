@@ -10,8 +10,10 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..config import check_budget, require
 from ..functional.projection import BALLS, project_pixels
+from ..inputs import check_images
 from ..modes import evaluating
 from ..types import ImageModel, LossFn
 from .losses import cross_entropy
@@ -64,6 +66,7 @@ class PGD:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         require(self.norm in BALLS, "norm", self.norm, f"one of {sorted(BALLS)}")
         check_budget(self.eps, self.norm)
         require(self.steps >= 0, "steps", self.steps, "zero or more")
@@ -77,6 +80,7 @@ class PGD:
             "1 without a random start",
         )
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -90,7 +94,11 @@ class PGD:
 
         Returns:
             Attacked images `(N, C, H, W)`, inside the ball and in [0, 1], detached.
+
+        Raises:
+            InputError: If the images are malformed, or the labels do not fit the images or the model's classes.
         """
+        check_images(images)
 
         def height(points: Tensor) -> Tensor:
             return self.loss_fn(model(points).float(), targets)

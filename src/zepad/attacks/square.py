@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..config import check_budget, require
 from ..functional.precision import accurate
-from ..inputs import check_labels
+from ..inputs import check_images, check_labels
 from ..modes import evaluating
 from ..types import ImageModel
 from .losses import margin
@@ -57,11 +58,13 @@ class Square:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         require(self.norm == "linf", "norm", self.norm, '"linf", the only norm of this attack; use APGD for "l2"')
         check_budget(self.eps, self.norm)
         require(self.queries >= 1, "queries", self.queries, "at least 1")
         require(0 < self.share <= 1, "share", self.share, "in (0, 1]")
 
+    @checked
     def __call__(
         self, model: ImageModel, images: Tensor, targets: Tensor, *, generator: Generator | None = None
     ) -> Tensor:
@@ -79,6 +82,7 @@ class Square:
         Raises:
             InputError: If the labels do not fit the images.
         """
+        check_images(images)
         labels = check_labels(targets, count=len(images))
         images = images.detach()
         attacked = images.clone()

@@ -7,6 +7,7 @@ from types import MethodType
 
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..functional import hardened_log_probabilities
 
 BranchLogits = Callable[[Tensor], Tensor]
@@ -30,6 +31,7 @@ class _OfBranches(nn.Module):
         return self.reduce(self.branch_logits(images))
 
 
+@checked
 def mean_logits(branch_logits: BranchLogits) -> nn.Module:
     """Return the mean of the branches' logits as a surrogate, whose gradients do not pass through confidence weights.
 
@@ -51,6 +53,7 @@ def mean_logits(branch_logits: BranchLogits) -> nn.Module:
     return _OfBranches(branch_logits, lambda logits: logits.mean(dim=0))
 
 
+@checked
 def one_branch(branch_logits: BranchLogits, index: int) -> nn.Module:
     """Return one branch of the ensemble as a surrogate.
 
@@ -64,6 +67,7 @@ def one_branch(branch_logits: BranchLogits, index: int) -> nn.Module:
     return _OfBranches(branch_logits, lambda logits: logits[index])
 
 
+@checked
 def hardened_branches(branch_logits: BranchLogits) -> nn.Module:
     """Return the logarithm of the mean probability of the hardened branches as a surrogate.
 
@@ -77,6 +81,7 @@ def hardened_branches(branch_logits: BranchLogits) -> nn.Module:
     return _OfBranches(branch_logits, hardened_log_probabilities)
 
 
+@checked
 def fused_by(branch_logits: BranchLogits, fuse: Callable[[Tensor], Tensor]) -> nn.Module:
     """Return the ensemble under a given fusion as a surrogate, because attacks transfer between fusion rules.
 

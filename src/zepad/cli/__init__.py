@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import typer
-
 from ..errors import ZePADError
 from . import models, publishing, robustness  # noqa: F401 - each registers its commands
-from .root import app
+from .root import app, say
 
 __all__ = ["main"]
 
@@ -18,5 +16,5 @@ def main() -> None:
     try:
         app()
     except ZePADError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(1)

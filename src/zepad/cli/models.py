@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .root import JSON_OPTION, app
+from ..config import is_number
+from ..escaping import clean
+from .root import JSON_OPTION, app, say
 
 
 @app.command()
@@ -27,18 +29,18 @@ def demo(
         out,
         seed=seed,
         progress=not quiet,
-        say=(lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)),
+        say=(lambda _: None) if quiet else (lambda line: say(line, err=True)),
     )
     if as_json:
-        typer.echo(result.to_json())
+        say(result.to_json())
         return
-    typer.echo(f"\n{format_table(result)}\n")
-    typer.echo(f"picture   {out / 'picture.png'}")
-    typer.echo(f"report    {out / 'report' / 'report.html'}")
-    typer.echo(f"model     {out / 'model'}   (reloaded: predictions equal)")
-    typer.echo(f"numbers   {out / 'result.json'}")
-    typer.echo(f"time      {result.seconds:.0f} s\n")
-    typer.echo(f"Next: zepad info {out / 'model'}")
+    say(f"\n{format_table(result)}\n")
+    say(f"picture   {out / 'picture.png'}")
+    say(f"report    {out / 'report' / 'report.html'}")
+    say(f"model     {out / 'model'}   (reloaded: predictions equal)")
+    say(f"numbers   {out / 'result.json'}")
+    say(f"time      {result.seconds:.0f} s\n")
+    say(f"Next: zepad info {out / 'model'}")
 
 
 @app.command()
@@ -52,30 +54,26 @@ def info(
 
     config = read_config(path / CONFIG_FILE)
     if as_json:
-        typer.echo(json.dumps(config.to_dict()))
+        say(json.dumps(config.to_dict()))
         return
-    names = f" ({', '.join(config.class_names)})" if config.class_names and len(config.class_names) <= 20 else ""
-    typer.echo(f"stage       {config.stage}")
-    typer.echo(f"classes     {config.num_classes or 'none yet'}{names}")
-    typer.echo(f"fusion      {config.fusion_rule.summary()}")
+    shown = config.class_names if config.class_names and len(config.class_names) <= 20 else ()
+    names = f" ({', '.join(map(clean, shown))})" if shown else ""
+    say(f"stage       {config.stage}")
+    say(f"classes     {config.num_classes or 'none yet'}{names}")
+    say(f"fusion      {config.fusion_rule.summary()}")
     threshold = "none yet: calibrate it" if config.threshold is None else f"{config.threshold:.4g}"
-    typer.echo(f"detector    {config.detector_rule.summary()}, threshold {threshold}")
+    say(f"detector    {config.detector_rule.summary()}, threshold {threshold}")
     for role, record in config.encoders.items():
         preprocessing = record.spec.preprocessing
         size = "x".join(map(str, preprocessing.size)) if preprocessing and preprocessing.size else "any size"
-        typer.echo(f"{role:<11} {record.spec}, {record.features} features, images {size}")
+        say(f"{role:<11} {record.spec}, {record.features} features, images {size}")
     hardening = config.provenance.get("harden")
     if hardening:
-        recipe = hardening["config"]
-        typer.echo(
-            f"hardened    eps {recipe['eps'] * 255:.3g}/255, {recipe['steps']} steps, {hardening['images']} images"
-        )
+        say(f"hardened    {_hardening(hardening)}")
     if config.base is not None:
-        typer.echo(f"base        {config.base.repo_id} at {config.base.revision}, which has the encoders")
-    typer.echo(
-        f"files       {sum(file.bytes for file in config.files.values()) / 1e6:.1f} MB in {len(config.files)} files"
-    )
-    typer.echo(f"written by  zepad {config.library_version}, format {config.format}")
+        say(f"base        {config.base.repo_id} at {config.base.revision}, which has the encoders")
+    say(f"files       {sum(file.bytes for file in config.files.values()) / 1e6:.1f} MB in {len(config.files)} files")
+    say(f"written by  zepad {clean(config.library_version)}, format {config.format}")
 
 
 @app.command()
@@ -89,7 +87,7 @@ def predict(
     from ..model import ZePAD
 
     defense = ZePAD.from_pretrained(path)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for image in images:
         report = defense.inspect(read_image(image, channels=defense.channels)[None])
         rows.append(
@@ -102,11 +100,21 @@ def predict(
             }
         )
     if as_json:
-        typer.echo(json.dumps({"threshold": defense.threshold, "predictions": rows}))
+        say(json.dumps({"threshold": defense.threshold, "predictions": rows}))
         return
-    width = max(len(str(row["image"])) for row in rows)
-    for row in rows:
+    names = [clean(row["image"]) for row in rows]
+    width = max(map(len, names))
+    for name, row in zip(names, rows, strict=True):
         verdict = "looks attacked" if row["attacked"] else "ok" if row["attacked"] is not None else "not calibrated"
         scored = "" if row["score"] is None else f" (score {row['score']:+.3f})"
-        said = f"{row['label']:<12} {row['probability']:>7.1%}"
-        typer.echo(f"{row['image']:<{width}}  {said}  {verdict}{scored}")
+        said = f"{clean(row['label']):<12} {row['probability']:>7.1%}"
+        say(f"{name:<{width}}  {said}  {verdict}{scored}")
+
+
+def _hardening(record: Any) -> str:
+    """Return the budget of the hardening; another program may have written anything into the record."""
+    recipe = record.get("config") if isinstance(record, dict) else None
+    if not (isinstance(recipe, dict) and is_number(recipe.get("eps"))):
+        return "in a way that zepad does not know"
+    steps, images = recipe.get("steps"), record.get("images")
+    return clean(f"eps {recipe['eps'] * 255:.3g}/255, {steps} steps, {images} images")

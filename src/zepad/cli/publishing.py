@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .root import JSON_OPTION, app
+from .root import JSON_OPTION, app, say
 
 _TOKEN = typer.Option(help="Access token of the Hub; the stored one by default.", envvar="HF_TOKEN", show_envvar=True)
 
@@ -30,10 +30,10 @@ def push(
 
     published = publish_folder(path, repo_id, private=private, revision=revision, token=token, commit_message=message)
     if as_json:
-        typer.echo(json.dumps({"repo_id": published.repo_id, "revision": published.revision, "url": published.url}))
+        say(json.dumps({"repo_id": published.repo_id, "revision": published.revision, "url": published.url}))
         return
-    typer.echo(f"published   {published.url}")
-    typer.echo(f'load it     ZePAD.from_pretrained("{published.repo_id}", revision="{published.revision}")')
+    say(f"published   {published.url}")
+    say(f'load it     ZePAD.from_pretrained("{published.repo_id}", revision="{published.revision}")')
 
 
 @app.command()
@@ -50,10 +50,10 @@ def pull(
     config = download(HubRepo(repo_id=repo_id, revision=revision, token=token), path)
     size = sum(file.bytes for file in config.files.values())
     if as_json:
-        typer.echo(json.dumps({"path": str(path), "bytes": size, "files": sorted(config.files)}))
+        say(json.dumps({"path": str(path), "bytes": size, "files": sorted(config.files)}))
         return
-    typer.echo(f"model       {path}   ({size / 1e6:.1f} MB in {len(config.files)} files, digests verified)")
-    typer.echo(f"Next: zepad info {path}")
+    say(f"model       {path}   ({size / 1e6:.1f} MB in {len(config.files)} files, digests verified)")
+    say(f"Next: zepad info {path}")
 
 
 @app.command()
@@ -80,4 +80,4 @@ def card(
         tags=tuple(tag or ()),
     )
     text = model_card(check_folder(path), model_id=repo_id, details=details)
-    typer.echo(f"card        {write_card(path, text)}")
+    say(f"card        {write_card(path, text)}")

@@ -13,7 +13,7 @@ import typer
 
 from ..errors import ConfigError, InputError
 from ..files import write_together
-from .root import JSON_OPTION, app
+from .root import JSON_OPTION, app, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,10 +87,8 @@ def attack(
     loader = _loader(data, split, limit=limit, size=size, root=root, download=download, seed=seed)
     perturbation = chosen.fit(attacked, loader, progress=not quiet)
     perturbation.save(out)
-    typer.echo(
-        f"{method}, eps {perturbation.eps * 255:.3g}/255, {perturbation.provenance['images']} images of {data}: {out}"
-    )
-    typer.echo(f"Next: zepad evaluate MODEL --data {data} --perturbation {out} --out report")
+    say(f"{method}, eps {perturbation.eps * 255:.3g}/255, {perturbation.provenance['images']} images of {data}: {out}")
+    say(f"Next: zepad evaluate MODEL --data {data} --perturbation {out} --out report")
 
 
 @app.command()
@@ -148,10 +146,10 @@ def evaluate(
     (report,) = reports.values()
     save_report(report, out)
     if as_json:
-        typer.echo(json.dumps(json.loads(report.to_json())))
+        say(json.dumps(json.loads(report.to_json())))
         return
-    typer.echo(markdown_tables(report))
-    typer.echo(f"report    {out / 'report.html'}")
+    say(markdown_tables(report))
+    say(f"report    {out / 'report.html'}")
 
 
 @app.command()
@@ -216,8 +214,8 @@ def compare(
         write_together(out, {"compare.md": table.encode(), "compare.html": comparison_html(reports).encode()})
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
-    typer.echo(table)
-    typer.echo(f"page      {out / 'compare.html'}")
+    say(table)
+    say(f"page      {out / 'compare.html'}")
 
 
 def _measure(
@@ -267,7 +265,7 @@ def _measure(
         check_resumable(state_folder(out, name), model, test, seed=seed)
     public = _public_encoders(defense, {role: text for role, text in given.items() if text is not None})
     if not public:
-        typer.echo("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
+        say("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
         assert defense is not None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
+from ..escaping import printable
 
 app = typer.Typer(
     help="Make pre-trained image encoders safe to build on.",
@@ -14,6 +15,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print text without the control characters that a name in a file may hold.
+
+    Args:
+        text: Lines of text. Names in them are cleaned before, so that none can pass for a line of its own.
+        err: Whether to print to standard error.
+    """
+    typer.echo(printable(text), err=err)
+
 
 JSON_OPTION = typer.Option("--json", help="Print one JSON object and nothing else.")
 

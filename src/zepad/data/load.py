@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..arguments import checked
 from ..config import require
 from ..errors import ConfigError, InputError
 from .arrays import read_npz
@@ -44,6 +45,7 @@ _ORIGIN = {
 _TEST_SHARE = 5  # one image in five is held out where a source has no split of its own
 
 
+@checked
 def load_data(
     source: str | Path,
     split: Split,

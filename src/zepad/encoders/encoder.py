@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..errors import ConfigError, InputError
 from .preprocessing import Preprocessing
 from .spec import POOLINGS, EncoderSpec, Pooling
@@ -47,6 +48,7 @@ class Encoder(nn.Module):
     mean: Tensor | None
     std: Tensor | None
 
+    @checked
     def __init__(
         self,
         backbone: nn.Module,
@@ -130,6 +132,7 @@ class Encoder(nn.Module):
         return f"spec={str(self.spec)!r}, pooling={self.pooling!r}, {self.preprocessing}"
 
 
+@checked
 def probe(encoder: Encoder) -> tuple[int, int]:
     """Find the number of input channels and features of an encoder with dummy images.
 

@@ -8,6 +8,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from ..arguments import checked
 from ..config import _JSONConfig, require
 from ..errors import ConfigError
 from .preprocessing import Preprocessing
@@ -126,6 +127,7 @@ class EncoderSpec(_JSONConfig):
         return super().from_dict(values)
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> EncoderSpec:
         """Read the string form: `"source:name"`, `"source:name@weights"`, or `"source:weights"`.
 

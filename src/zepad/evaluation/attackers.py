@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Generator, Tensor
 
+from ..arguments import check_fields, checked
 from ..attacks import Attack, UniversalPerturbation
 from ..config import require
 from ..types import ImageModel
@@ -36,6 +37,14 @@ class ApplyPerturbation:
     """
 
     perturbation: UniversalPerturbation
+
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
 
     @property
     def eps(self) -> float:
@@ -88,9 +97,9 @@ class Attacker:
         Raises:
             ConfigError: If the name is no Unicode text, or there is no such threat model or norm.
         """
-        text = isinstance(self.name, str) and self.name.encode("utf-8", "replace").decode() == self.name
+        check_fields(self)
+        text = self.name.encode("utf-8", "replace").decode() == self.name
         require(text, "name", self.name, "text in Unicode")
-        require(self.threat_model in THREAT_MODELS, "threat_model", self.threat_model, f"one of {THREAT_MODELS}")
         require(self.attack.norm in NORMS, "norm", self.attack.norm, f"one of {NORMS}")
 
     @property
@@ -114,6 +123,7 @@ def against(*surrogates: ImageModel) -> Callable[[Any], Any]:
     return target
 
 
+@checked
 def universal_attacker(
     perturbation: UniversalPerturbation, *, threat_model: ThreatModel = "semi-black-box", name: str | None = None
 ) -> Attacker:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..arguments import checked
 from ..config import is_integer, require
 from ..errors import EvaluationWarning, InputError
 from ..inputs import check_reiterable
@@ -42,6 +43,7 @@ _PROBE_IMAGES = 64  # images of the sanity checks
 _PAPER_EPS = 10 / 255
 
 
+@checked
 def evaluate(
     model: ImageModel,
     loader: Loader,
@@ -139,7 +141,7 @@ def evaluate(
         provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start),
     )
     for check in report.warnings:
-        warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=2)
+        warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=3)
     return report
 
 

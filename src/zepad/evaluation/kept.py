@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
+from ..arguments import checked
 from ..attacks import UniversalPerturbation
 from ..digests import digest_tensor
 from ..errors import CheckpointError, InputError
@@ -24,6 +25,7 @@ from .suites import UniversalAttack
 _MADE_BY = "made_by"  # field of the provenance, in the file alone, that says whose file it is
 
 
+@checked
 def keeping(attacks: Mapping[str, UniversalAttack], folder: str | Path) -> dict[str, UniversalAttack]:
     """Return universal attacks that keep their perturbations in a folder, and craft none that is there already.
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
+from ..arguments import checked
 from ..errors import CheckpointError
 from ..schema import STRICT, parse_json, read_bounded
 from .attackers import THREAT_MODELS, ThreatModel
@@ -228,6 +229,7 @@ class EvalReport:
         return json.dumps({"format": FORMAT, **_encode(self)}, indent=1, allow_nan=False)
 
     @classmethod
+    @checked
     def from_json(cls, text: str) -> EvalReport:
         """Return the report that `to_json` wrote, of this format or an earlier one.
 
@@ -237,6 +239,7 @@ class EvalReport:
         return _decode(text, origin="the evaluation report")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> EvalReport:
         """Read a report.json.
 

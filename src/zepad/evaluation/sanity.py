@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import checked
 from ..attacks import APGD, PGD, Square, cross_entropy
 from ..modes import evaluating
 from ..types import ImageModel
@@ -16,6 +17,7 @@ _SLACK = 0.02  # share of the images by which two robust accuracies may differ b
 _LARGE_EPS = 0.5
 
 
+@checked
 def check_model(model: ImageModel, images: Tensor, labels: Tensor, *, eps: float, seed: int = 0) -> Iterator[Check]:
     """Look for the signs that attacks on a model measure too little.
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import InputError
 from ..functional import Count
 from ..schema import STRICT
@@ -123,6 +124,7 @@ class Detection:
     curve: tuple[tuple[float, float], ...]
 
 
+@checked
 def auroc(*, benign: Tensor, attacked: Tensor) -> float:
     """Return the area under the ROC curve of a detection score, where larger means more suspicious.
 
@@ -143,6 +145,7 @@ def auroc(*, benign: Tensor, attacked: Tensor) -> float:
     return float(roc_auc_score(*_truth_and_scores(benign, attacked)))
 
 
+@checked
 def fpr_at_tpr(*, benign: Tensor, attacked: Tensor, tpr: float = 0.95) -> float:
     """Return the share of benign images flagged where at least a share `tpr` of the attacked images is flagged.
 
@@ -161,6 +164,7 @@ def fpr_at_tpr(*, benign: Tensor, attacked: Tensor, tpr: float = 0.95) -> float:
     return float((benign.double() >= ordered[max(needed, 1) - 1]).float().mean())
 
 
+@checked
 def detection(*, benign: Tensor, attacked: Tensor, fooled: Tensor, threshold: float, seed: int = 0) -> Detection:
     """Measure a detection score against one attack.
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..attacks import (
     APGD,
     SSP,
@@ -44,6 +45,7 @@ _NO_ENCODERS: Mapping[str, ImageModel] = MappingProxyType({})
 _NO_ATTACKS: Mapping[str, UniversalAttack] = MappingProxyType({})
 
 
+@runtime_checkable
 class UniversalAttack(Protocol):
     """An attack that fits one perturbation for all images on encoders, whatever classifier is built on them."""
 
@@ -51,6 +53,7 @@ class UniversalAttack(Protocol):
         """Return the perturbation for an encoder, or for a sequence of encoders attacked at once."""
 
 
+@checked
 def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack]:
     """Return the five universal attacks on encoders with their default settings, by name.
 
@@ -71,6 +74,7 @@ def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack
     }
 
 
+@checked
 def universal_feature_attack(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack]:
     """Return the cheapest universal attack with its default settings, by name.
 
@@ -81,6 +85,7 @@ def universal_feature_attack(*, eps: float, seed: int = 0) -> dict[str, Universa
     return {"universal feature attack": UniversalFeatureAttack(eps=eps, seed=seed)}
 
 
+@checked
 def semi_black_box(
     victim: ImageModel,
     loader: Tensor | Loader,
@@ -129,6 +134,7 @@ def semi_black_box(
     ]
 
 
+@checked
 def semi_black_box_plus(
     victim: ImageModel,
     auxiliary: ImageModel,
@@ -166,6 +172,7 @@ def semi_black_box_plus(
     return [*fitted, *suite.per_image(encoders, suffix)]
 
 
+@checked
 def replica(
     copies: Mapping[str, ImageModel],
     public: Mapping[str, ImageModel],
@@ -208,6 +215,7 @@ def replica(
     ]
 
 
+@checked
 def replica_with_labels(copies: Mapping[str, ImageModel], *, eps: float, steps: int = 20) -> list[Attacker]:
     """Return the attacker who repeated the hardening and has labels of the task: APGD-CE through copies with heads.
 
@@ -236,6 +244,7 @@ def replica_with_labels(copies: Mapping[str, ImageModel], *, eps: float, steps: 
     ]
 
 
+@checked
 def published(
     encoders: Mapping[str, ImageModel],
     loader: Tensor | Loader | None = None,
@@ -282,6 +291,7 @@ def published(
     return [*attackers, suite.feature_attack(own, suffix), *together]
 
 
+@checked
 def white_box(
     model: ImageModel, *, eps: float, num_classes: int, steps: int = 50, queries: int = 1000
 ) -> list[Attacker]:

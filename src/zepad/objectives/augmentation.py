@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ..arguments import check_fields
 from ..config import is_integer, require
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
@@ -38,6 +39,7 @@ class FlipCrop:
         Raises:
             ConfigError: If it is no integer of zero or more.
         """
+        check_fields(self)
         require(is_integer(self.padding) and self.padding >= 0, "padding", self.padding, "an integer of zero or more")
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..arguments import check_fields
 from ..config import Schedule, check_budget, is_integer, require
 from ..modules import Branch
 from ..types import ImageModel, LossFn
@@ -131,6 +132,14 @@ class Inner:
     eps: float | None = None
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
+
 
 CROSS_ENTROPY = Inner()
 """The inner maximisation of most recipes: cross-entropy with the labels, through the whole branch."""
@@ -169,6 +178,14 @@ class Rates:
     head_lr: float = 2e-3
     weight_decay: float = 8e-4
     schedule: Schedule = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +228,14 @@ class Recipe:
     static: DAEMixture | None = None
     needs_public_features: bool = False
     augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        """Check the type of every field.
+
+        Raises:
+            ConfigError: If a field is of another type.
+        """
+        check_fields(self)
 
     @property
     def trains_head(self) -> bool:

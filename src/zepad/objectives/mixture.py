@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import check_fields
 from ..attacks import FeaturePGD, cosine_distance
 from ..attacks.losses import l2_distance
 from ..config import check_budget, is_integer, is_number, require
@@ -81,6 +82,7 @@ class DAEMixture:
         Raises:
             ConfigError: If a field is out of range.
         """
+        check_fields(self)
         for distance in self.distances:
             require(distance in DISTANCES, "distances", distance, f"from {sorted(DISTANCES)}")
         for budget in self.budgets:

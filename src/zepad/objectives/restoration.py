@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..arguments import checked
 from ..modules import Branch
 from .augmentation import Augmentation
 from .base import Batch, Inner, ObjectiveOutput, Rates, Recipe, check_own, encoder_of, public_features, squared_distance
 from .mixture import DAEMixture
 
 
+@checked
 def restoration(
     *,
     static: DAEMixture = DAEMixture(),

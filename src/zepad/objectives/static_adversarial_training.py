@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..config import is_number, require
 from ..modules import Branch
 from .augmentation import Augmentation
@@ -12,6 +13,7 @@ from .base import Batch, Inner, ObjectiveOutput, Rates, Recipe, check_own, squar
 from .mixture import DAEMixture
 
 
+@checked
 def static_adversarial_training(
     *,
     static: DAEMixture = DAEMixture(),

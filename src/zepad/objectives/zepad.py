@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..arguments import checked
 from ..functional import structure_loss
 from ..modes import evaluating
 from ..modules import Branch
 from .base import Batch, Objective, ObjectiveOutput, Recipe
 
 
+@checked
 def zepad_recipe(*, structure_weight: float = 1.0) -> Recipe:
     """Return the recipe of multi-pattern adversarial enhancement: `zepad_objective` outside, cross-entropy inside.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined, Template, TemplateError
+from markupsafe import Markup
 
 from ..config import _JSONConfig, is_hub_id, is_number, require
 from ..errors import CheckpointError
@@ -118,12 +119,26 @@ def _card(config: SavedConfig, model_id: str | None, details: CardDetails) -> st
 
 @cache
 def _template() -> Template:
-    # The card is Markdown, so nothing is escaped for HTML; the filter `markdown` escapes untrusted text.
+    # The card is Markdown, so nothing is escaped for HTML; whatever is put in is escaped for Markdown instead.
     environment = Environment(  # noqa: S701
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped
     )
-    environment.filters |= {"markdown": escape_markdown, "percent": lambda share: f"{_share(share):.1%}"}
+    environment.filters |= {
+        "json": _fenced_json,
+        "percent": lambda share: f"{_share(share):.1%}",
+        "verbatim": Markup,
+    }
     return environment.from_string(files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"))
+
+
+def _fenced_json(value: Any) -> Markup:
+    """Return JSON in ASCII that no text inside can lead out of its code block: it has no backtick and no line break."""
+    return Markup(json.dumps(value, indent=2).replace("`", "\\u0060"))  # noqa: S704 - Markdown's code, not HTML
+
+
+def _escaped(value: Any) -> Any:
+    """Escape what is put into the card, except for what the template calls verbatim: metadata and code of our own."""
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
 
 
 # guarantees of the fusion rule and the detector -----------------------------------------------------------------
@@ -145,8 +160,8 @@ def _words(config: SavedConfig) -> _Words:
     threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
     passes = len(ROLES) + detector.extra_passes()
     return _Words(
-        fusion=escape_markdown(rule.summary()),
-        detector=escape_markdown(f"{detector.summary()}, threshold {threshold}"),
+        fusion=rule.summary(),
+        detector=f"{detector.summary()}, threshold {threshold}",
         fusion_guarantee=rule.guarantee(),
         detector_guarantee=detector.guarantee(),
         passes=_NUMBERS[passes] if passes < len(_NUMBERS) else str(passes),
@@ -198,9 +213,9 @@ def _eval_results(measured: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _training(provenance: Mapping[str, Any]) -> str:
+def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     steps = {step: record for step, record in provenance.items() if step not in ("evaluation", "encoders")}
-    return json.dumps({s: {k: v for k, v in r.items() if k != "history"} for s, r in steps.items()}, indent=2)
+    return {s: {k: v for k, v in r.items() if k != "history"} for s, r in steps.items()}
 
 
 def _rows(measured: Mapping[str, Any]) -> list[tuple[str, str, Any]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
-from ..errors import ConfigError
-from ..types import ROLES, Role
+from ..arguments import check_device, checked
+from ..config import require
+from ..types import ROLES
 from .card import CardDetails, model_card
 from .commits import Published
 from .contents import Home, SavedModel
@@ -48,6 +49,7 @@ class Pretrained(nn.Module, ModelHubMixin):
     def _from_saved(cls: type[_P], saved: SavedModel) -> _P:
         """Return the model, in evaluation mode, that consists of these parts."""
 
+    @checked
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, heads_only: bool = False, card: CardDetails = CardDetails()
     ) -> None:
@@ -74,6 +76,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         if distributed:
             torch.distributed.barrier()
 
+    @checked
     def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
@@ -124,6 +127,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         return ModelCard(model_card(self._contents("generate_model_card").config), ignore_metadata_errors=False)
 
     @classmethod
+    @checked
     def from_pretrained(  # type: ignore[override]
         cls: type[_P],
         pretrained_model_name_or_path: str | Path,
@@ -131,7 +135,7 @@ class Pretrained(nn.Module, ModelHubMixin):
         victim: nn.Module | None = None,
         auxiliary: nn.Module | None = None,
         benign: nn.Module | None = None,
-        branches: Sequence[Role] | None = None,
+        branches: Sequence[Literal["victim", "auxiliary", "benign"]] | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -163,9 +167,9 @@ class Pretrained(nn.Module, ModelHubMixin):
             ConfigError: If `branches` names no branch, or a source no longer knows an encoder's name.
             HubError: If the Hub cannot deliver.
         """
-        unknown = sorted(set(branches or ()) - set(ROLES))
-        if unknown or (branches is not None and not branches):
-            raise ConfigError(f"branches must be some of {ROLES}; got {list(branches or ())!r}.")
+        require(branches is None or len(branches) > 0, "branches", branches, f"some of {ROLES}, or None for all")
+        if device is not None:
+            check_device(device)
         repo = HubRepo(
             repo_id=str(pretrained_model_name_or_path),
             revision=revision,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ..arguments import checked
 from ..config import HardenConfig, HeadConfig
 from ..encoders import Encoder
 from ..modules import Branch
@@ -137,6 +138,7 @@ def harden(
     return Hardened(branches, classes, names, record)
 
 
+@checked
 def harden_branch(
     encoder: nn.Module,
     loader: Loader,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from ..errors import InputError
+from ..errors import InputError, InputWarning
 from ..inputs import check_images, check_labels, check_reiterable, has_labels, split_batch
 from ..seeding import seeded
 from ..types import Loader
+
+_SHOWN = 10  # number of labels that a warning lists
 
 
 def num_images(loader: Loader) -> int | None:
@@ -47,19 +50,31 @@ def count_classes(loader: Loader) -> int:
 
     Raises:
         InputError: If the loader is empty or a one-shot iterator, or its labels are no class indices.
+
+    Warns:
+        InputWarning: If labels below the largest one do not occur.
     """
     check_reiterable(loader)
     names = class_names(loader)
     if names:
         return len(names)
-    largest = -1
+    found: set[int] = set()
     with seeded(0):  # iterating would draw from the global generator of the caller
         for batch in loader:
             images, labels = split_batch(batch)
-            largest = max(largest, int(check_labels(labels, count=len(check_images(images))).max()))
-    if largest < 0:
+            found.update(check_labels(labels, count=len(check_images(images))).unique().tolist())
+    if not found:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
-    return largest + 1
+    count = max(found) + 1
+    if len(found) < count:
+        shown = ", ".join(map(str, sorted(found)[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
+        warnings.warn(
+            f"the labels {shown} make {count} classes, of which {count - len(found)} have no image. Map the labels to "
+            f"0, 1, ..., {len(found) - 1}, or confirm the number with num_classes={count}.",
+            InputWarning,
+            stacklevel=4,
+        )
+    return count
 
 
 def hold_out(loader: Loader, fraction: float, seed: int) -> tuple[Loader, Loader | None]:

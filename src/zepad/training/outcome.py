@@ -90,7 +90,7 @@ def tell_outcome(
                 f"{outcome.images} held-out images, where the public encoder has {outcome.public_accuracy:.1%}. Train "
                 "for more epochs, raise lr, lower eps, or take an objective of zepad.objectives that costs less.",
                 HardeningWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
     return outcome._asdict()
 

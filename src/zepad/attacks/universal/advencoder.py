@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...arguments import checked
 from ...config import check_budget, require
 from ...errors import InputError
 from ...functional.precision import accurate
@@ -205,6 +206,7 @@ class AdvEncoder(_GeneratorAttack):
         super().__post_init__()
         check_budget(self.eps)
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 
@@ -262,6 +264,7 @@ class AdvEncoderPatch(_GeneratorAttack):
         super().__post_init__()
         require(math.isfinite(self.area) and 0 < self.area <= 1, "area", self.area, "in (0, 1], a share of the image")
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the patch on one or several encoders.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..._version import __version__
+from ...arguments import check_fields
 from ...config import check_budget, require
 from ...encoders import Encoder
 from ...errors import InputError
@@ -38,10 +39,9 @@ class _UniversalAttack:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.epochs, int) and not isinstance(self.epochs, bool) and self.epochs >= 1
-        require(self.epochs is None or whole, "epochs", self.epochs, "at least 1, or None")
-        seeded = isinstance(self.seed, int) and not isinstance(self.seed, bool) and 0 <= self.seed < 2**63
-        require(seeded, "seed", self.seed, "an integer of zero or more")
+        check_fields(self)
+        require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "at least 1, or None")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "an integer of zero or more")
 
     def _provenance(self, encoders: Sequence[ImageModel], images: AttackerImages, **more: Any) -> dict[str, Any]:
         """Return the provenance in JSON values, so that it is unchanged by saving and loading."""
@@ -174,13 +174,11 @@ def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
     """Return one or several encoders as a tuple.
 
     Raises:
-        InputError: If there is no encoder, or one of them is not callable.
+        InputError: If there is no encoder.
     """
     encoders = tuple(encoder) if isinstance(encoder, Sequence) else (encoder,)
-    wrong = [type(one).__name__ for one in encoders if not callable(one)]
-    if wrong or not encoders:
-        got = ", ".join(wrong) or "an empty sequence"
-        raise InputError(f"an attack needs an encoder, images to features, or a sequence of encoders; got {got}.")
+    if not encoders:
+        raise InputError("an attack needs an encoder, images to features, or a list of encoders; got an empty list.")
     return encoders
 
 

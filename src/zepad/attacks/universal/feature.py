@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...arguments import checked
 from ...functional.precision import accurate
 from ...types import Loader
 from ..losses import cosine_distance
@@ -32,6 +33,7 @@ class UniversalFeatureAttack(_SignAttack):
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280 (the feature term).
     """
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 

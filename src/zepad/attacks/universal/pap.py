@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...arguments import checked
 from ...config import require
 from ...functional.precision import accurate
 from ...types import ImageModel, Loader
@@ -55,6 +56,7 @@ class PAPBase(_SignAttack):
 
     layer: str | None = None
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 
@@ -118,6 +120,7 @@ class PAPFuse(_SignAttack):
         pair = isinstance(self.layers, tuple) and len(self.layers) == 2
         require(pair, "layers", self.layers, "a pair of layer names")
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 
@@ -172,6 +175,7 @@ class PAPUGS(_SignAttack):
             ordered = isinstance(value, tuple) and len(value) == 2 and 0 <= value[0] <= value[1] <= 1
             require(ordered, name, value, "a pair (low, high) in [0, 1]")
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..._version import __version__
+from ...arguments import check_fields, checked
 from ...config import check_budget, require
 from ...errors import CheckpointError, ConfigError, InputError
 from ...files import write_bytes
@@ -59,6 +60,7 @@ class UniversalPerturbation:
             ConfigError: If the budget is out of range or the norm is unknown.
             InputError: If a tensor has a wrong shape or wrong values, or exceeds the budget.
         """
+        check_fields(self)
         norms = [*sorted(BALLS), "patch"]
         require(self.norm in norms, "norm", self.norm, f"one of {norms}")
         check_budget(self.eps, "l2" if self.norm == "l2" else "linf")
@@ -111,6 +113,7 @@ class UniversalPerturbation:
             return torch.where(self.mask.to(images.device) == 1, delta, images)
         return (images + delta).clamp(0, 1)
 
+    @checked
     def save(self, path: Path | str) -> None:
         """Write the perturbation to one safetensors file. An existing file is replaced atomically.
 
@@ -140,6 +143,7 @@ class UniversalPerturbation:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
 
     @classmethod
+    @checked
     def load(cls, path: Path | str) -> UniversalPerturbation:
         """Read a perturbation that was written by `save`.
 

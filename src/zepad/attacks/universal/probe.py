@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...config import require
 from ...errors import InputError
 from ...functional.precision import accurate
 from ...types import ImageModel
@@ -85,15 +84,6 @@ def _logistic_regression(features: Tensor, labels: Tensor) -> tuple[Tensor, Tens
         regression.fit(features.double().cpu().numpy(), labels.cpu().numpy())
     weight, bias = torch.from_numpy(regression.coef_), torch.from_numpy(regression.intercept_)
     return (torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2) if binary else (weight, bias)
-
-
-def check_head(head: nn.Module | None) -> None:
-    """Check that a head is a module or None.
-
-    Raises:
-        ConfigError: If the head is anything else.
-    """
-    require(head is None or isinstance(head, nn.Module), "head", head, "a torch.nn.Module or None")
 
 
 def attacker_logits(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...arguments import checked
 from ...types import Loader
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, capture_all, crafting, layers_used
 from .perturbation import UniversalPerturbation
@@ -49,6 +50,7 @@ class SSP(_SignAttack):
 
     layer: str = "stage2"
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ...arguments import checked
 from ...config import check_budget, require
 from ...functional.precision import accurate
 from ...functional.projection import project_linf
 from ...types import ImageModel, Loader
 from .crafting import AttackerImages, Encoders, _UniversalAttack, as_encoders, crafting, perturbed
 from .perturbation import UniversalPerturbation
-from .probe import attacker_logits, check_head
+from .probe import attacker_logits
 
 _BEYOND = 1e-4  # added to the distance, so that a point on the boundary is also moved across it
 
@@ -118,9 +119,9 @@ class UAP(_UniversalAttack):
         require(0 <= self.overshoot <= 1, "overshoot", self.overshoot, "in [0, 1]")
         for name, least in (("steps", 1), ("classes", 2), ("group", 1)):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= least, name, value, f"at least {least}")
-        check_head(self.head)
+            require(value >= least, name, value, f"at least {least}")
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 

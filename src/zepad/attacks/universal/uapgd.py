@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...arguments import checked
 from ...config import require
 from ...types import Loader
 from .crafting import AttackerImages, Encoders, _SignAttack, as_encoders, ascend, crafting
 from .perturbation import UniversalPerturbation
-from .probe import attacker_logits, check_head
+from .probe import attacker_logits
 
 
 def normalised_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class UAPGD(_SignAttack):
         """
         super().__post_init__()
         require(math.isfinite(self.momentum) and 0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        check_head(self.head)
 
+    @checked
     def fit(self, encoder: Encoders, images: Tensor | Loader, *, progress: bool = True) -> UniversalPerturbation:
         """Craft the perturbation on one or several encoders.
 

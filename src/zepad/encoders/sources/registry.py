@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
+from ...arguments import checked
 from ...config import require
 from ...errors import ConfigError, ZePADError
 from ..encoder import Encoder
@@ -84,6 +85,7 @@ def _identity(build: Build) -> str:
     return f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', build)}"
 
 
+@checked
 def build_encoder(spec: EncoderSpec, *, pretrained: bool = False) -> Encoder:
     """Build the encoder a spec names, without its classifier and with its own preprocessing.
 

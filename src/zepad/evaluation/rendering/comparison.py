@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from ...arguments import checked
 from ...errors import InputError
 from ...escaping import clean, escape_markdown
 from ..attackers import ThreatModel
@@ -21,6 +22,7 @@ _OWN: tuple[ThreatModel, ...] = ("replica", "published", "white-box")
 """Threat models whose attackers aim at the model itself; a plain classifier has neither replica nor publication."""
 
 
+@checked
 def comparison_markdown(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as GitHub's Markdown.
 
@@ -43,6 +45,7 @@ def comparison_markdown(reports: Sequence[EvalReport]) -> str:
     return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
 
 
+@checked
 def comparison_html(reports: Sequence[EvalReport]) -> str:
     """Return models side by side as one self-contained HTML page.
 
@@ -65,6 +68,7 @@ def comparison_html(reports: Sequence[EvalReport]) -> str:
     )
 
 
+@checked
 def comparison_table(reports: Sequence[EvalReport]) -> Table:
     """Return accuracy by attacker (rows) and model (columns), with the worst case of each threat model and of all."""
     first = reports[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...arguments import checked
 from ...errors import InputError
 from ...files import write_together
 from ..report import EvalReport
@@ -12,6 +13,7 @@ from .page import html_page
 from .picture import overview_png
 
 
+@checked
 def save_report(report: EvalReport, folder: str | Path) -> Path:
     """Write report.html, report.md, report.json and report.png, each in the place of an older one once all are written.
 
