@@ -152,7 +152,7 @@ def test_a_detector_that_keeps_the_public_victim_gives_it_to_the_attackers(
 
 
 def test_no_public_encoder_is_built_that_was_given(specs: Any, given: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    model = saved(tmp_path / "model", AUXILIARY)
+    model = saved(tmp_path / "model", "zepad:digits-barlow-twins")
     built: list[str] = []
 
     def spy(spec: EncoderSpec, *, pretrained: bool = False) -> Encoder:

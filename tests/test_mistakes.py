@@ -155,7 +155,7 @@ for kind, settings, error, remedy in (
     ("one class", {"num_classes": 1}, ConfigError, "at least 2"),
     ("an unknown rule", {"fusion": "best"}, ConfigError, '"rfdm" or'),
     ("a rule that is a class", {"fusion": fusion.Bounded}, ConfigError, r"Bounded\(...\)"),
-    ("a rule that is a number", {"fusion": 3}, ConfigError, "must be a FusionRule or a string"),
+    ("a rule that is a number", {"fusion": 3}, ConfigError, "must be a FusionRule, a string or None"),
     ("a detector for a rule", {"fusion": detectors.ConfidenceGap()}, ConfigError, "must be a FusionRule"),
     ("an unknown detector", {"detector": "entropy"}, ConfigError, '"gap" or'),
     ("a detector that is a dict", {"detector": {"name": "gap"}}, ConfigError, "must be a Detector or a string"),

@@ -121,5 +121,5 @@ def _warn_of_classifier(role: str, encoder: Encoder) -> None:
             "whose outputs are then the features. Pass the model itself, with preprocess=..., and its classifier is "
             "removed; or replace that layer by torch.nn.Identity().",
             UserWarning,
-            stacklevel=5,  # the caller of from_encoders
+            stacklevel=6,  # the caller of from_encoders
         )
