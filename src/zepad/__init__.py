@@ -9,22 +9,27 @@ labels, flagged = defense.predict(images), defense.detect(images)
 ```
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .config import BenignConfig, HardenConfig, HeadConfig
-from .encoders import Encoder, EncoderSpec, Preprocessing
-from .errors import (
-    CheckpointError,
-    ConfigError,
-    HubError,
-    InputError,
-    StageError,
-    TrainingError,
-    ZePADError,
-)
-from .inspection import BranchReport
-from .model import ZePAD
-from .persistence import CardDetails
-from .zero_shot import ZeroShotHead
+
+if TYPE_CHECKING:
+    from .config import BenignConfig, HardenConfig, HeadConfig
+    from .encoders import Encoder, EncoderSpec, Preprocessing
+    from .errors import (
+        CheckpointError,
+        ConfigError,
+        HubError,
+        InputError,
+        StageError,
+        TrainingError,
+        ZePADError,
+    )
+    from .inspection import BranchReport
+    from .model import ZePAD
+    from .persistence import CardDetails
+    from .zero_shot import ZeroShotHead
 
 __all__ = [
     "BenignConfig",
@@ -46,3 +51,35 @@ __all__ = [
     "ZeroShotHead",
     "__version__",
 ]
+
+_HOMES = {
+    "config": ("BenignConfig", "HardenConfig", "HeadConfig"),
+    "encoders": ("Encoder", "EncoderSpec", "Preprocessing"),
+    "errors": (
+        "CheckpointError",
+        "ConfigError",
+        "HubError",
+        "InputError",
+        "StageError",
+        "TrainingError",
+        "ZePADError",
+    ),
+    "inspection": ("BranchReport",),
+    "model": ("ZePAD",),
+    "persistence": ("CardDetails",),
+    "zero_shot": ("ZeroShotHead",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: PyTorch takes seconds, which `zepad --version` need not wait."""
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

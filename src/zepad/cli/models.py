@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import is_number
 from ..escaping import clean
 from .root import JSON_OPTION, app, say
 
@@ -113,6 +112,8 @@ def predict(
 
 def _hardening(record: Any) -> str:
     """Return the budget of the hardening; another program may have written anything into the record."""
+    from ..config import is_number
+
     recipe = record.get("config") if isinstance(record, dict) else None
     if not (isinstance(recipe, dict) and is_number(recipe.get("eps"))):
         return "in a way that zepad does not know"
