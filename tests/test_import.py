@@ -37,3 +37,9 @@ def test_every_public_name_is_found_when_it_is_asked_for() -> None:
     assert all(getattr(zepad, name).__name__ == name for name in zepad.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="module 'zepad' has no attribute 'zepad'"):
         zepad.__getattr__("zepad")
+
+
+def test_rooms_are_found_below_the_package() -> None:
+    code = "import zepad; print(zepad.fusion.Bounded(vote=1.0), zepad.attacks.PGD(eps=0.1).steps)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Bounded(vote=1.0)")

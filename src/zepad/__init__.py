@@ -10,6 +10,7 @@ labels, flagged = defense.predict(images), defense.detect(images)
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -78,6 +79,8 @@ def __getattr__(name: str) -> Any:
             value = getattr(import_module(f"{__name__}.{home}"), name)
             globals()[name] = value
             return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):  # as in `import zepad; zepad.fusion.Bounded()`
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
