@@ -633,7 +633,7 @@ PICTURES = _pictures()
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=900)
+@settings(deadline=None, max_examples=400)
 def test_an_image_of_other_bytes(watch: Watch, folder: Path, data: st.DataObject) -> None:
     """An image in [0, 1] or no image, and no program is started for it."""
     path = folder / data.draw(st.sampled_from(["picture.png", "picture.jpg"]))
@@ -708,7 +708,7 @@ def npz(draw: Callable[[Any], Any]) -> bytes:
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=900)
+@settings(deadline=None, max_examples=400)
 def test_an_npz_file_of_other_content(watch: Watch, folder: Path, data: st.DataObject) -> None:
     content = npz(data.draw)
     path = folder / "data.npz"
@@ -785,7 +785,7 @@ def checkpoint(draw: Callable[[Any], Any]) -> bytes:
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=1_000)
+@settings(deadline=None, max_examples=450)
 def test_a_checkpoint_of_others_of_other_content(watch: Watch, folder: Path, data: st.DataObject) -> None:
     for whole in CHECKPOINTS.values():  # torch imports some of itself when it first reads each kind
         (folder / "whole.ckpt").write_bytes(whole)
@@ -866,7 +866,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 def test_a_training_checkpoint_of_other_bytes(
     watch: Watch, trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
 ) -> None:
@@ -880,7 +880,7 @@ def test_a_training_checkpoint_of_other_bytes(
 
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 def test_a_training_checkpoint_of_another_structure(
     trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
 ) -> None:

@@ -64,7 +64,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ten
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # a child that hangs is killed
-@seeds(few=3, many=40)
+@seeds(few=3, many=20)
 def test_killed_at_random_moments_it_ends_with_the_undisturbed_weights(
     undisturbed: tuple[dict[str, Tensor], float], tmp_path: Path, seed: int
 ) -> None:
@@ -125,7 +125,7 @@ def _fit(loader: Any, **kept: Any) -> Branch:
 
 
 @pytest.mark.parametrize("stage", [_harden, _fit])
-@seeds(few=3, many=25)
+@seeds(few=3, many=10)
 def test_out_of_room_it_says_so_keeps_the_newest_good_epoch_and_goes_on_once_there_is_room(
     stage: Callable[..., Branch], room: Callable[[], None], tmp_path: Path, seed: int
 ) -> None:

@@ -150,7 +150,7 @@ def held(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@fuzz(600)
+@fuzz(200)
 def test_reports(report: bytes, data: st.DataObject) -> None:
     with suppress(ZePADError):
         show(EvalReport.from_json(changed(report, data.draw).decode("utf-8", "surrogateescape")))
@@ -163,7 +163,7 @@ def test_pictures_of_reports(report: bytes, data: st.DataObject) -> None:
         overview_png(EvalReport.from_json(restructured(report, data.draw)))
 
 
-@fuzz(400)
+@fuzz(130)
 def test_records_of_evaluations(folder: Path, held: dict[str, bytes], data: st.DataObject) -> None:
     file = folder / "evaluation.json"
     file.write_bytes(changed(held[file.name], data.draw))
@@ -175,7 +175,7 @@ def test_records_of_evaluations(folder: Path, held: dict[str, bytes], data: st.D
         file.write_bytes(held[file.name])
 
 
-@fuzz(300)
+@fuzz(100)
 def test_what_attackers_are_made_from(folder: Path, held: dict[str, bytes], data: st.DataObject) -> None:
     parts = {"eps": "0.1", "public encoders": "victim 0123"}
     file = folder / "attackers.json"
@@ -189,7 +189,7 @@ def test_what_attackers_are_made_from(folder: Path, held: dict[str, bytes], data
         file.unlink()
 
 
-@fuzz(400)
+@fuzz(130)
 def test_files_of_the_state_with_other_bytes(folder: Path, held: dict[str, bytes], data: st.DataObject) -> None:
     content = damaged(held[STATE], data.draw)
     (folder / STATE).write_bytes(content)
@@ -226,7 +226,7 @@ def forged(content: bytes, draw: Callable[[Any], Any], file: Path) -> bytes:
         return content
 
 
-@fuzz(400)
+@fuzz(130)
 def test_files_of_the_state_that_are_sealed(folder: Path, held: dict[str, bytes], data: st.DataObject) -> None:
     (folder / STATE).write_bytes(forged(held[STATE], data.draw, folder / STATE))
     try:
@@ -244,7 +244,7 @@ def perturbation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]
     return file, file.read_bytes()
 
 
-@fuzz(600)
+@fuzz(200)
 def test_perturbations(perturbation: tuple[Path, bytes], data: st.DataObject) -> None:
     file, content = perturbation
     forge = data.draw(st.booleans())
@@ -260,7 +260,7 @@ def test_perturbations(perturbation: tuple[Path, bytes], data: st.DataObject) ->
         show(report)
 
 
-@fuzz(400)
+@fuzz(130)
 def test_records_of_a_bank(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     file = tmp_path_factory.getbasetemp() / "bank.json"
     record = _Record(file, "0" * 64)
