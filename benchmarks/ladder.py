@@ -141,7 +141,9 @@ class Bench:
         folder = self.folder / "models" / name
         record = folder / "seconds.json"
         if record.exists():
-            return ZePAD.from_pretrained(folder), json.loads(record.read_text())
+            modules = zip(("victim", "auxiliary"), self.public, strict=True)
+            encoders = dict(modules) if self.setting.encoders != "digits" else {}  # those can be rebuilt by their names
+            return ZePAD.from_pretrained(folder, **encoders), json.loads(record.read_text())
         loader = self.loader(self.others if attacker else self.train)
         seed = self.seed + 1000 if attacker else self.seed
         defense = ZePAD.from_encoders(*self.public, preset=preset, num_classes=10)

@@ -9,13 +9,12 @@ labels, flagged = defense.predict(images), defense.detect(images)
 ```
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+import importlib.util
+import typing
 
 from ._version import __version__
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from .config import BenignConfig, HardenConfig, HeadConfig
     from .encoders import Encoder, EncoderSpec, Preprocessing
     from .errors import (
@@ -72,15 +71,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     """Import a public name when it is first asked for: PyTorch takes seconds, which `zepad --version` need not wait."""
     for home, names in _HOMES.items():
         if name in names:
-            value = getattr(import_module(f"{__name__}.{home}"), name)
+            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
             globals()[name] = value
             return value
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):  # as in `import zepad; zepad.fusion.Bounded()`
-        return import_module(f"{__name__}.{name}")
+    if not name.startswith("_") and importlib.util.find_spec(
+        f"{__name__}.{name}"
+    ):  # as in `import zepad; zepad.fusion.Bounded()`
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -69,6 +69,7 @@ PRESETS = {
         objective=_restored(0.5),
         benign_objective=None,
         fusion=Bounded(vote=2.0),
+        benign=BenignConfig(freeze_encoder=None),
     ),
     "published": Preset(
         feared="has the public encoders and the hardened ones, neither heads nor the benign branch",
