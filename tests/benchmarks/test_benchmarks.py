@@ -30,6 +30,7 @@ RUNS = {
     ],
     "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
+    "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --out runs"],
     "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --out runs"],
     "public_encoders": ["public_encoders.py"],
     "checks": ["checks.py --runs 1"],
