@@ -354,7 +354,7 @@ def loaders() -> dict[str, tuple[Any, type]]:
 def test_static_examples_belong_to_the_images_of_their_batch(kind: str) -> None:
     loader, source = loaders()[kind]
     public = {"encoder": TinyEncoder()}
-    with static_daes(SMALL, public, loader, QUICK, folder=None, progress=False) as static:
+    with static_daes(SMALL, public, loader, QUICK, eps=QUICK.eps, folder=None, progress=False) as static:
         assert isinstance(static, source)
     seen: list[Batch] = []
     config = HardenConfig(eps=EPS, epochs=2)

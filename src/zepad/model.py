@@ -286,9 +286,10 @@ class ZePAD(
             CheckpointError: If the folder holds checkpoints of another run.
         """
         self._require_hardened("fit_benign")
-        config = self.preset.benign if config is None else config
-        if objective is None and self.preset.benign_objective is not None and config.freeze_encoder is False:
-            objective = self.preset.benign_objective(self._budget(None))
+        preset, eps = self.preset, self._budget(None)
+        config = preset.benign if config is None else config
+        if objective is None and preset.benign_objective is not None and config.freeze_encoder is False:
+            objective = preset.benign_objective(eps)
         kept = HARDENED_ROLES if head_config is None else ()
         if not set(kept) <= set(self.heads):
             raise StageError("hardening left no heads to keep. Pass head_config=HeadConfig() to fit some.")
@@ -304,7 +305,7 @@ class ZePAD(
             config,
             objective=objective,
             known=dict(self.encoders.items()),
-            eps=self._budget(None),
+            eps=eps,
             num_classes=num_classes,
             val_loader=val_loader,
             checkpoint_dir=checkpoint_dir,

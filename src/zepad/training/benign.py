@@ -6,7 +6,6 @@ A recipe that also trains on static adversarial examples makes the branch resist
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,10 @@ def train_benign(
     copied = copy_encoder("benign", encoder)
     classes = num_classes or count_classes(loader)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
-    mixture = recipe.static
-    if mixture is not None and mixture.eps is None:
-        mixture = replace(mixture, eps=eps)
     sources = {"benign": copied} if known is None else known
-    with static_daes(mixture, sources, train_loader, config, folder=bank_dir, progress=progress) as static:
+    with static_daes(
+        recipe.static, sources, train_loader, config, eps=eps, folder=bank_dir, progress=progress
+    ) as static:
         run = Run.on(
             copied,
             name="fit benign",

@@ -108,7 +108,9 @@ def harden(
     history: dict[str, Any] = {}
     outcomes: dict[str, Any] = {}
     rates: dict[str, float] = {}
-    with static_daes(recipe.static, encoders, train_loader, config, folder=bank_dir, progress=progress) as static:
+    with static_daes(
+        recipe.static, encoders, train_loader, config, eps=config.eps, folder=bank_dir, progress=progress
+    ) as static:
         for index, (name, encoder) in enumerate(encoders.items()):
             copied = copy_encoder(name, encoder)
             run = Run.on(
@@ -184,7 +186,9 @@ def harden_branch(
     copied = copy_encoder("encoder", encoder)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
     public = {"encoder": copied}
-    with static_daes(recipe.static, public, train_loader, config, folder=bank_dir, progress=progress) as static:
+    with static_daes(
+        recipe.static, public, train_loader, config, eps=config.eps, folder=bank_dir, progress=progress
+    ) as static:
         run = Run.on(
             copied,
             name="harden encoder",

@@ -117,6 +117,7 @@ def static_daes(
     loader: Loader,
     config: HardenConfig | BenignConfig,
     *,
+    eps: float | None,
     folder: str | Path | None,
     progress: bool,
 ) -> Iterator[StaticDAEs | None]:
@@ -126,7 +127,9 @@ def static_daes(
         mixture: Attacks on the public encoders; None yields None.
         public: Public encoders by name; they are copied, never modified.
         loader: Training loader, without the images that are held out.
-        config: Settings of the training, of which seed, precision and `eps` count here.
+        config: Settings of the training, of which seed and precision count here.
+        eps: Radius of the adversarial examples where the mixture states none, in [0, 1] pixel units; None where there
+            is no other.
         folder: Folder of banks; None uses a temporary one, which is deleted at the end.
         progress: Whether to show a progress bar.
 
@@ -137,7 +140,7 @@ def static_daes(
     if mixture is None:
         yield None
         return
-    members = mixture.members(tuple(public), getattr(config, "eps", None))
+    members = mixture.members(tuple(public), eps)
     seed = config.seed
     accelerator = make_accelerator(seed)
     crafter = Crafter({**public, **mixture.further}, members, config.precision, accelerator.device)
