@@ -15,6 +15,7 @@ from zepad import BenignConfig, ConfigError, HardenConfig, ZePAD
 from zepad.fusion import RFDM, Mean
 from zepad.objectives import fare, zepad_recipe
 from zepad.presets import PRESETS, find_preset
+from zepad.protocols import replica_of
 
 EPS = 6 / 255
 BRIEF = HardenConfig(eps=EPS, epochs=1, val_fraction=0.25)
@@ -93,3 +94,14 @@ def test_an_unknown_preset_is_refused_by_name(name: str) -> None:
         built(preset=name)
     with pytest.raises(ConfigError):
         find_preset(name)
+
+
+@pytest.mark.parametrize("name", ["published", "cautious"])
+def test_an_attacker_can_repeat_what_a_preset_trained(name: str) -> None:
+    encoders = {"victim": TinyEncoder(), "auxiliary": TinyEncoder()}
+    defense = ZePAD.from_encoders(*encoders.values(), num_classes=3, preset=name)
+    defense.harden(loader(), BRIEF, progress=False)
+    copies = replica_of(defense, encoders, loader(), progress=False)
+    mine, theirs = (part["victim"].state_dict() for part in (defense.encoders, copies))
+    assert mine.keys() == theirs.keys()
+    assert any(not torch.equal(mine[key], theirs[key]) for key in mine)  # by a seed of the attacker's own

@@ -52,6 +52,7 @@ from .objectives import (
     static_adversarial_training,
     trades,
 )
+from .presets import PRESETS
 from .training import fit_heads, harden
 from .training.hardening import as_recipe
 from .types import HARDENED_ROLES, Loader
@@ -576,8 +577,9 @@ def replica_of(
 
 
 def _recorded_recipe(method: str | None, config: HardenConfig, objective: Objective | Recipe | None) -> Recipe:
-    """Return the recipe of a recorded name: the one given, or else one of the library's with its default settings."""
+    """Return the recipe of a recorded name: the one given, or else that of a preset or one with default settings."""
     known = [as_recipe(None, config), *(recipe() for recipe in _RECIPES)]
+    known += [preset.objective(config) for preset in PRESETS.values()]
     for recipe in known if objective is None else [as_recipe(objective, config)]:
         if recipe.name == method:
             return recipe
