@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from common import MIRROR_HELP, cell, header, load_encoders, load_images, part, row
+from public_encoders import load_public
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -120,8 +121,6 @@ class Bench:
         self.public: tuple[Encoder, Encoder] = load_encoders(self.setting.encoders, args.shared)
         self.unseen = {}
         if self.setting.encoders == "cifar":
-            from public_encoders import load_public
-
             self.unseen = {"cifar-resnet44": load_public("cifar-resnet44", args.shared)}
 
     # training -------------------------------------------------------------------------------------------------------

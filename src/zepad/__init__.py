@@ -78,9 +78,8 @@ def __getattr__(name: str) -> typing.Any:
             value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
             globals()[name] = value
             return value
-    if not name.startswith("_") and importlib.util.find_spec(
-        f"{__name__}.{name}"
-    ):  # as in `import zepad; zepad.fusion.Bounded()`
+    # A room, as in `import zepad; zepad.fusion.Bounded()`.
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -321,7 +321,7 @@ def _public_encoder(defense: ZePAD, role: str) -> Encoder | None:
         return build_encoder(spec, pretrained=True)
     except ConfigError as error:  # a module of the owner's, or weights from a file or of a tag, which no config names
         source = "SOURCE" if spec.source == "custom" else spec.source
-        typer.echo(
+        say(
             f"The public {role} is not known, so no attacker has it: {error} "
             f"Here: --{role} {source}:... names the encoder as it was before any hardening.",
             err=True,
