@@ -27,6 +27,21 @@ _PATIENCE = 120.0  # seconds for one piece of source; only a hang takes so long
 _EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "shutil.rmtree"}
 
 
+COMMAND = """
+import contextlib, io, sys
+from zepad.cli import main
+
+def command(*arguments):
+    sys.argv, said = ["zepad", *map(str, arguments)], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as exit:
+        assert not exit.code, said.getvalue()
+"""
+"""Source that defines `command(*arguments)`, which runs the command line and asserts that it succeeds."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a child.

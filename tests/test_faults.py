@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from faults import Outcome, WarmProcess, fill
+from faults import COMMAND, Outcome, WarmProcess, fill
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
 from zepad.persistence.folder import OpenedFolder
 
-PRELUDE = """
-import contextlib, io, sys
+PRELUDE = (
+    COMMAND
+    + """
+import sys
 sys.path.insert(0, tests)
 import torch
 torch.set_num_threads(1)
@@ -28,7 +30,6 @@ from example_reports import report
 from tiny import TinyEncoder, toy_data
 from zepad import ZePAD
 from zepad.attacks import UniversalPerturbation
-from zepad.cli import main
 from zepad.evaluation import save_report
 from zepad.evaluation.rendering import files
 from zepad.persistence import export
@@ -36,14 +37,6 @@ from zepad.training.checkpoints import save_epoch
 
 def load(folder):
     return ZePAD.from_pretrained(folder, victim=TinyEncoder(), auxiliary=TinyEncoder())
-
-def command(*arguments):
-    sys.argv, said = ["zepad", *map(str, arguments)], io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main()
-    except SystemExit as exit:
-        assert not exit.code, said.getvalue()
 
 models = {name: load(folder) for name, folder in references.items()}
 reports = {name: report(model=name, branches=(), detector=False, failed=False, samples=()) for name in models}
@@ -54,6 +47,7 @@ for draw in ("html_page", "overview_png"):  # which take seconds and write nothi
 program = torch.export.export(torch.nn.Linear(300, 300), (torch.zeros(2, 300),))
 export._trace = lambda *_: program  # which takes seconds and writes nothing
 """
+)
 
 SAVE = "models[name].save_pretrained(folder)"
 CARD = 'command("card", folder, "--license", {"old": "mit", "new": "apache-2.0"}[name])'

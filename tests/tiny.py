@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zepad.encoders import Encoder, Preprocessing
+from zepad.ensemble import BranchEnsemble
 
 
 class TinyEncoder(nn.Module):
@@ -41,6 +42,17 @@ def trained_classifier() -> nn.Module:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     return model.eval()
+
+
+def colour_ensemble() -> BranchEnsemble:
+    """Three branches that know the toy images' classes by their mean colours, each sure to another degree."""
+    branches = {}
+    for name, scale in (("one", 9.0), ("two", 5.0), ("benign", 4.0)):
+        branches[name] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+        with torch.no_grad():
+            branches[name][2].weight.copy_(scale * torch.eye(3))
+            branches[name][2].bias.zero_()
+    return BranchEnsemble(branches, threshold=0.05)
 
 
 def assert_close(actual: Tensor, expected: object, tolerance: float = 1e-10) -> None:

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from command_line import zepad
-from tiny import toy_data
+from tiny import colour_ensemble, toy_data
 from zepad.attacks import PGD
-from zepad.ensemble import BranchEnsemble
 from zepad.evaluation import Attacker, EvalReport, evaluate
 from zepad.evaluation.state import _FILES
 
@@ -47,22 +44,19 @@ def kill(work: Callable[[], object], after: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def model() -> BranchEnsemble:
-    branches = {}
-    for name, scale in (("one", 9.0), ("two", 5.0), ("benign", 4.0)):
-        branches[name] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
-        with torch.no_grad():
-            branches[name][2].weight.copy_(scale * torch.eye(3))
-            branches[name][2].bias.zero_()
-    return BranchEnsemble(branches, threshold=0.05)
-
-
 def run(folder: Path | None) -> EvalReport:
     crowd = [
         Attacker(name=f"PGD {steps}", threat_model="white-box", attack=PGD(eps=0.2, steps=steps)) for steps in (1, 3)
     ]
     return evaluate(
-        model(), LOADER, crowd, folder=folder, resume=folder is not None, sanity=False, progress=False, samples=3
+        colour_ensemble(),
+        LOADER,
+        crowd,
+        folder=folder,
+        resume=folder is not None,
+        sanity=False,
+        progress=False,
+        samples=3,
     )
 
 

@@ -18,11 +18,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from tiny import toy_data
+from tiny import colour_ensemble, toy_data
 from zepad.attacks import PGD, UniversalPerturbation
-from zepad.ensemble import BranchEnsemble
 from zepad.errors import ZePADError
 from zepad.evaluation import Attacker, EvalReport, evaluate, universal_attacker
 from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables
@@ -51,19 +49,11 @@ _values = (
 )
 
 
-def ensemble() -> BranchEnsemble:
-    branches = {}
-    for name, scale in (("one", 9.0), ("two", 5.0), ("benign", 4.0)):
-        branches[name] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
-        with torch.no_grad():
-            branches[name][2].weight.copy_(scale * torch.eye(3))
-            branches[name][2].bias.zero_()
-    return BranchEnsemble(branches, threshold=0.05)
-
-
 def run(folder: Path | None, *, resume: bool = True) -> EvalReport:
     pgd = Attacker(name="PGD", threat_model="white-box", attack=PGD(eps=0.2, steps=1))
-    return evaluate(ensemble(), LOADER, [pgd], folder=folder, resume=resume, sanity=False, progress=False, samples=1)
+    return evaluate(
+        colour_ensemble(), LOADER, [pgd], folder=folder, resume=resume, sanity=False, progress=False, samples=1
+    )
 
 
 def paths(values: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -256,7 +246,7 @@ def test_perturbations(perturbation: tuple[Path, bytes], data: st.DataObject) ->
         assert (read.apply(IMAGES) - IMAGES).abs().max() <= read.eps + 1e-6
         attacker = universal_attacker(read)
         json.dumps(attacker.settings, allow_nan=False)
-        report = evaluate(ensemble(), LOADER, [attacker], sanity=False, progress=False, samples=0)
+        report = evaluate(colour_ensemble(), LOADER, [attacker], sanity=False, progress=False, samples=0)
         show(report)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults import WarmProcess
+from faults import COMMAND, WarmProcess
 from hub.hub_server import WRITER, HubServer
 from tiny import TinyEncoder
 from zepad import ZePAD
@@ -18,20 +18,7 @@ from zepad.persistence.folder import OpenedFolder
 
 ID = "alice/m"
 
-PRELUDE = """
-import contextlib, io, sys
-import torch
-torch.set_num_threads(1)
-from zepad.cli import main
-
-def command(*arguments):
-    sys.argv, said = ["zepad", *map(str, arguments)], io.StringIO()
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main()
-    except SystemExit as exit:
-        assert not exit.code, said.getvalue()
-"""
+PRELUDE = "import torch; torch.set_num_threads(1)" + COMMAND
 PUSH = 'command("push", folder, "alice/m", "--token", token)'
 PULL = 'command("pull", "alice/m", folder, "--token", token)'
 
