@@ -604,6 +604,7 @@ def damage(draw: Callable[[Any], Any], content: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     codecs.lookup("cp437")  # of names in zip archives, imported when the first is damaged
+    load_data("digits", "test")  # on its first call it has Python evaluate its own annotations
     return tmp_path_factory.mktemp("files")
 
 

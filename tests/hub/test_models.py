@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from hub.hub_client import HubClient
 from hub.hub_server import READER, STRANGER, WRITER, HubServer
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, ZePAD, ZeroShotHead
-from zepad.errors import CheckpointError, HubError, StageError, ZePADError
+from zepad.errors import CheckpointError, HubError, InputWarning, StageError, ZePADError
 from zepad.types import ROLES
 
 ID, TASK = "alice/m", "alice/task2"
@@ -105,7 +106,9 @@ def fitted(name: str) -> ZePAD:
     torch.manual_seed(0)
     sample = SAMPLES[name]
     preprocess = None if sample.size is None else Preprocessing.imagenet(size=sample.size)
-    defense = ZePAD.from_encoders(*sample.make(), preprocess=preprocess)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "victim and auxiliary are the same encoder", InputWarning)  # "one module"
+        defense = ZePAD.from_encoders(*sample.make(), preprocess=preprocess)
     defense.harden(BATCHES, HardenConfig(epochs=1, steps=1), progress=False)
     defense.fit_benign(BATCHES, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
     defense.threshold, defense.class_names = 0.123456789012345678, ("röd", "grün", "蓝")
