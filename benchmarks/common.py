@@ -31,7 +31,12 @@ MIRRORED = {
 
 
 def load_images(
-    source: str, split: Literal["train", "test"], *, shared: Path | None = None, limit: int | None = None
+    source: str,
+    split: Literal["train", "test"],
+    *,
+    shared: Path | None = None,
+    size: int = 32,
+    limit: int | None = None,
 ) -> LabelledImages:
     """Return the first images of a data set in memory.
 
@@ -40,17 +45,18 @@ def load_images(
             `zepad.data.load_data` takes; or, where there is a local mirror, `"imagenette64"`.
         split: `"train"` or `"test"`.
         shared: Local mirror with CIFAR-10 and Imagenette below `data/`.
+        size: Side of the images in pixels.
         limit: Number of images at most.
 
     Returns:
-        Images, float32 `(N, 3, 32, 32)` in [0, 1], labels and class names. The first 10,000 training images and all
+        Images, float32 `(N, 3, size, size)` in [0, 1], labels and class names. The first 10,000 training images and all
         test images of CIFAR-10 are in the same order from the mirror and from the published archive.
     """
     names = MIRRORED.get((source, split)) if shared is not None else None
     if names is not None:
-        parts = [load_data(f"npz:{shared / 'data' / name}.npz", "all", size=32) for name in names]
+        parts = [load_data(f"npz:{shared / 'data' / name}.npz", "all", size=size) for name in names]
     else:
-        parts = [load_data(source, split, size=32, download=True)]
+        parts = [load_data(source, split, size=size, download=True)]
         if source == "cifar10":
             with np.load(Path(__file__).with_name("cifar10_order.npz")) as recorded:
                 parts = [parts[0].select(order_by_digest(parts[0], recorded[split].tolist()))]

@@ -2,6 +2,7 @@
 
     python benchmarks/ladder.py --setting digits --seed 0 --out runs/ladder-digits
     python benchmarks/ladder.py --setting cifar --seed 0 --out runs/ladder-cifar --threads 1
+    python benchmarks/ladder.py --setting transfer --attackers public --out runs/ladder-transfer
     python benchmarks/ladder.py --setting cifar --out runs/ladder-cifar --table
 
 A defense is a preset of `ZePAD.from_encoders`, or one encoder hardened by a baseline's objective for the same number of
@@ -63,6 +64,7 @@ class Setting:
         attacked: Number of attacked images.
         benign: Number of images whose benign accuracy is measured.
         eps: Radius of hardening and attacks, in [0, 1] pixel units.
+        size: Side of the images in pixels.
     """
 
     data: str
@@ -73,12 +75,14 @@ class Setting:
     attacked: int
     benign: int
     eps: float
+    size: int = 32
 
 
 SETTINGS = {
     "digits": Setting("digits", "digits", 650, 650, 650, 250, 497, 25 / 255),
     "cifar": Setting("cifar10", "cifar", 10_000, 5000, 500, 300, 5000, 8 / 255),
-    "imagenette": Setting("imagenette64", "cifar", 5000, 1000, 500, 300, 2000, 8 / 255),
+    "imagenette": Setting("imagenette64", "cifar", 5000, 1000, 500, 300, 2000, 8 / 255, size=64),
+    "transfer": Setting("digits", "cifar", 650, 650, 500, 250, 497, 8 / 255),  # far from the encoders' own data
     "tiny": Setting("digits", "digits", 64, 32, 16, 8, 16, 25 / 255),  # proves that the script runs
 }
 BASELINES: dict[str, Callable[[], object]] = {
@@ -98,7 +102,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.setting, self.seed = SETTINGS[args.setting], args.seed
-        self.split, self.epochs = args.split, args.epochs
+        self.split, self.epochs, self.repeats = args.split, args.epochs, args.attackers == "all"
         self.folder = args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = self.setting.images
@@ -106,6 +110,7 @@ class Bench:
             self.setting.data,
             "train",
             shared=args.shared,
+            size=self.setting.size,
             limit=None if wanted is None else wanted + self.setting.replica_images,
         )
         count = len(images) if wanted is None else min(wanted, len(images))
@@ -113,7 +118,7 @@ class Bench:
         rest = torch.arange(count, len(images))
         self.others = part(images, rest if len(rest) else torch.arange(count // 2))
         # The public encoders of CIFAR-10 saw all training images, so validation images are of the test set's end.
-        test = load_images(self.setting.data, "test", shared=args.shared)
+        test = load_images(self.setting.data, "test", shared=args.shared, size=self.setting.size)
         half = len(test) // 2
         rows = torch.arange(len(test))[half:] if args.split == "validation" else torch.arange(len(test))
         self.test = part(test, rows[: self.setting.benign])
@@ -263,21 +268,23 @@ class Bench:
             return {name: self.score(self.undefended(name), {**attacked, "white-box": {}})}
         if name in BASELINES:
             branch, seconds = self.hardened(name)
-            copies = {"victim": self.hardened(name, attacker=True)[0]}
-            hardened = {"victim": branch.encoder}
-            attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
+            if self.repeats:
+                copies = {"victim": self.hardened(name, attacker=True)[0]}
+                hardened = {"victim": branch.encoder}
+                attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
             return {name: {**self.score(branch, {**attacked, "white-box": {}}), "seconds": round(seconds)}}
         defense, seconds = self.defense(name)
-        copy, _ = self.defense(name, attacker=True)
-        copies = {role: copy.branch(role) for role in ("victim", "auxiliary", "benign")}
-        hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
-        attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
+        if self.repeats:
+            copy, _ = self.defense(name, attacker=True)
+            copies = {role: copy.branch(role) for role in ("victim", "auxiliary", "benign")}
+            hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
+            attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
         rows = {}
         for vote in votes or (None,):
             if vote is not None:
                 defense.configure(fusion=Bounded(vote=vote))
             shown = name if vote is None else f"{name}, vote {vote:g}"
-            chosen = vote is None or defense.fusion == PRESETS[name].fusion
+            chosen = self.repeats and (vote is None or defense.fusion == PRESETS[name].fusion)
             rows[shown] = {**self.score(defense, {**attacked, **({"white-box": {}} if chosen else {})})}
             rows[shown]["seconds"] = round(seconds)
         for role in ("victim", "auxiliary", "benign"):
@@ -312,6 +319,12 @@ def main() -> None:
         "--votes", nargs="*", type=float, help="votes of the rule bounded, in place of the preset's rule"
     )
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument(
+        "--attackers",
+        choices=("all", "public"),
+        default="all",
+        help="all, or those alone who have nothing but the public encoders: no copy is trained for them",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
@@ -320,7 +333,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print the table of all seeds that are there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    name = f"{args.split}.json"
+    name = f"{args.split}.json" if args.attackers == "all" else f"{args.split}-public.json"
     if not args.table:
         bench = Bench(args)
         file = bench.folder / name
