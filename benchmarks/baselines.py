@@ -155,7 +155,9 @@ class Bench:
         return {f"clean {role}": Branch(self.public[role], head) for role, head in heads.items()}
 
     def _zepad(self) -> dict[str, Branch]:
-        defense = ZePAD.from_encoders(self.public["victim"], self.public["auxiliary"], num_classes=CLASSES)
+        defense = ZePAD.from_encoders(
+            self.public["victim"], self.public["auxiliary"], num_classes=CLASSES, preset="paper"
+        )
         defense.harden(self.loader, self.config, progress=False)
         defense.fit_benign(
             self.loader,

@@ -53,7 +53,7 @@ def main() -> None:
     train = load_images(options.data, "train", shared=options.shared, limit=options.images)
     test = load_images(options.data, "test", shared=options.shared, limit=options.test_images)
     loader = DataLoader(train, batch_size=128, shuffle=True)
-    model = ZePAD.from_encoders(*load_encoders(options.data, options.shared))
+    model = ZePAD.from_encoders(*load_encoders(options.data, options.shared), preset="paper")
     attacked = {}
     for role in ("victim", "auxiliary"):
         public = model.encoder(role)

@@ -112,7 +112,7 @@ class Bench:
         config = HardenConfig(
             eps=self.setting.eps, epochs=self.epochs, steps=self.setting.inner_steps, seed=self.seed
         )  # fmt: skip
-        defense = ZePAD.from_encoders(*self.public, num_classes=10, detector="combined")
+        defense = ZePAD.from_encoders(*self.public, num_classes=10, preset="paper", detector="combined")
         method = self.setting.objective and self.setting.objective()
         defense.harden(self.loader, config, objective=method, progress=False)
         benign = BenignConfig(seed=self.seed, epochs=self.benign_epochs, freeze_encoder=self.setting.freeze_benign)

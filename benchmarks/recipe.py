@@ -41,7 +41,7 @@ def main() -> None:
     test = load_images(options.data, "test", shared=options.shared, limit=options.test_images)
     loader = DataLoader(train, batch_size=options.batch, shuffle=True)
     victim, auxiliary = load_encoders(options.data, options.shared)
-    model = ZePAD.from_encoders(victim, auxiliary)
+    model = ZePAD.from_encoders(victim, auxiliary, preset="paper")
     start = time.perf_counter()
     branch, records = harden_branch(model.encoder("victim"), loader, config, num_classes=10, progress=False)
     seconds = time.perf_counter() - start

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     heads = {role: ZeroShotHead.from_text(m, tokenizer, train.classes, TEMPLATES) for role, m in clips.items()}
     heads["benign"] = heads["auxiliary"]  # the benign encoder starts as a copy of it
-    defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
+    defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"], fusion="rfdm")
     undefended = Branch(defense.encoder("victim"), heads["victim"]).eval()  # hardening will install another encoder
 
     unlabelled = DataLoader(images, batch_size=128, shuffle=True)  # no label from here on

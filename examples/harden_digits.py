@@ -26,12 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
 
     loader = DataLoader(digits("train"), batch_size=128, shuffle=True)
     defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
-    defense.harden(loader, HardenConfig(eps=25 / 255, epochs=options.epochs, steps=options.steps))
+    defense.harden(loader, HardenConfig(eps=25 / 255, epochs=options.epochs))
     defense.fit_benign(loader, BenignConfig(epochs=options.epochs))
     defense.save_pretrained(options.out)  # the main process writes, the others wait
 

@@ -63,7 +63,7 @@ def loader(toy: tuple[Tensor, Tensor]) -> DataLoader:
 def _fitted() -> ZePAD:
     torch.manual_seed(1)
     data = DataLoader(torch.utils.data.TensorDataset(*toy_data()), batch_size=16, shuffle=True)
-    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     defense.harden(data, HardenConfig(epochs=2, steps=2), progress=False)
     return defense.fit_benign(
         data, BenignConfig(epochs=2), head_config=HeadConfig(epochs=5, batch_size=32), progress=False

@@ -581,7 +581,7 @@ def test_calibrating_changes_fusion_detector_and_threshold_and_nothing_else(guar
     record = guarded.provenance["calibration"]["fusion"]
     assert (record["benign_floor"], record["floor_of"]) == (0.3, "caller")
     assert record["clean_accuracies"].keys() == {"benign", "reference"}
-    assert guarded.provenance.keys() == {"harden", "benign", "calibration"}
+    assert guarded.provenance.keys() == {"preset", "harden", "benign", "calibration"}
     assert int(guarded.detect(images[1::2]).sum()) <= 4  # of 40, as (40 + 1) * 0.1 is
 
 

@@ -88,7 +88,7 @@ def test_the_file_is_the_card(fitted: ZePAD, tmp_path: Path) -> None:
 
 
 def _built(fitted: ZePAD) -> ZePAD:
-    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
 
 
 def _zero_shot(fitted: ZePAD) -> ZePAD:

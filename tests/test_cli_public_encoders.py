@@ -105,7 +105,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Encoder]]:
 
 def saved(folder: Path, victim: Any, detector: str = "gap") -> Path:
     """A saved model whose hardened encoders are no longer the public ones."""
-    defense = ZePAD.from_encoders(victim, AUXILIARY, detector=detector)
+    defense = ZePAD.from_encoders(victim, AUXILIARY, preset="paper", detector=detector)
     with torch.no_grad():
         for role in ("victim", "auxiliary"):
             for weight in defense.encoder(role).parameters():
@@ -167,7 +167,7 @@ def test_no_public_encoder_is_built_that_was_given(specs: Any, given: Any, tmp_p
 
 def test_a_module_of_ones_own_can_be_given_by_nobody_else(given: Any, tmp_path: Path) -> None:
     """Such a model loads with its modules alone, which the command line does not have."""
-    defense = ZePAD.from_encoders(TinyEncoder(), AUXILIARY)
+    defense = ZePAD.from_encoders(TinyEncoder(), AUXILIARY, preset="paper")
     assert robustness._public_encoders(defense, {}).keys() == {"auxiliary"}
     found = robustness._public_encoders(defense, {"victim": "zepad:digits-barlow-twins"})
     assert same(found["victim"], as_encoder("victim", "zepad:digits-barlow-twins"))

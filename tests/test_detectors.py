@@ -67,7 +67,7 @@ def public():
 @pytest.fixture(scope="module")
 def _guarded(public):
     torch.manual_seed(1)
-    model = ZePAD.from_encoders(*public, detector="combined")
+    model = ZePAD.from_encoders(*public, detector="combined", preset="paper")
     loader = DataLoader(TensorDataset(*TRAINING), batch_size=16)
     model.harden(loader, HardenConfig(epochs=2, steps=1, lr=1e-2), progress=False)
     benign, heads = BenignConfig(epochs=5, lr=1e-2), HeadConfig(epochs=20)
@@ -125,13 +125,13 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("detector", ["gap", resolve("gap", argument="detector")])
 def test_a_detector_that_needs_no_reference_keeps_none(detector):
-    model = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), detector=detector)
+    model = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), detector=detector, preset="paper")
     assert list(model.encoders) == list(ROLES)
 
 
 @pytest.mark.parametrize("name", KEPT)
 def test_the_reference_is_the_public_victim_before_and_after_hardening(name, public):
-    model = ZePAD.from_encoders(*public, detector=name)
+    model = ZePAD.from_encoders(*public, detector=name, preset="paper")
     assert list(model.encoders) == list(ENCODER_ROLES)
     own = {id(parameter) for parameter in model.encoder("reference").parameters()}
     assert own.isdisjoint(map(id, public[0].parameters()))
@@ -144,7 +144,9 @@ def test_the_reference_is_the_public_victim_before_and_after_hardening(name, pub
 
 
 def test_a_reference_changes_no_branch(public):
-    plain, guarded = (fit_benign(harden(ZePAD.from_encoders(*public, detector=name))) for name in ("gap", "features"))
+    plain, guarded = (
+        fit_benign(harden(ZePAD.from_encoders(*public, detector=name, preset="paper"))) for name in ("gap", "features")
+    )
     assert torch.equal(plain.branch_logits(IMAGES), guarded.branch_logits(IMAGES))
     assert guarded.branch_names == plain.branch_names == ROLES
     assert torch.equal(plain.predict_proba(IMAGES), guarded.predict_proba(IMAGES))
@@ -214,7 +216,7 @@ def test_new_heads_refit_that_of_the_reference_and_forget_the_detector(guarded, 
 
 
 def test_a_hardened_model_knows_no_head_of_the_reference(public):
-    model = ZePAD.from_encoders(*public, detector="features")
+    model = ZePAD.from_encoders(*public, detector="features", preset="paper")
     harden(model)
     with pytest.raises(StageError, match=r"the reference branch has no head yet. Call fit_benign\(loader\) first"):
         model.branch("reference")
@@ -281,7 +283,7 @@ def test_another_rule_changes_the_decision_and_no_encoder_head_or_detector(guard
     assert guarded.detector is detector
     assert guarded.threshold == threshold
     assert torch.equal(guarded.detection_score(IMAGES), scores)  # the fusion has no part in it
-    assert guarded.provenance.keys() == {"harden", "benign"}  # what was measured is forgotten
+    assert guarded.provenance.keys() == {"preset", "harden", "benign"}  # what was measured is forgotten
     expected = fuse_logits(guarded.branch_logits(IMAGES), rule=rule, **RULES[rule])
     torch.testing.assert_close(guarded(IMAGES), expected)
     torch.testing.assert_close(guarded.predict_proba(IMAGES), expected.softmax(dim=-1))
@@ -308,7 +310,7 @@ def test_an_unknown_setting_is_refused_and_changes_nothing(guarded, setting):
     with pytest.raises(ConfigError, match="must be .* or .*; got 'vote'"):
         guarded.configure(**setting)
     with pytest.raises(ConfigError, match="must be .* or .*; got 'vote'"):
-        ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), **setting)
+        ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), **setting, preset="paper")
     assert (guarded.fusion, guarded.detector, guarded.provenance) == before
 
 
@@ -374,7 +376,7 @@ def test_every_rule_comes_back_with_its_parameters(guarded, tmp_path, rule):
 
 @pytest.mark.parametrize("stage", ["built", "hardened", "fitted"])
 def test_a_model_with_a_reference_goes_on_from_the_stage_it_was_saved_at(public, tmp_path, stage):
-    original = ZePAD.from_encoders(*public, detector="features")
+    original = ZePAD.from_encoders(*public, detector="features", preset="paper")
     if stage != "built":
         harden(original)
     if stage == "fitted":
@@ -395,7 +397,7 @@ def test_copies_score_the_same(guarded, name, duplicate):
 
 
 def test_a_victim_of_the_callers_is_the_architecture_of_the_reference_too(tmp_path):
-    original = ZePAD.from_encoders(TinyEncoder(), "zepad:digits-simclr", detector="features")
+    original = ZePAD.from_encoders(TinyEncoder(), "zepad:digits-simclr", detector="features", preset="paper")
     original.save_pretrained(tmp_path)
     records = read(tmp_path)["encoders"]
     assert records["reference"]["architecture_of"] == "victim"
@@ -405,7 +407,9 @@ def test_a_victim_of_the_callers_is_the_architecture_of_the_reference_too(tmp_pa
 
 
 def test_encoders_of_known_sources_need_no_module(tmp_path):
-    original = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", detector="features")
+    original = ZePAD.from_encoders(
+        "zepad:digits-barlow-twins", "zepad:digits-simclr", detector="features", preset="paper"
+    )
     original.save_pretrained(tmp_path)
     assert_same(ZePAD.from_pretrained(tmp_path), original)
 

@@ -23,7 +23,7 @@ TOLERANCE = 0.05
 
 def run(out: Path, *launcher: str) -> dict[str, float]:
     """Run the example and return what its main process printed."""
-    command = [*launcher, str(EXAMPLE), "--out", str(out), "--epochs", "3", "--steps", "1"]
+    command = [*launcher, str(EXAMPLE), "--out", str(out), "--epochs", "3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

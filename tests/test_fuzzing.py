@@ -621,7 +621,9 @@ def _pictures() -> dict[str, bytes]:
         for mode in ("RGB", "L", "P", "CMYK", "RGBA", "1", "I;16"):
             file, options = io.BytesIO(), {"exif": exif} if form in ("JPEG", "PNG", "TIFF", "WEBP") else {}
             with suppress(OSError, ValueError, KeyError):  # not every format has every mode
-                Image.fromarray(colours).convert("I" if mode == "I;16" else mode).save(file, form, **options)
+                wide = Image.fromarray(colours[..., 0].astype(np.uint16) * 257)
+                image = wide if mode == "I;16" else Image.fromarray(colours).convert(mode)
+                image.save(file, form, **options)
                 made[f"{form} {mode}"] = file.getvalue()
     frames, file = [Image.fromarray(np.roll(colours, shift, 0)) for shift in range(3)], io.BytesIO()
     frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])

@@ -111,7 +111,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.manual_seed(0)
-    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     hardened = copy.deepcopy(built).harden(DATA, HardenConfig(epochs=1, steps=1), progress=False)
     fitted = copy.deepcopy(hardened)
     fitted.fit_benign(DATA, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)

@@ -277,7 +277,7 @@ def test_class_names_come_from_the_data_set() -> None:
 
 
 def test_the_progress_bar_shows_loss_accuracies_and_time_left(loader: DataLoader, capsys) -> None:
-    ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).harden(loader, QUICK["harden"])
+    ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper").harden(loader, QUICK["harden"])
     shown = capsys.readouterr()
     assert shown.out == ""
     for part in ("harden victim", "harden auxiliary", "loss=", "adversarial=", "clean=", "epoch=1/1", "<"):

@@ -379,7 +379,7 @@ def test_one_encoder_is_hardened_as_in_the_defense_and_the_callers_stays() -> No
     encoder = TinyEncoder()
     before = state(encoder)
     branch, history = harden_branch(encoder, data(), QUICK, progress=False)
-    defense = ZePAD.from_encoders(encoder, TinyEncoder()).harden(data(), QUICK, progress=False)
+    defense = ZePAD.from_encoders(encoder, TinyEncoder(), preset="paper").harden(data(), QUICK, progress=False)
     assert differing(state(branch), state(defense.branch("victim"))) == set()
     assert history == {"hardening": defense.provenance["harden"]["history"]["victim"]}
     assert differing(state(encoder), before) == set()

@@ -14,7 +14,7 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, ConfigError, HardenConfig, ZePAD
 from zepad.fusion import RFDM, Mean
 from zepad.objectives import fare, zepad_recipe
-from zepad.presets import PRESETS, find_preset
+from zepad.presets import PRESETS, RECOMMENDED, find_preset
 from zepad.protocols import replica_of
 
 EPS = 6 / 255
@@ -72,15 +72,23 @@ def test_what_the_caller_states_wins() -> None:
     assert defense.provenance["benign"]["method"] == "benign"
 
 
-def test_without_a_preset_the_method_of_the_paper_runs_at_the_rates_of_the_library() -> None:
+def test_without_a_preset_the_recommended_one_holds() -> None:
     defense = built()
+    assert defense.preset is PRESETS[RECOMMENDED]
+    assert defense.provenance["preset"] == {"name": RECOMMENDED}
+    trained = [built(**given).harden(loader(), BRIEF, progress=False) for given in ({}, {"preset": RECOMMENDED})]
+    for key, value in trained[0].state_dict().items():
+        assert torch.equal(value, trained[1].state_dict()[key]), key
+
+
+def test_settings_of_ones_own_replace_the_papers_and_keep_its_objective() -> None:
+    defense = built(preset="paper")
     assert isinstance(defense.fusion, RFDM)
-    assert "preset" not in defense.provenance
-    torch.manual_seed(0)
-    named = defense.harden(loader(), BRIEF, progress=False).state_dict()
-    torch.manual_seed(0)
-    explicit = built().harden(loader(), BRIEF, objective=zepad_recipe(), progress=False).state_dict()
-    assert all(torch.equal(named[key], explicit[key]) for key in explicit)
+    defense.harden(loader(), BRIEF, progress=False)
+    explicit = built().harden(loader(), BRIEF, objective=zepad_recipe(), progress=False)
+    for role in ("victim", "auxiliary"):
+        mine, theirs = (d.encoder(role).state_dict() for d in (defense, explicit))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
 def test_the_preset_of_the_paper_has_its_settings() -> None:
@@ -90,7 +98,7 @@ def test_the_preset_of_the_paper_has_its_settings() -> None:
 
 @pytest.mark.parametrize("name", ["recomended", "", "Paper"])
 def test_an_unknown_preset_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"preset must be one of private, published, cautious, paper, or None"):
+    with pytest.raises(ConfigError, match=r"preset must be one of private, published, cautious, paper; got"):
         built(preset=name)
     with pytest.raises(ConfigError):
         find_preset(name)

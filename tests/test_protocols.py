@@ -119,7 +119,7 @@ def test_a_folder_of_other_models_is_refused(tmp_path) -> None:
 def defended() -> tuple[dict[str, Encoder], ZePAD]:
     """The public encoders, and a defense on them."""
     victim, auxiliary = make_encoders()
-    defense = ZePAD.from_encoders(victim, auxiliary)
+    defense = ZePAD.from_encoders(victim, auxiliary, preset="paper")
     public = {role: copy.deepcopy(defense.encoder(role)) for role in ("victim", "auxiliary")}
     defense.harden(TRAIN, QUICK.harden, progress=False)
     return public, defense.fit_benign(TRAIN, QUICK.benign, head_config=QUICK.heads, progress=False)

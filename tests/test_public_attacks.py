@@ -663,7 +663,10 @@ def hardened_toy(**options: Any) -> tuple[ZePAD, DataLoader]:
 
 @pytest.mark.parametrize(
     ("options", "sources"),
-    [({}, {"victim", "auxiliary", "benign"}), (KEEPS_VICTIM, {"victim", "auxiliary", "benign", "reference"})],
+    [
+        ({"preset": "paper"}, {"victim", "auxiliary", "benign"}),
+        (KEEPS_VICTIM, {"victim", "auxiliary", "benign", "reference"}),
+    ],
 )
 def test_the_benign_branch_is_trained_against_every_encoder_that_others_may_have(
     options: dict[str, Any], sources: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

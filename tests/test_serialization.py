@@ -373,7 +373,7 @@ def test_a_tie_holds_after_loading(tmp_path: Path) -> None:
 
 def test_saving_over_an_older_save_leaves_nothing_of_it(saved: Path) -> None:
     (saved / "notes.txt").write_text("the user's own")
-    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     built.save_pretrained(saved)
     assert {path.name for path in saved.iterdir()} == {"config.json", "README.md", "notes.txt", *WEIGHTS[:3]}
     assert "Stage: built" in (saved / "README.md").read_text()
@@ -1155,7 +1155,7 @@ def test_a_save_that_was_interrupted_after_its_commit_is_what_is_read(
     saved: Path, fitted: ZePAD, tmp_path: Path
 ) -> None:
     """Files that the new model has not are gone for readers too, where they still lie in the folder."""
-    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     built.save_pretrained(tmp_path / "built")
     shutil.copytree(tmp_path / "built", saved / ".zepad-saved")
     (saved / ".zepad-saved" / "heads.safetensors").touch()

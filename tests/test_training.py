@@ -57,7 +57,7 @@ FAST = HardenConfig(epochs=2, steps=2)
 
 def build(**options: object) -> ZePAD:
     torch.manual_seed(3)
-    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), **options)
+    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper", **options)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def test_hardening_makes_a_real_encoder_robust_to_a_white_box_attack() -> None:
     images, labels = digits("train").images[:256], digits("train").labels[:256]
     held_out = [(digits("test").images[:100], digits("test").labels[:100])]
     data = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
-    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", TinyEncoder())
+    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", TinyEncoder(), preset="paper")
     encoders = {"victim": copy.deepcopy(defense.encoder("victim"))}
     head = fit_heads(encoders, data, HeadConfig(), channels=3, num_classes=10, progress=False)["victim"]
     undefended = Branch(encoders["victim"], head)
@@ -422,7 +422,7 @@ class Explosive(nn.Module):
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_everything_intact(
     loader: DataLoader, tmp_path: Path
 ) -> None:
-    defense = ZePAD.from_encoders(Explosive(after=8), TinyEncoder())
+    defense = ZePAD.from_encoders(Explosive(after=8), TinyEncoder(), preset="paper")
     before = weights(defense)
     config = HardenConfig(epochs=3, steps=1, precision="fp32", val_fraction=0)
     with pytest.raises(
@@ -641,7 +641,7 @@ from tiny import TinyEncoder, toy_data
 from zepad import HardenConfig, ZePAD
 torch.set_num_threads(1)
 torch.manual_seed(3)
-defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
 loader = DataLoader(TensorDataset(*toy_data()), batch_size=16, shuffle=True)
 config = HardenConfig(epochs=8, steps=2)
 defense.harden(loader, config, checkpoint_dir={folder!r}, progress=False)

@@ -23,7 +23,7 @@ from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
 from .persistence.export import export_model
 from .persistence.pretrained import Pretrained
-from .presets import Preset, find_preset
+from .presets import RECOMMENDED, Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
@@ -103,7 +103,7 @@ class ZePAD(
         auxiliary: EncoderLike,
         *,
         benign: EncoderLike | None = None,
-        preset: str | None = None,
+        preset: str = RECOMMENDED,
         num_classes: int | None = None,
         preprocess: Preprocessing | None = None,
         fusion: FusionRule | str | None = None,
@@ -119,8 +119,9 @@ class ZePAD(
             benign: The encoder that is trained on clean local data alone. None takes a copy of the auxiliary. The
                 victim is never copied for it, because attacks are crafted on its weights.
             preset: How `harden` and `fit_benign` train and which fusion rule is used where nothing else is said, by the
-                attacker that is feared: `"private"`, `"published"`, `"cautious"` or `"paper"`
-                (`zepad.presets.PRESETS`). None is the paper's method with this library's rates.
+                attacker that is feared: `"private"` for one who has the public encoders, `"published"` for one who has
+                your hardened encoders too, `"cautious"` for one who repeats the training or knows the whole model;
+                `"paper"` is the method of the paper at the paper's rates (`zepad.presets.PRESETS`).
             num_classes: Number of classes of the task; None takes it from the first loader.
             preprocess: Preprocessing of encoders that do not define their own; an `Encoder` keeps its own.
             fusion: Fusion rule: the name of a registered rule, such as `"bounded"`, or a rule with settings of your
@@ -155,7 +156,7 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        known = {"encoders": parts.origins, "preset": {"name": preset} if preset else {}}
+        known = {"encoders": parts.origins, "preset": {"name": preset}}
         model.provenance = {name: value for name, value in known.items() if value}
         return model
 
@@ -166,7 +167,7 @@ class ZePAD(
         Raises:
             ConfigError: If the model was saved with a preset that this version does not have.
         """
-        return find_preset(self.provenance.get("preset", {}).get("name"))
+        return find_preset(self.provenance.get("preset", {}).get("name", RECOMMENDED))
 
     # training ---------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from .config import BenignConfig, HardenConfig
 from .errors import ConfigError
@@ -55,13 +55,9 @@ def _resistant(own: float | None) -> Callable[[float], Recipe]:
 
 
 def _zepad(config: HardenConfig) -> Recipe:
+    """Return the paper's recipe."""
     return zepad_recipe(structure_weight=config.structure_weight)
 
-
-WITHOUT = Preset(
-    feared="has the public victim alone", objective=_zepad, benign_objective=None, fusion=RFDM(), keeps_victim=False
-)
-"""What holds where no preset is named: the paper's method with this library's rates and lengths."""
 
 PRESETS = {
     "private": Preset(
@@ -83,18 +79,25 @@ PRESETS = {
         benign_objective=_resistant(0.5),
         fusion=Bounded(vote=1.0),
     ),
-    "paper": replace(WITHOUT, harden=HardenConfig.paper()),
+    "paper": Preset(
+        feared="has the public victim alone",
+        objective=_zepad,
+        benign_objective=None,
+        fusion=RFDM(),
+        harden=HardenConfig.paper(),
+        keeps_victim=False,
+    ),
 }
+RECOMMENDED = "private"
+"""What holds where no preset is named."""
 
 
-def find_preset(name: str | None) -> Preset:
-    """Return a preset by its name; None names the one that holds where the caller names none.
+def find_preset(name: str) -> Preset:
+    """Return a preset by its name.
 
     Raises:
         ConfigError: If there is none of that name.
     """
-    if name is None:
-        return WITHOUT
     if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, or None; got {name!r}.")
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}.")
     return PRESETS[name]

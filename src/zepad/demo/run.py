@@ -125,7 +125,7 @@ def run_demo(
 
         say(f"1/5  two public encoders ({VICTIM}, {AUXILIARY}), the first of them under attack")
         rule, detector = RECOMMENDED
-        defense = ZePAD.from_encoders(VICTIM, AUXILIARY, detector=detector)
+        defense = ZePAD.from_encoders(VICTIM, AUXILIARY, preset="paper", detector=detector)
         public = copy.deepcopy(defense.encoder("victim"))
 
         say(f"2/5  two attacks on that public encoder alone, no label, no head, eps {EPS * 255:.0f}/255")
