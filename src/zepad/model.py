@@ -26,6 +26,7 @@ from .persistence.pretrained import Pretrained
 from .presets import Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
+from .training.callbacks import Callback
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
@@ -183,6 +184,7 @@ class ZePAD(
         bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> ZePAD:
         """Adversarially fine-tune the victim and the auxiliary encoder (multi-pattern adversarial enhancement, MPAE).
 
@@ -204,6 +206,8 @@ class ZePAD(
                 objective such as `restoration()` that trains on them; None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars with loss, accuracies and the time left.
+            callbacks: Objects that are told of every stage, update and epoch and may end a stage early, such as
+                `zepad.training.Tracker("tensorboard", "runs")` (docs/training.md).
 
         Returns:
             The model itself at stage `"hardened"`, on the device of the training. Heads of an earlier task are removed.
@@ -233,6 +237,7 @@ class ZePAD(
             bank_dir=bank_dir,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         self._install(hardened.branches, hardened.num_classes, hardened.class_names, stage="hardened")
         self.provenance = recorded(self.provenance, "harden", hardened.record)
@@ -251,6 +256,7 @@ class ZePAD(
         bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> ZePAD:
         """Train the benign encoder on clean data (benign memory preservation, BMP), then fit the other heads.
 
@@ -273,6 +279,8 @@ class ZePAD(
                 None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars.
+            callbacks: Objects that are told of every stage, update and epoch and may end a stage early, such as
+                `zepad.training.Tracker("tensorboard", "runs")` (docs/training.md).
 
         Returns:
             The model itself at stage `"fitted"`.
@@ -312,6 +320,7 @@ class ZePAD(
             bank_dir=bank_dir,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)

@@ -2,11 +2,15 @@
 
 from .accelerator import training_device
 from .benign import train_benign
+from .callbacks import Callback, StopTraining, TrainingStatus
 from .hardening import harden, harden_branch
 from .heads import fit_heads
 from .loaders import class_names, count_classes, num_images
 
 __all__ = [
+    "Callback",
+    "StopTraining",
+    "TrainingStatus",
     "class_names",
     "count_classes",
     "fit_heads",
