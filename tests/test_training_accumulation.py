@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -64,12 +64,13 @@ class Steps(Callback):
 def run(images: Tensor, batch_size: int, accumulated: int, **settings: Any) -> tuple[dict[str, Tensor], list[Any]]:
     torch.manual_seed(0)
     loader = DataLoader(TensorDataset(images), batch_size=batch_size, shuffle=True)
-    config = HardenConfig(gradient_accumulation_steps=accumulated, val_fraction=0, **settings)
+    config = HardenConfig(gradient_accumulation_steps=accumulated, val_fraction=0, precision="fp32", **settings)
     steps = Steps()
     branch, _ = harden_branch(Smooth(), loader, config, objective=RECIPE, progress=False, callbacks=[steps])
     return branch.state_dict(), steps.seen
 
 
+@settings(max_examples=10)
 @given(
     count=st.integers(2, 14),
     size=st.integers(1, 5),
