@@ -17,6 +17,7 @@ from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, StageError
 from .fusion import FusionRule
+from .history import TrainingHistory
 from .inputs import check_form
 from .modules import Branch
 from .objectives import Objective, Recipe
@@ -170,6 +171,15 @@ class ZePAD(
         return find_preset(self.provenance.get("preset", {}).get("name"))
 
     # training ---------------------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> TrainingHistory:
+        """What training measured: a sequence of one record per epoch, which becomes a data frame or a picture.
+
+        Raises:
+            CheckpointError: If the model was loaded and its provenance is not as zepad writes it.
+        """
+        return TrainingHistory.of(self.provenance)
 
     @checked
     def harden(
