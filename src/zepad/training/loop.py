@@ -261,7 +261,6 @@ class _Loop:
         meter, batches, accumulated = _Meter(), 0, self.config.gradient_accumulation_steps
         for update, group in enumerate(_groups(self._batches(generator), accumulated)):
             self._set_rates(epoch, update)
-            self.state.optimizer.zero_grad(set_to_none=True)
             summed, full = _Meter(), 0
             for images, labels, static in group:
                 self._train_mode()
@@ -280,9 +279,8 @@ class _Loop:
         if not meter.seen:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
         if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
-            self._fail(
-                "a weight is not finite", epoch, batches - 1
-            )  # after the last step, which no later loss has shown
+            # It broke in the last step, which no later loss has shown.
+            self._fail("a weight is not finite", epoch, batches - 1)
         self.state.batches = batches
         return {"step": self.step, **self._rates(), **meter.record()}
 
@@ -321,6 +319,8 @@ class _Loop:
         loss = output.loss.item()
         if not math.isfinite(loss):
             self._fail(f"the loss is {loss}", epoch, batch)
+        if batch % self.config.gradient_accumulation_steps == 0:  # here, since an objective may leave gradients too
+            self.state.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(output.loss * share)  # which is 1 where nothing is accumulated
         return output, loss
 
