@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import two_processes
+import two_processes_accumulating
 from tiny import TinyEncoder
 from zepad import ZePAD
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "harden_digits.py"
 TINY = Path(two_processes.__file__)
+ACCUMULATING = Path(two_processes_accumulating.__file__)
 # Batches, order and updates are the same; BatchNorm sees half a batch per process and random starts differ.
 TOLERANCE = 0.05
 
@@ -30,9 +34,9 @@ def run(out: Path, *launcher: str) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def start(out: Path, objective: str, **variables: str) -> subprocess.Popen[str]:
+def start(script: Path, *arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, str(TINY), str(out), objective]
+    command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -43,11 +47,15 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("objective", ["two stages", pytest.param("static", marks=pytest.mark.slow)])
-def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(objective: str, tmp_path: Path) -> None:
+def start_pair(script: Path, *arguments: str | Path) -> list[subprocess.Popen[str]]:
     # What torchrun sets, without the seconds that it takes to start.
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [start(tmp_path / "two", objective, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    return [start(script, *arguments, **world, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+
+@pytest.mark.parametrize("objective", ["two stages", pytest.param("static", marks=pytest.mark.slow)])
+def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(objective: str, tmp_path: Path) -> None:
+    pair = start_pair(TINY, tmp_path / "two", objective)
     one = two_processes.train(tmp_path / "one", objective)
     outputs = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
@@ -57,6 +65,19 @@ def test_two_processes_give_one_tiny_model_and_the_metrics_of_one_process(object
     assert one["benign_accuracy"] > 0.9
     loaded = ZePAD.from_pretrained(tmp_path / "two", victim=TinyEncoder(), auxiliary=TinyEncoder())
     assert loaded.stage == "fitted"
+
+
+@pytest.mark.slow
+def test_two_processes_accumulate_log_and_stop_as_one_does(tmp_path: Path) -> None:
+    pair = start_pair(ACCUMULATING, tmp_path / "two")
+    two_processes_accumulating.train(tmp_path / "one")
+    outputs = [process.communicate(timeout=240) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    first, second = (load_file(tmp_path / "two" / f"2-{rank}.safetensors") for rank in "01")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.testing.assert_close(first, load_file(tmp_path / "one" / "1-0.safetensors"), rtol=1e-4, atol=1e-5)
+    files = [list((tmp_path / folder / "zepad").glob("events.*")) for folder in ("one", "two")]
+    assert [len(found) for found in files] == [1, 1]  # the main process alone logs
 
 
 @pytest.mark.slow

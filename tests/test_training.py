@@ -426,7 +426,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_leaves_everything_int
     before = weights(defense)
     config = HardenConfig(epochs=3, steps=1, precision="fp32", val_fraction=0)
     with pytest.raises(
-        TrainingError, match=r"harden victim: the loss is nan at epoch 2, step 3\. The last good checkpoint"
+        TrainingError, match=r"harden victim: the loss is nan at epoch 2, batch 3\. The last good checkpoint"
     ) as error:
         defense.harden(loader, config, checkpoint_dir=tmp_path, progress=False)
     assert same(weights(defense), before)
@@ -449,7 +449,7 @@ def test_weights_that_the_last_step_of_an_epoch_broke_are_never_saved(loader: Da
         return ObjectiveOutput(loss, logits.detach(), logits.detach())
 
     config = HardenConfig(epochs=3, steps=1, precision="fp32", val_fraction=0)
-    with pytest.raises(TrainingError, match="a weight is not finite at epoch 2, step 6"):
+    with pytest.raises(TrainingError, match="a weight is not finite at epoch 2, batch 6"):
         build().harden(loader, config, objective=objective, checkpoint_dir=tmp_path, progress=False)
     assert [path.name for path in (tmp_path / "victim").iterdir()] == ["epoch-0000.pt"]
 

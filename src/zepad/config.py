@@ -115,6 +115,7 @@ class _TrainingConfig(_JSONConfig):
     weight_decay: float | None = None
     schedule: Schedule | None = None
     val_fraction: float = 0.1
+    gradient_accumulation_steps: int = 1
     seed: int = 0
     precision: Precision = "auto"
 
@@ -129,6 +130,8 @@ class _TrainingConfig(_JSONConfig):
         require(self.schedule in schedules, "schedule", self.schedule, '"cosine", "exponential", "onecycle" or None')
         fraction = self.val_fraction
         require(is_number(fraction) and 0 <= fraction < 1, "val_fraction", fraction, "in [0, 1)")
+        steps = self.gradient_accumulation_steps
+        require(is_integer(steps) and steps >= 1, "gradient_accumulation_steps", steps, "an integer of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +152,9 @@ class HardenConfig(_TrainingConfig):
             recipe's own, `"cosine"` for most.
         val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
             given, in [0, 1).
+        gradient_accumulation_steps: Number of batches whose gradients are summed up for one update, weighted by their
+            images. Four batches of 64 images then train as one of 256 does, in the memory of one of 64. BatchNorm
+            still sees single batches.
         seed: Seed of order, attacks, heads and dropout.
         precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
             computes in it and float32 elsewhere.
@@ -221,6 +227,9 @@ class BenignConfig(_TrainingConfig):
             per epoch, `"onecycle"` rises for the first 30 % of the run and then decays to zero. None takes `"cosine"`.
         val_fraction: Share of the loader's data set that is held out for choosing the epoch when no `val_loader` is
             given, in [0, 1).
+        gradient_accumulation_steps: Number of batches whose gradients are summed up for one update, weighted by their
+            images. Four batches of 64 images then train as one of 256 does, in the memory of one of 64. BatchNorm
+            still sees single batches.
         seed: Seed of order, heads and dropout.
         precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
             computes in it and float32 elsewhere.

@@ -17,6 +17,7 @@ from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, StageError
 from .fusion import FusionRule
+from .history import TrainingHistory
 from .inputs import check_form
 from .modules import Branch
 from .objectives import Objective, Recipe
@@ -26,6 +27,7 @@ from .persistence.pretrained import Pretrained
 from .presets import RECOMMENDED, Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
+from .training.callbacks import Callback
 from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
@@ -171,6 +173,15 @@ class ZePAD(
 
     # training ---------------------------------------------------------------------------------------------------
 
+    @property
+    def history(self) -> TrainingHistory:
+        """What training measured: a sequence of one record per epoch, which becomes a data frame or a picture.
+
+        Raises:
+            CheckpointError: If the model was loaded and its provenance is not as zepad writes it.
+        """
+        return TrainingHistory.of(self.provenance)
+
     @checked
     def harden(
         self,
@@ -184,6 +195,7 @@ class ZePAD(
         bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> ZePAD:
         """Adversarially fine-tune the victim and the auxiliary encoder (multi-pattern adversarial enhancement, MPAE).
 
@@ -205,6 +217,8 @@ class ZePAD(
                 objective such as `restoration()` that trains on them; None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars with loss, accuracies and the time left.
+            callbacks: Objects that are told of every stage, update and epoch and may end a stage early, such as
+                `zepad.training.Tracker("tensorboard", "runs")` (docs/training.md).
 
         Returns:
             The model itself at stage `"hardened"`, on the device of the training. Heads of an earlier task are removed.
@@ -234,6 +248,7 @@ class ZePAD(
             bank_dir=bank_dir,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         self._install(hardened.branches, hardened.num_classes, hardened.class_names, stage="hardened")
         self.provenance = recorded(self.provenance, "harden", hardened.record)
@@ -252,6 +267,7 @@ class ZePAD(
         bank_dir: str | Path | None = None,
         resume: bool = False,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> ZePAD:
         """Train the benign encoder on clean data (benign memory preservation, BMP), then fit the other heads.
 
@@ -274,6 +290,8 @@ class ZePAD(
                 None keeps them for this call alone.
             resume: Whether to resume from `checkpoint_dir`; the result equals that of an uninterrupted run.
             progress: Whether to show progress bars.
+            callbacks: Objects that are told of every stage, update and epoch and may end a stage early, such as
+                `zepad.training.Tracker("tensorboard", "runs")` (docs/training.md).
 
         Returns:
             The model itself at stage `"fitted"`.
@@ -313,6 +331,7 @@ class ZePAD(
             bank_dir=bank_dir,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)

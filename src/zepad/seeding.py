@@ -29,12 +29,19 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: Seed of all three generators.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - transforms use the global one
+    with restored():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - transforms use the global one
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Restore the state of the global generators of Python, NumPy and torch after a while."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
         try:
             yield
         finally:

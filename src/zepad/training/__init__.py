@@ -2,11 +2,17 @@
 
 from .accelerator import training_device
 from .benign import train_benign
+from .callbacks import Callback, StopTraining, TrainingStatus
 from .hardening import harden, harden_branch
 from .heads import fit_heads
 from .loaders import class_names, count_classes, num_images
+from .tracking import Tracker
 
 __all__ = [
+    "Callback",
+    "StopTraining",
+    "Tracker",
+    "TrainingStatus",
     "class_names",
     "count_classes",
     "fit_heads",

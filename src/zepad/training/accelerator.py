@@ -15,17 +15,19 @@ from ..errors import InputError
 from ..types import Loader
 
 
-def make_accelerator(seed: int) -> Accelerator:
+def make_accelerator(seed: int, **tracking: Any) -> Accelerator:
     """Return an Accelerator that splits every batch of the loader over the processes.
 
     The number of updates and the batch of each update are then the same for any number of processes.
 
     Args:
         seed: Seed of the order in which images are drawn.
+        **tracking: `log_with` and `project_dir`, as Accelerate takes them.
     """
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     # Accelerate joins processes without a GPU only if it is told to use the CPU.
-    accelerator = Accelerator(cpu=not accelerated, kwargs_handlers=[DistributedDataParallelKwargs(static_graph=True)])
+    handlers = [DistributedDataParallelKwargs(static_graph=True)]
+    accelerator = Accelerator(cpu=not accelerated, kwargs_handlers=handlers, **tracking)
     accelerator.dataloader_config = DataLoaderConfiguration(
         split_batches=accelerator.num_processes > 1, use_seedable_sampler=True, data_seed=seed
     )

@@ -79,6 +79,7 @@ def _second_stage(adaptation: Adaptation, layers: list[str], run: Run) -> Run:
     return replace(
         run,
         name=f"{run.name}, adaptation",
+        stage="adaptation",
         index=run.index + _SECOND_STAGE,
         lr=adaptation.lr,
         recipe=recipe,

@@ -5,7 +5,7 @@ A recipe that also trains on static adversarial examples makes the branch resist
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..seeding import derive_seed, seeded
 from ..types import ROLES, Loader
 from .accelerator import make_accelerator, prepare_loader
 from .bank import static_daes
+from .callbacks import Callback
 from .checkpoints import checkpoint_folder
 from .copies import copy_encoder
 from .heads import fit_heads
@@ -45,6 +46,7 @@ def train_benign(
     bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Branch, dict[str, Any]]:
     """Train the encoder of the benign branch and its head on clean images (benign memory preservation, BMP).
 
@@ -64,6 +66,7 @@ def train_benign(
             keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show a progress bar.
+        callbacks: Objects that are told of every stage, update and epoch, and may end a stage early.
 
     Returns:
         The branch in evaluation mode on the training device, its encoder frozen, and the record for the provenance:
@@ -95,6 +98,8 @@ def train_benign(
         run = Run.on(
             copied,
             name="fit benign",
+            stage="benign",
+            branch="benign",
             index=ROLES.index("benign"),
             recipe=recipe,
             config=config,
@@ -103,6 +108,7 @@ def train_benign(
             checkpoint_dir=folder / "benign" if folder else None,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         branch = starting_branch(copied, run)
         history = train(branch, run, train_loader, chosen_by)

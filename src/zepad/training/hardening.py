@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from ..types import Loader
 from ..zero_shot import ZeroShotHead
 from .adaptation import adapt
 from .bank import static_daes
+from .callbacks import Callback
 from .checkpoints import checkpoint_folder
 from .copies import copy_encoder
 from .heads import fit_heads
@@ -61,6 +62,7 @@ def harden(
     bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> Hardened:
     """Adversarially fine-tune several encoders one after the other (multi-pattern adversarial enhancement, MPAE).
 
@@ -80,6 +82,7 @@ def harden(
             trains on them; None keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show progress bars.
+        callbacks: Objects that are told of every stage, update and epoch, and may end a stage early.
 
     Returns:
         The branches and what is known of them.
@@ -116,6 +119,8 @@ def harden(
             run = Run.on(
                 copied,
                 name=f"harden {name}",
+                stage="hardening",
+                branch=name,
                 index=index,
                 recipe=recipe,
                 config=config,
@@ -126,6 +131,7 @@ def harden(
                 checkpoint_dir=folder / name if folder else None,
                 resume=resume,
                 progress=progress,
+                callbacks=callbacks,
             )
             branches[name], stages = _run_stages(copied, run, train_loader, chosen_by)
             history[name] = stages.pop("hardening")
@@ -153,6 +159,7 @@ def harden_branch(
     bank_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Branch, dict[str, Any]]:
     """Harden one encoder by any recipe, as `ZePAD.harden` hardens each of its two.
 
@@ -170,6 +177,7 @@ def harden_branch(
             trains on them; None keeps them for this call alone.
         resume: Whether to go on from `checkpoint_dir`; the result is that of an undisturbed run.
         progress: Whether to show progress bars.
+        callbacks: Objects that are told of every stage, update and epoch, and may end a stage early.
 
     Returns:
         The branch, as in `Hardened`, and the history: a list of records per epoch under `"hardening"`, and for a
@@ -192,6 +200,8 @@ def harden_branch(
         run = Run.on(
             copied,
             name="harden encoder",
+            stage="hardening",
+            branch="encoder",
             index=0,
             recipe=recipe,
             config=config,
@@ -201,6 +211,7 @@ def harden_branch(
             checkpoint_dir=folder,
             resume=resume,
             progress=progress,
+            callbacks=callbacks,
         )
         return _run_stages(copied, run, train_loader, chosen_by)
 

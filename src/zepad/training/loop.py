@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ..objectives.base import public_features
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
+from .callbacks import Reporter
 from .checkpoints import newest
 from .loaders import num_images
 from .run import Run
@@ -62,7 +64,8 @@ def train(branch: Branch, run: Run, loader: Loader, val_loader: Loader | None) -
         val_loader: Loader of the images that the epoch is chosen by; None keeps the last epoch.
 
     Returns:
-        One record per epoch: loss, adversarial and benign training accuracy, validation accuracies.
+        One record per epoch: the number of updates so far, learning rates, loss, adversarial and benign training
+        accuracy, validation accuracies.
 
     Raises:
         InputError: If a batch does not fit or there is none.
@@ -134,19 +137,36 @@ class _ObjectiveModule(nn.Module):
         return self.objective(self.branch, Batch(*batch))
 
 
+_Images = tuple[Tensor, Tensor, Tensor | None]
+"""Images, labels and static adversarial examples of a batch."""
+
+
+def _groups(batches: Iterator[_Images], size: int) -> Iterator[Iterator[_Images]]:
+    """Iterate over groups of batches, each of which is read before the next; the last may be smaller."""
+    for first in batches:
+        yield chain((first,), islice(batches, size - 1))
+
+
 class _Meter:
-    """Mean loss and training accuracies of an epoch so far."""
+    """Mean loss and training accuracies of an epoch or an update so far."""
 
     def __init__(self) -> None:
         self.total_loss, self.seen = 0.0, 0
         self.adversarial, self.benign = Count(0, 0), Count(0, 0)
 
-    def add(self, output: ObjectiveOutput, loss: float, labels: Tensor) -> None:
-        self.total_loss, self.seen = self.total_loss + loss * len(labels), self.seen + len(labels)
+    @classmethod
+    def of(cls, output: ObjectiveOutput, loss: float, labels: Tensor) -> _Meter:
+        meter = cls()
+        meter.total_loss, meter.seen = loss * len(labels), len(labels)
         if output.adversarial_logits is not None:
-            self.adversarial += correct_count(output.adversarial_logits.argmax(1), labels)
+            meter.adversarial = correct_count(output.adversarial_logits.argmax(1), labels)
         if output.benign_logits is not None:
-            self.benign += correct_count(output.benign_logits.argmax(1), labels)
+            meter.benign = correct_count(output.benign_logits.argmax(1), labels)
+        return meter
+
+    def add(self, other: _Meter) -> None:
+        self.total_loss, self.seen = self.total_loss + other.total_loss, self.seen + other.seen
+        self.adversarial, self.benign = self.adversarial + other.adversarial, self.benign + other.benign
 
     def postfix(self) -> dict[str, str]:
         rates = {"adversarial": self.adversarial, "clean": self.benign}
@@ -181,19 +201,33 @@ class _Loop:
         chosen_by = val_loader if self.recipe.choose_epoch else None
         self.val_loader = None if chosen_by is None else prepare_loader(self.accelerator, chosen_by)
         self.state = TrainingState(branch=self.branch, optimizer=optimizer, batches=num_batches(self.loader))
-        self.epochs = self.recipe.epochs(self.config.epochs, self.state.batches)
+        self.step = 0
+        self.epochs = self.recipe.epochs(self.config.epochs, self._updates())
         self.fingerprint = run.fingerprint(epochs=self.epochs, images=num_images(loader))
+        self.reporter = Reporter(run.callbacks, run.stage, run.branch, self.epochs, self.accelerator)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         rates = self.run.rates
-        parts = ((self.branch.encoder, rates.lr), (self.branch.head, rates.head_lr))
-        trained = [([p for p in part.parameters() if p.requires_grad], peak) for part, peak in parts]
-        groups = [{"params": params, "peak": peak, "lr": peak} for params, peak in trained if params]
+        parts = (("lr", self.branch.encoder, rates.lr), ("head_lr", self.branch.head, rates.head_lr))
+        trained = [(name, [p for p in part.parameters() if p.requires_grad], peak) for name, part, peak in parts]
+        groups = [
+            {"name": name, "params": params, "peak": peak, "lr": peak} for name, params, peak in trained if params
+        ]
         return torch.optim.Adam(groups, weight_decay=rates.weight_decay)
+
+    def _updates(self) -> int | None:
+        """Return the number of updates in an epoch, or None where it is not known yet."""
+        batches = self.state.batches
+        return None if batches is None else math.ceil(batches / self.config.gradient_accumulation_steps)
+
+    def _rates(self) -> dict[str, float]:
+        return {group["name"]: group["lr"] for group in self.state.optimizer.param_groups}
 
     def run_all(self) -> list[dict[str, float]]:
         folder, index = self.run.checkpoint_dir, self.run.index
         start = self.state.resume(folder, self.fingerprint) if self.run.resume and folder else 0
+        self.step = int(self.state.history[-1]["step"]) if self.state.history else 0
+        self.reporter.tell("on_stage_begin", self.step, {}, self.state.history)
         batches = self.state.batches
         bar = tqdm(
             total=self.epochs * batches if batches else None,
@@ -204,6 +238,8 @@ class _Loop:
         )
         with bar:
             for epoch in range(start, self.epochs):
+                if self.reporter.is_asked_to_stop() and self.state.history:
+                    break
                 seed = derive_seed(self.config.seed, index, epoch, self.accelerator.process_index)
                 with seeded(seed):
                     record = self._train_epoch(epoch, seed, bar)
@@ -212,6 +248,7 @@ class _Loop:
                         record |= validate(self.branch, self.run, self.val_loader, self.accelerator, seed=seed)
                 self.state.record(epoch, record)
                 self._save(epoch)
+                self.reporter.tell("on_epoch_end", self.step, record, self.state.history)
         self.state.install_best(self.accelerator.num_processes)
         if self.device.type != "cpu":  # on the CPU it would only collect garbage, which takes longer than a small epoch
             self.accelerator.free_memory()
@@ -221,26 +258,37 @@ class _Loop:
         generator = torch.Generator(self.device).manual_seed(seed)
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
-        meter, step = _Meter(), -1
-        for step, (images, labels, static) in enumerate(self._batches(generator)):
-            self._set_rates(epoch, step)
-            self._train_mode()
-            output, loss = self._update(images, labels, static, generator, epoch, step)
-            meter.add(output, loss, labels)
-            bar.set_postfix(epoch=f"{epoch + 1}/{self.epochs}", **meter.postfix())
-            bar.update()
+        meter, batches, accumulated = _Meter(), 0, self.config.gradient_accumulation_steps
+        for update, group in enumerate(_groups(self._batches(generator), accumulated)):
+            self._set_rates(epoch, update)
+            summed, full = _Meter(), 0
+            for images, labels, static in group:
+                self._train_mode()
+                full = full or accumulated * len(labels)
+                output, loss = self._backward(
+                    images, labels, static, generator, epoch, batches, share=len(labels) / full
+                )
+                counted = _Meter.of(output, loss, labels)
+                summed.add(counted)
+                meter.add(counted)
+                batches += 1
+                bar.set_postfix(epoch=f"{epoch + 1}/{self.epochs}", **meter.postfix())
+                bar.update()
+            self._step(full / summed.seen)
+            self.reporter.tell("on_step_end", self.step, {**self._rates(), **summed.record()}, self.state.history)
         if not meter.seen:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
         if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
-            self._fail("a weight is not finite", epoch, step)  # after the last step, which no later loss has shown
-        self.state.batches = step + 1
-        return meter.record()
+            # It broke in the last step, which no later loss has shown.
+            self._fail("a weight is not finite", epoch, batches - 1)
+        self.state.batches = batches
+        return {"step": self.step, **self._rates(), **meter.record()}
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _batches(self, generator: torch.Generator) -> Iterator[_Images]:
         """Iterate over images, labels and static adversarial examples, augmented alike where the recipe asks for it."""
         read = partial(self.run.batches, device=self.device)
         augmentation = self.recipe.augmentation
-        batches: Iterator[tuple[Tensor, Tensor, Tensor | None]]
+        batches: Iterator[_Images]
         if self.static is None:
             batches = ((images, labels, None) for images, labels in read(self.loader))
         else:
@@ -250,16 +298,18 @@ class _Loop:
                 images, static = augment_pair(augmentation, images, static, generator)
             yield images, labels, static
 
-    def _update(
+    def _backward(
         self,
         images: Tensor,
         labels: Tensor,
         static: Tensor | None,
         generator: torch.Generator,
         epoch: int,
-        step: int,
+        batch: int,
+        *,
+        share: float,
     ) -> tuple[ObjectiveOutput, float]:
-        """Attack a batch and step down its loss."""
+        """Attack a batch and add its share of the gradients of an update."""
         attacked, targets = self._attack(images, labels, generator)
         public = self._public_features(images, labels)
         # A context of its own: in older torch autocast caches the weights that were cast without gradients, as for
@@ -268,11 +318,21 @@ class _Loop:
             output: ObjectiveOutput = self.module(images, attacked, labels, targets, static, public)
         loss = output.loss.item()
         if not math.isfinite(loss):
-            self._fail(f"the loss is {loss}", epoch, step)
-        self.state.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(output.loss)
-        self.state.optimizer.step()
+            self._fail(f"the loss is {loss}", epoch, batch)
+        if batch % self.config.gradient_accumulation_steps == 0:  # here, since an objective may leave gradients too
+            self.state.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(output.loss * share)  # which is 1 where nothing is accumulated
         return output, loss
+
+    def _step(self, scale: float) -> None:
+        """Update the weights by the gradients of a group, which are too small where the group was not full."""
+        if scale != 1:
+            for group in self.state.optimizer.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        weight.grad.mul_(scale)
+        self.state.optimizer.step()
+        self.step += 1
 
     def _attack(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         inner = self.recipe.inner
@@ -294,10 +354,10 @@ class _Loop:
         for name in self.recipe.trained:
             self.branch.get_submodule(name).train()
 
-    def _set_rates(self, epoch: int, step: int) -> None:
-        batches = self.state.batches
+    def _set_rates(self, epoch: int, update: int) -> None:
+        updates = self._updates()
         # The length of some loaders is known only after the first pass; until then the rate stays as it begins.
-        progress = (epoch + (step / batches if batches else 0)) / self.epochs
+        progress = (epoch + (update / updates if updates else 0)) / self.epochs
         factor = rate_factor(self.run.rates.schedule, epoch=epoch, progress=progress)
         for group in self.state.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -309,10 +369,10 @@ class _Loop:
             self.state.save(self.run.checkpoint_dir, epoch, self.fingerprint)
         self.accelerator.wait_for_everyone()
 
-    def _fail(self, what: str, epoch: int, step: int) -> None:
+    def _fail(self, what: str, epoch: int, batch: int) -> None:
         last = newest(self.run.checkpoint_dir)
         kept = f"The last good checkpoint is {last}." if last else "No checkpoint was kept: pass checkpoint_dir."
         raise TrainingError(
-            f"{self.run.name}: {what} at epoch {epoch + 1}, step {step + 1}. {kept} "
+            f"{self.run.name}: {what} at epoch {epoch + 1}, batch {batch + 1}. {kept} "
             f'Lower lr (now {self.run.rates.lr:g}), or set precision="fp32".'
         )

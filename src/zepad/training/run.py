@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..inputs import Labeller, labelled_batches
 from ..objectives import Rates, Recipe
 from ..types import Loader
 from .bank import StaticDAEs
+from .callbacks import Callback, TrainingStage
 from .rates import default_rate
 
 
@@ -27,6 +28,8 @@ class Run:
 
     Attributes:
         name: Name of the run in progress bars, errors and checkpoints, such as `"harden victim"`.
+        stage: Stage that the run is, for callbacks.
+        branch: Name of the branch, for callbacks.
         index: Number that distinguishes the seeds of the runs of one model.
         recipe: Recipe, which defines the objective and the inner attack.
         config: Rates, length, seed and precision; a `HardenConfig` also holds budget and steps of the inner attack.
@@ -40,9 +43,12 @@ class Run:
         checkpoint_dir: Folder where this run keeps its epochs; None keeps none.
         resume: Whether to go on from the newest epoch there.
         progress: Whether to show a progress bar.
+        callbacks: Objects that are told of the training.
     """
 
     name: str
+    stage: TrainingStage
+    branch: str
     index: int
     recipe: Recipe
     config: HardenConfig | BenignConfig
@@ -56,6 +62,7 @@ class Run:
     checkpoint_dir: Path | None = None
     resume: bool = False
     progress: bool = True
+    callbacks: Sequence[Callback] = ()
 
     @classmethod
     def on(cls, encoder: Encoder, *, recipe: Recipe, config: HardenConfig | BenignConfig, **settings: Any) -> Run:
