@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
 
 from ..config import Schedule
 from ..encoders import Encoder
@@ -24,6 +23,7 @@ from ..modules import Branch, MLPHead
 from ..objectives import Batch, Objective, ObjectiveOutput
 from ..objectives.augmentation import augment_pair
 from ..objectives.base import public_features
+from ..progress import Stage, stage
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
@@ -195,14 +195,9 @@ class _Loop:
         folder, index = self.run.checkpoint_dir, self.run.index
         start = self.state.resume(folder, self.fingerprint) if self.run.resume and folder else 0
         batches = self.state.batches
-        bar = tqdm(
-            total=self.epochs * batches if batches else None,
-            initial=start * batches if batches else 0,
-            desc=self.run.name,
-            unit="batch",
-            disable=not (self.run.progress and self.accelerator.is_main_process),
-        )
-        with bar:
+        total, done = (self.epochs * batches, start * batches) if batches else (None, 0)
+        shown = self.run.progress and self.accelerator.is_main_process
+        with stage(self.run.name, total=total, done=done, shown=shown) as bar:
             for epoch in range(start, self.epochs):
                 seed = derive_seed(self.config.seed, index, epoch, self.accelerator.process_index)
                 with seeded(seed):
@@ -217,7 +212,7 @@ class _Loop:
             self.accelerator.free_memory()
         return self.state.history
 
-    def _train_epoch(self, epoch: int, seed: int, bar: Any) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, seed: int, bar: Stage) -> dict[str, float]:
         generator = torch.Generator(self.device).manual_seed(seed)
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
@@ -227,8 +222,7 @@ class _Loop:
             self._train_mode()
             output, loss = self._update(images, labels, static, generator, epoch, step)
             meter.add(output, loss, labels)
-            bar.set_postfix(epoch=f"{epoch + 1}/{self.epochs}", **meter.postfix())
-            bar.update()
+            bar.advance({**meter.postfix(), "epoch": f"{epoch + 1}/{self.epochs}"})
         if not meter.seen:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
         if not all(bool(torch.isfinite(weight).all()) for weight in self.branch.parameters()):
