@@ -9,7 +9,6 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from zepad import progress
 from zepad.progress import Stage, clock, draw, pause, seconds_left, sentence, stage
@@ -32,15 +31,6 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(progress, "time", time)
     monkeypatch.setattr(progress, "_screen", progress._Screen())
     return time
-
-
-@pytest.fixture
-def terminal(passing: Clock, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """A terminal of 60 columns in the place of standard error."""
-    written = io.StringIO()
-    console = Console(file=written, width=60, height=20, force_terminal=True, color_system=None, legacy_windows=False)
-    monkeypatch.setattr(progress, "_console", lambda: console)
-    return written
 
 
 def trained(passing: Clock, seconds: float = 30.0) -> Stage:
@@ -76,7 +66,7 @@ def test_a_line_never_breaks_and_keeps_loss_and_time(width: int, name: str, done
 
 
 def test_on_a_terminal_of_60_columns_both_stages_are_drawn_and_a_finished_one_stays(
-    terminal: io.StringIO, passing: Clock
+    passing: Clock, terminal: io.StringIO
 ) -> None:
     with stage("encoders", total=2) as outer:
         for number in (1, 2):
@@ -140,7 +130,7 @@ def test_work_after_a_rest_has_a_minute_of_its_own(passing: Clock, capsys: pytes
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_stage_leaves_the_screen_empty(
-    terminal: io.StringIO, passing: Clock, error: type[BaseException]
+    passing: Clock, terminal: io.StringIO, error: type[BaseException]
 ) -> None:
     def work() -> None:
         with stage("encoders", total=2), stage("harden victim", total=4):
@@ -154,7 +144,7 @@ def test_an_interrupted_stage_leaves_the_screen_empty(
     assert " in " not in terminal.getvalue()
 
 
-def test_a_stage_that_a_generator_holds_open_can_be_closed(terminal: io.StringIO, passing: Clock) -> None:
+def test_a_stage_that_a_generator_holds_open_can_be_closed(passing: Clock, terminal: io.StringIO) -> None:
     def batches():
         with stage("UAP", total=4) as bar:
             while True:

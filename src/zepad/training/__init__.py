@@ -1,6 +1,6 @@
 """The stages of a defense as functions over modules: hardening, benign training, heads; one loop on Accelerate."""
 
-from .accelerator import training_device
+from .accelerator import training_device, use_device
 from .benign import train_benign
 from .hardening import harden, harden_branch
 from .heads import fit_heads
@@ -15,4 +15,5 @@ __all__ = [
     "num_images",
     "train_benign",
     "training_device",
+    "use_device",
 ]
