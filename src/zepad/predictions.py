@@ -163,6 +163,15 @@ def predict_table(
     return Progress(rows=len(table), found=found, failed=tuple(row.image for row in table if row.error is not None))
 
 
+def check_table(path: str | Path) -> None:
+    """Refuse a file that `predict_table` could not write.
+
+    Raises:
+        ConfigError: If the suffix is another, or a package is missing.
+    """
+    _format(Path(path))
+
+
 def identify(defense: ZePAD, size: int | tuple[int, int] | None = None) -> str:
     """Return a short digest of a model: weights, fusion rule, detector, threshold, class names and size of images."""
     return digest([weights_digest(defense), defense.threshold, defense.class_names, size])[:_SHOWN]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from .ending import interruptible
 from .root import JSON_OPTION, MODEL, QUIET, SEED, app, say
 from .settings import CONFIG, EPOCHS, EPS, SAVE_CONFIG, merge, parse_eps, read_settings, write_settings
@@ -80,6 +81,7 @@ def harden(
         from ..model import ZePAD
         from ..presets import find_preset
 
+        _require_writable(out)
         settings = read_settings(config)
         given = {"eps": None if eps is None else parse_eps(eps), "epochs": epochs, "steps": steps, "seed": seed}
         chosen = merge(find_preset(preset).harden, settings.get("harden", {}), **given)
@@ -102,7 +104,7 @@ def harden(
             progress=not (quiet or as_json),
         )
         defense.save_pretrained(out)
-    _tell(defense, out, as_json, f"zepad fit {out} --data {data}")
+    _tell(defense, out, as_json, f"zepad fit {out} {_images(data, size)}")
 
 
 @app.command()
@@ -142,6 +144,7 @@ def fit(
     with interruptible(*_kept(out or model, checkpoint_dir)):
         if heads_only and (keep_heads or val_data or checkpoint_dir or bank_dir):
             raise ConfigError("--heads-only trains heads alone: it takes no --keep-heads, --val-data or folder.")
+        _require_writable(out or model)
         settings = read_settings(config)
         defense = _load(model, device)
         from ..config import HeadConfig
@@ -169,7 +172,7 @@ def fit(
                 progress=shown,
             )
         defense.save_pretrained(out or model)
-    _tell(defense, out or model, as_json, f"zepad calibrate {out or model} --data {data}")
+    _tell(defense, out or model, as_json, f"zepad calibrate {out or model} {_images(data, size)}")
 
 
 @app.command()
@@ -211,6 +214,7 @@ def calibrate(
             trained = " The train split was trained on, which would make the threshold wrong." * (split == "train")
             raise ConfigError(f"--split must be validation, test or all; got {split!r}.{trained}")
         part: Any = split
+        _require_writable(out or model)
         defense = _load(model, device)
         source = Source(size=size, root=root, download=download, workers=workers, batch_size=batch_size)
         unseen = source.part(data, part, limit=limit)
@@ -218,7 +222,7 @@ def calibrate(
         seen = None if split == "all" else source.part(data, "train", limit=limit)
         defense.calibrate(unseen, fpr=fpr, benign_floor=benign_floor, fit_loader=seen)
         defense.save_pretrained(out or model)
-    _tell(defense, out or model, as_json, f"zepad evaluate {out or model} --data {data} --out report")
+    _tell(defense, out or model, as_json, f"zepad evaluate {out or model} {_images(data, size)} --out report")
 
 
 @app.command()
@@ -242,6 +246,17 @@ def export(
     say(f"exported    {file}   ({file.stat().st_size / 1e6:.1f} MB)")
 
 
+def _require_writable(out: Path) -> None:
+    """Refuse a folder that could not be written after hours of training.
+
+    Raises:
+        InputError: If it is no folder, or may not be written to.
+    """
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{out} cannot be written: {nearest} is no writable folder. Choose another --out.")
+
+
 def _load(model: Path, device: str | None) -> ZePAD:
     from ..model import ZePAD
 
@@ -258,6 +273,10 @@ def _kept(out: Path, checkpoint_dir: Path | None) -> tuple[str, ...]:
             str(folder),
         )
     return f"Kept: every epoch that was finished, in {checkpoint_dir}. {out} is as it was.", "--resume"
+
+
+def _images(data: str, size: int | None) -> str:
+    return f"--data {data}" + (f" --size {size}" if size else "")
 
 
 def _tell(defense: ZePAD, path: Path, as_json: bool, following: str) -> None:

@@ -116,8 +116,9 @@ def predict(
         return
     with interruptible(f"Kept: the predictions so far, in {out}.part."):
         from ..data import list_images
-        from ..predictions import predict_table
+        from ..predictions import check_table, predict_table
 
+        check_table(out)
         defense = _load(model, device)
         found = list_images(images, channels=defense.channels)
         settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "size": size}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..arguments import check_device
 from ..config import Precision
-from ..errors import InputError, StageError
+from ..errors import ConfigError, InputError, StageError
 from ..types import Loader
 
 
@@ -54,6 +54,8 @@ def use_device(name: str) -> torch.device:
         StageError: If something has been trained on another device before.
     """
     check_device(name)
+    if name == "meta":
+        raise ConfigError("device must be one that computes; got 'meta', which has no numbers. Pass \"cpu\".")
     os.environ["ACCELERATE_TORCH_DEVICE"] = name  # where Accelerate looks when it starts
     wanted, used = torch.device(name), training_device()
     if (wanted.type, wanted.index or 0) != (used.type, used.index or 0):
