@@ -1,4 +1,4 @@
-"""The six commands of the page on the command line, from a folder of images to predictions, against the loopback Hub."""
+"""The six commands of the page on the command line, from a folder of images to predictions, on the loopback Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zepad.data import digits
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 QUICK = {
-    "harden": ["--preset", "private", "--epochs", "1", "--steps", "1", "--quiet"],
+    "harden": ["--preset", "paper", "--epochs", "1", "--steps", "1", "--quiet"],
     "fit": ["--epochs", "1", "--quiet"],
     "push": ["--token", WRITER],
 }
