@@ -81,6 +81,7 @@ def harden(
         from ..model import ZePAD
         from ..presets import find_preset
 
+        _require_folder_to_resume(checkpoint_dir, resume)
         _require_writable(out)
         settings = read_settings(config)
         given = {"eps": None if eps is None else parse_eps(eps), "epochs": epochs, "steps": steps, "seed": seed}
@@ -144,6 +145,7 @@ def fit(
     with interruptible(*_kept(out or model, checkpoint_dir)):
         if heads_only and (keep_heads or val_data or checkpoint_dir or bank_dir):
             raise ConfigError("--heads-only trains heads alone: it takes no --keep-heads, --val-data or folder.")
+        _require_folder_to_resume(checkpoint_dir, resume)
         _require_writable(out or model)
         settings = read_settings(config)
         defense = _load(model, device)
@@ -244,6 +246,11 @@ def export(
         say(json.dumps({"path": str(file), "bytes": file.stat().st_size}))
         return
     say(f"exported    {file}   ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _require_folder_to_resume(checkpoint_dir: Path | None, resume: bool) -> None:
+    if resume and checkpoint_dir is None:
+        raise ConfigError("--resume needs the --checkpoint-dir to go on from.")
 
 
 def _require_writable(out: Path) -> None:
