@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 
 import pytest
 import torch
 from hypothesis import settings
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD
+from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD, progress
 
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and processes do not fight
 
@@ -40,6 +42,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a name was looked up on the network")
 
     monkeypatch.setattr(socket, "getaddrinfo", called)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 60 columns is sent of the progress; standard error is none, and a log stays quiet."""
+    sent = io.StringIO()
+    console = Console(file=sent, width=60, height=20, force_terminal=True, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    return sent
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset
 from command_line import zepad
 from zepad import BenignConfig, ConfigError, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import UniversalPerturbation
-from zepad.cli.robustness import parse_eps
+from zepad.cli.settings import parse_eps
 from zepad.data import digits
 from zepad.evaluation import EvalReport
 from zepad.evaluation.attackers import THREAT_MODELS

@@ -1010,6 +1010,7 @@ def test_no_value_breaks_or_floods_a_message() -> None:
 
 # the command line -------------------------------------------------------------------------------------------------
 
+HARDEN = ["harden", "zepad:digits-barlow-twins", "zepad:digits-simclr"]
 COMMANDS: list[tuple[list[str], int, str]] = [
     (["attack", "resnet18", "--out", "p.safetensors"], 1, "an encoder spec must read"),
     (["attack", "zepad:digits-simclr", "--out", "p", "--method", "FGSM"], 1, "universal attacks are AdvEncoder"),
@@ -1032,6 +1033,26 @@ COMMANDS: list[tuple[list[str], int, str]] = [
     (["card", "nowhere"], 1, "config.json"),
     (["push", "nowhere", "a/b"], 1, "config.json"),
     (["pull", "no such repository!", "folder"], 1, "user/name"),
+    (["harden", "resnet18", "zepad:digits-simclr", "--data", "digits", "--out", "m"], 1, "an encoder spec must read"),
+    ([*HARDEN, "--data", "digits"], 2, "Missing option"),
+    ([*HARDEN, "--data", "mnist", "--out", "m"], 1, "'folder:PATH'"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--eps", "8"], 1, "Write 8 / 255"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--preset", "safe"], 1, "private, published, cautious, paper"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--resume"], 1, "--checkpoint-dir"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--device", "gpu"], 1, "device must be one that is there"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--device", "meta"], 1, "device must be one that computes"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--config", "no.yaml"], 1, "--save-config"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--save-config", "run.txt"], 1, ".yaml, .yml or .json"),
+    ([*HARDEN, "--data", "digits", "--out", "m", "--val-data", "digits"], 1, "has train and test"),
+    ([*HARDEN, "--data", "digits", "--out", f"{__file__}/m"], 1, "Choose another --out"),
+    (["fit", "nowhere", "--data", "digits"], 1, "Pass the folder of a saved model"),
+    (["fit", "nowhere", "--data", "digits", "--heads-only", "--keep-heads"], 1, "trains heads alone"),
+    (["calibrate", "nowhere", "--data", "digits"], 1, "Pass the folder of a saved model"),
+    (["calibrate", "nowhere", "--data", "digits", "--split", "train"], 1, "The train split was trained on"),
+    (["export", "nowhere", "model.onnx"], 1, "Pass the folder of a saved model"),
+    (["export", "nowhere"], 2, "Missing argument"),
+    (["predict", "nowhere", __file__, "--out", "p.xlsx"], 1, ".csv, .jsonl, .parquet"),
+    (["predict", "nowhere", "photos"], 2, "does not exist"),
     (["demo", "--seed", "x"], 2, "Invalid value"),
     (["hardne"], 2, "No such command"),
 ]

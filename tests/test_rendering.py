@@ -18,7 +18,7 @@ import example_reports as examples
 from zepad.errors import InputError
 from zepad.escaping import clean
 from zepad.evaluation.attackers import THREAT_MODELS
-from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables
+from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables, summary
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
 from zepad.evaluation.rendering.files import save_report
 from zepad.evaluation.rendering.page import html_page
@@ -435,3 +435,29 @@ def test_saving_writes_the_four_files(tmp_path) -> None:
     assert path.read_text(encoding="utf-8") == page("hostile")
     assert (path.parent / "report.md").read_text(encoding="utf-8") == markdown("hostile")
     assert (path.parent / "report.png").stat().st_size > 0
+
+
+# ten lines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_summary_has_ten_lines_at_most_whatever_the_names_are(name: str) -> None:
+    lines = summary(example(name)).split("\n")
+    assert 2 <= len(lines) <= 10
+    assert all(line.isprintable() and len(line) <= 200 for line in lines)
+    assert [line.split("  ")[0].strip() for line in lines[2 : 2 + len(example(name).groups)]] == list(
+        example(name).groups
+    )
+
+
+def test_a_summary_names_the_strongest_attacker_of_each_group_and_what_is_left() -> None:
+    report = example("full")
+    lines = summary(report).split("\n")
+    assert f"{report.images} images" in lines[0]
+    assert f"{100 * report.benign_accuracy.value:.1f} %" in lines[1]
+    for line, group in zip(lines[2:], report.groups, strict=False):
+        worst = min(report.group(group), key=lambda result: result.rates.robust_accuracy.value)
+        assert f"{100 * report.worst[group].robust_accuracy.value:.1f} %" in line
+        assert clean(worst.name)[:30] in line
+        assert "eps" in line
+    assert f"{100 * report.worst['all'].robust_accuracy.value:.1f} %" in next(x for x in lines if "all together" in x)

@@ -6,7 +6,6 @@ import multiprocessing
 import random
 import resource
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, CheckpointError, HardenConfig, HeadConfig, ZePAD
@@ -41,7 +39,6 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def train(folder: Path, result: Path) -> None:
     """Harden and fit a tiny defense, going on from what the folder holds, and write its weights."""
-    tqdm.set_lock(threading.RLock())  # tqdm's own is shared between processes: a killed one would never let it go
     torch.manual_seed(3)
     loader = DataLoader(TensorDataset(*toy_data(48)), batch_size=16, shuffle=True)
     defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())

@@ -401,11 +401,12 @@ def test_a_tensor_is_read_in_batches():
 
 
 @every_attack
-def test_a_bar_is_shown_unless_it_is_unwanted(make, toy, capsys):
-    make(epochs=1).fit(TinyEncoder(), [toy])
-    assert type(make()).__name__ in capsys.readouterr().err
+def test_progress_is_shown_unless_it_is_unwanted(make, toy, terminal, capsys):
     make(epochs=1).fit(TinyEncoder(), [toy], progress=False)
-    assert capsys.readouterr().err == ""
+    assert terminal.getvalue() == ""
+    make(epochs=1).fit(TinyEncoder(), [toy])
+    assert type(make()).__name__ in terminal.getvalue()
+    assert capsys.readouterr() == ("", "")
 
 
 # the ascent -----------------------------------------------------------------------------------------------------

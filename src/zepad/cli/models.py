@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from ..escaping import clean
-from .root import JSON_OPTION, app, say
+from .ending import interruptible
+from .root import JSON_OPTION, MODEL, QUIET, SEED, app, say
+from .sources import BATCH, BATCH_SIZE, DEVICE, SIZE, WORKERS, find_device
+
+if TYPE_CHECKING:
+    from ..model import ZePAD
+
+_SHOWN = 5  # names of images that an error lists
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the picture, the numbers and the saved model.")] = Path(
-        "zepad-demo"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of heads, attacks and training.")] = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for the picture, the numbers and the saved model.")
+    ] = Path("zepad-demo"),
+    seed: Annotated[int, SEED] = 0,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Attack two public encoders, harden them, and compare: real images, no network, a minute or two on two cores."""
-    from ..demo import format_table, run_demo
+    with interruptible("The demo keeps nothing: it takes a minute or two."):
+        from ..demo import format_table, run_demo
 
-    quiet = as_json
-    result = run_demo(
-        out,
-        seed=seed,
-        progress=not quiet,
-        say=(lambda _: None) if quiet else (lambda line: say(line, err=True)),
-    )
+        quiet = as_json
+        result = run_demo(
+            out,
+            seed=seed,
+            progress=not quiet,
+            say=(lambda _: None) if quiet else (lambda line: say(line, err=True)),
+        )
     if as_json:
         say(result.to_json())
         return
@@ -44,7 +53,7 @@ def demo(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    path: Annotated[Path, MODEL],
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Say what a saved model is, from its config alone."""
@@ -77,36 +86,90 @@ def info(
 
 @app.command()
 def predict(
-    path: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.", exists=True, dir_okay=False)],
+    model: Annotated[Path, MODEL],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", exists=True, help="Image files, folders of them, or .tar archives."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Table to write: .csv, .jsonl or .parquet. Images that are in it are not predicted again.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, BATCH_SIZE] = BATCH,
+    size: Annotated[int | None, SIZE] = None,
+    workers: Annotated[int, WORKERS] = 0,
+    device: Annotated[str | None, DEVICE] = None,
+    quiet: Annotated[bool, QUIET] = False,
     as_json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Classify image files and say which look attacked."""
-    from ..data import read_image
+    """Classify images and say which look attacked.
+
+    Without --out the predictions are printed. With it they are kept as they come, an interrupted run goes on where it
+    was, and images that cannot be read become rows that say why.
+    """
+    if out is None:
+        with interruptible("Without --out no prediction is kept."):
+            _print_predictions(model, images, batch_size, size, workers, device, as_json)
+        return
+    with interruptible(f"Kept: the predictions so far, in {out}.part."):
+        from ..data import list_images
+        from ..predictions import check_table, predict_table
+
+        check_table(out)
+        defense = _load(model, device)
+        found = list_images(images, channels=defense.channels)
+        settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "size": size}
+        done = predict_table(defense, found, out, **settings, progress=not (quiet or as_json))
+    if as_json:
+        say(json.dumps({"path": str(out), "rows": done.rows, "found": done.found, "failed": list(done.failed)}))
+    else:
+        before = f", {done.found} of them from before" if done.found else ""
+        say(f"predictions {out}   ({done.rows} rows{before})")
+    if done.failed:
+        shown = ", ".join(map(clean, done.failed[:_SHOWN])) + (", ..." if len(done.failed) > _SHOWN else "")
+        say(f"error: {len(done.failed)} of {done.rows} images could not be read: {shown}. {out} says why.", err=True)
+        raise typer.Exit(1)
+
+
+def _load(model: Path, device: str | None) -> ZePAD:
     from ..model import ZePAD
 
-    defense = ZePAD.from_pretrained(path)
-    rows: list[dict[str, Any]] = []
-    for image in images:
-        report = defense.inspect(read_image(image, channels=defense.channels)[None])
-        rows.append(
-            {
-                "image": str(image),
-                "label": report.name(int(report.labels[0])),
-                "probability": round(float(report.probabilities[0]), 6),
-                "attacked": None if report.flagged is None else bool(report.flagged[0]),
-                "score": None if report.scores is None else round(float(report.scores[0]), 6),
-            }
-        )
+    return ZePAD.from_pretrained(model, device=find_device(device))
+
+
+def _print_predictions(
+    model: Path,
+    images: list[Path],
+    batch_size: int,
+    size: int | None,
+    workers: int,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    from ..data import list_images
+    from ..predictions import predict_images
+
+    defense = _load(model, device)
+    found = list_images(images, channels=defense.channels)
+    batches = predict_images(defense, found, batch_size=batch_size, workers=workers, size=size)
+    rows = [row for batch in batches for row in batch]
+    unread = next((row.error for row in rows if row.error is not None), None)
+    if unread is not None:
+        raise InputError(unread)
     if as_json:
-        say(json.dumps({"threshold": defense.threshold, "predictions": rows}))
+        shown = ("image", "label", "probability", "attacked", "score")
+        predictions = [{name: getattr(row, name) for name in shown} for row in rows]
+        say(json.dumps({"threshold": defense.threshold, "predictions": predictions}))
         return
-    names = [clean(row["image"]) for row in rows]
+    names = [clean(row.image) for row in rows]
     width = max(map(len, names))
     for name, row in zip(names, rows, strict=True):
-        verdict = "looks attacked" if row["attacked"] else "ok" if row["attacked"] is not None else "not calibrated"
-        scored = "" if row["score"] is None else f" (score {row['score']:+.3f})"
-        said = f"{clean(row['label']):<12} {row['probability']:>7.1%}"
+        verdict = "looks attacked" if row.attacked else "ok" if row.attacked is not None else "not calibrated"
+        scored = "" if row.score is None else f" (score {row.score:+.3f})"
+        said = f"{clean(row.label or ''):<12} {row.probability:>7.1%}"
         say(f"{name:<{width}}  {said}  {verdict}{scored}")
 
 

@@ -12,7 +12,6 @@ from ..escaping import printable
 app = typer.Typer(
     help="Make pre-trained image encoders safe to build on.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -27,7 +26,10 @@ def say(text: str, *, err: bool = False) -> None:
     typer.echo(printable(text), err=err)
 
 
+MODEL = typer.Argument(metavar="MODEL", help="Folder of a saved model.")
 JSON_OPTION = typer.Option("--json", help="Print one JSON object and nothing else.")
+QUIET = typer.Option("--quiet", help="Show no progress.")
+SEED = typer.Option(min=0, metavar="NUMBER", help="Seed of everything that is drawn at random.")
 
 
 def _version(wanted: bool) -> None:

@@ -2,12 +2,16 @@
 
 from .embedded import digits
 from .images import ImageDataset, LabelledImages, read_image
-from .load import load_data
+from .listing import ImageList, list_images
+from .load import load_data, load_part
 
 __all__ = [
     "ImageDataset",
+    "ImageList",
     "LabelledImages",
     "digits",
+    "list_images",
     "load_data",
+    "load_part",
     "read_image",
 ]

@@ -125,7 +125,7 @@ def read_image(path: Path, *, channels: int = 3) -> Tensor:
         InputError: If the file is no such image, is damaged or has more than 89,478,485 pixels, or no image has that
             many channels.
     """
-    return _decode(path, str(path), channels)
+    return decode_image(path, str(path), channels)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class EncodedImages:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Tensor:
-        return _decode(self._file(index), self.name(index), 3)
+        return decode_image(self._file(index), self.name(index), 3)
 
     def name(self, index: int) -> str:
         """Return the name of an image for error messages."""
@@ -198,11 +198,21 @@ def from_pixels(pixels: NDArray[np.generic]) -> Tensor:
 
 # Of Pillow's formats those that pictures to learn from come in. Others hand a file to a program (EPS to Ghostscript).
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_MAX_BYTES = 2**30
+MAX_BYTES = 2**30
 _MAX_PIXELS = 89_478_485  # of more Pillow warns; in three channels of float they are 1.1 GB
 
 
-def _decode(file: Path | BinaryIO, name: str, channels: int) -> Tensor:
+def decode_image(file: Path | BinaryIO, name: str, channels: int) -> Tensor:
+    """Read an image as `read_image` does.
+
+    Args:
+        file: A path, or an open file.
+        name: Name of the image for error messages.
+        channels: Number of channels: 3 for colour, 1 for grey.
+
+    Raises:
+        InputError: If the file is no such image.
+    """
     if channels not in (1, 3):
         raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
     with _opened(file, name) as image:
@@ -225,7 +235,7 @@ def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     try:
         with ExitStack() as stack:
             if isinstance(file, (str, Path)):
-                file = stack.enter_context(open_regular(Path(file), limit=_MAX_BYTES))
+                file = stack.enter_context(open_regular(Path(file), limit=MAX_BYTES))
             image = stack.enter_context(Image.open(file, formats=_FORMATS))
             if image.width * image.height > _MAX_PIXELS:
                 raise InputError(

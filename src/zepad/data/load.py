@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from .images import EncodedImages, ImageDataset, ImageFiles, Pictures
 from .published import read_published
 
 Split = Literal["train", "test", "all"]
+Part = Literal["train", "validation", "test", "all"]
 
 NAMES = ("digits", "cifar10", "stl10", "gtsrb", "svhn", "animals10", "imagenet20")
 """The data sets that have a name of their own."""
@@ -43,6 +44,7 @@ _ORIGIN = {
     "imagenet20": "ImageNet (image-net.org), 20 of its classes",
 }
 _TEST_SHARE = 5  # one image in five is held out where a source has no split of its own
+_VALIDATION_SHARE = 10  # one training image in ten is for calibration where a caller asks for such a part
 
 
 @checked
@@ -105,12 +107,79 @@ def load_data(
     require(isinstance(seed, int), "seed", seed, "an integer")
     kind, place = _parse(source)
     data = _open(kind, place, split, _shape(kind, size), _root(root), download)
-    if limit is not None and limit < len(data):
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-        data = data.select(order[:limit].sort().values)
+    data = _limited(data, limit, seed)
     if data.size is None and isinstance(data.pictures, (ImageFiles, EncodedImages)):
         _check_one_size(data.pictures, data.indices)
     return data
+
+
+@checked
+def load_part(
+    source: str | Path,
+    part: Part,
+    *,
+    size: int | tuple[int, int] | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageDataset:
+    """Load a part of a data set for somebody who trains, calibrates and tests: three parts that share no image.
+
+    Args:
+        source: As in `load_data`.
+        part: `"validation"` is one image in ten of the train split, class by class, always the same ones, and `"train"`
+            is the rest of it. `"test"` and `"all"` are those of `load_data`.
+        size: As in `load_data`.
+        root: As in `load_data`.
+        download: As in `load_data`.
+        limit: Take a random subset of at most this many images.
+        seed: Seed of the random subset. It does not change which images belong to which part.
+
+    Returns:
+        A map-style data set as from `load_data`.
+
+    Raises:
+        ConfigError: If a setting is out of range or the source unknown.
+        InputError: If files are missing, damaged or laid out in another way, or no class has images for validation.
+
+    Examples:
+        >>> [len(load_part("digits", part)) for part in ("train", "validation", "test")]
+        [1170, 130, 497]
+    """
+    require(part in get_args(Part), "part", part, ", ".join(get_args(Part)))
+    place: Any = {"size": size, "root": root, "download": download, "seed": seed}
+    if part in ("test", "all"):
+        return load_data(source, part, limit=limit, **place)
+    require(limit is None or _positive(limit), "limit", limit, "a number of images of at least 1, or None")
+    whole = load_data(source, "train", **place)
+    held_out = _every_class(whole.labels, len(whole.classes))
+    if part == "train":
+        return _limited(whole.select((~held_out).nonzero().flatten()), limit, seed)
+    if not held_out.any():
+        raise InputError(
+            f"no class of {source} has the two training images of which one could be held out for validation. Add "
+            "images, or name other ones that no training has seen."
+        )
+    return _limited(whole.select(held_out.nonzero().flatten()), limit, seed)
+
+
+def _every_class(labels: Tensor, classes: int) -> Tensor:
+    """Return which images are for validation, bool `(N,)`: one in ten of each class, and none of a single one."""
+    generator = torch.Generator().manual_seed(0)  # not the caller's seed: the parts must never overlap
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(classes):
+        own = (labels == label).nonzero().flatten()
+        count = max(1, round(len(own) / _VALIDATION_SHARE)) if len(own) > 1 else 0
+        held_out[own[torch.randperm(len(own), generator=generator)[:count]]] = True
+    return held_out
+
+
+def _limited(data: ImageDataset, limit: int | None, seed: int) -> ImageDataset:
+    if limit is None or limit >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.select(order[:limit].sort().values)
 
 
 def _open(

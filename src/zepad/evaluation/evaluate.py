@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..arguments import checked
 from ..config import is_integer, require
 from ..errors import EvaluationWarning, InputError
 from ..inputs import check_reiterable
 from ..modes import evaluating
+from ..progress import stage
 from ..types import ImageModel, Loader
 from .attackers import Attacker
 from .batches import class_names, repeated_batches
@@ -175,16 +175,16 @@ def _run(
     shown: list[list[Sample]] = [[] for _ in attackers]
     position = 0
     total = len(benign.digests) * len(attackers)
-    with tqdm(total=total, desc="evaluate", unit="batch", disable=not progress) as bar:
+    with stage("attackers", total=total, shown=progress) as bar:
         for batch, (images, labels) in enumerate(repeated_batches(loader, device_of(model), benign.digests)):
             for i, attacker in enumerate(attackers):
-                bar.set_postfix_str(attacker.name)
+                bar.rename(f"attacker {i + 1} of {len(attackers)}: {attacker.name}")
                 attacked, predicted, cost = _attack(attacker, i, model, benign, batch, images, labels, state, seed)
                 predictions[i].append(predicted)
                 costs[i].append(cost)
                 wanted = samples - len(shown[i])
                 shown[i] += draw_samples(attacker, benign, predicted, images, attacked, position=position, count=wanted)
-                bar.update()
+                bar.advance()
             position += len(labels)
     return [
         Run(predictions=Predictions.join(parts), cost=total_cost(paid), samples=tuple(drawn))

@@ -37,6 +37,7 @@ from ..attacks import (
 )
 from ..errors import InputError
 from ..fusion import RFDM
+from ..progress import stage
 from ..types import Branched, ImageModel, Loader
 from .attackers import Attacker, ThreatModel, against, the_model, universal_attacker
 
@@ -380,12 +381,14 @@ class _Suite:
         progress: bool,
     ) -> list[Attacker]:
         """Return one attacker for each universal attack, fitted on all encoders at once."""
-        return [
-            universal_attacker(
-                attack.fit(encoders, loader, progress=progress), threat_model=self.threat_model, name=name + suffix
-            )
-            for name, attack in attacks.items()
-        ]
+        attackers = []
+        with stage("universal attacks", total=len(attacks), shown=progress and len(attacks) > 1) as bar:
+            for number, (name, attack) in enumerate(attacks.items(), start=1):
+                bar.rename(f"universal attack {number} of {len(attacks)}{suffix}")
+                found = attack.fit(encoders, loader, progress=progress)
+                attackers.append(universal_attacker(found, threat_model=self.threat_model, name=name + suffix))
+                bar.advance()
+        return attackers
 
     def per_image(self, encoders: tuple[ImageModel, ...], suffix: str = "") -> list[Attacker]:
         """Return the feature attack on all encoders at once, without and with momentum and input diversity."""

@@ -1,6 +1,6 @@
 """The stages of a defense as functions over modules: hardening, benign training, heads; one loop on Accelerate."""
 
-from .accelerator import training_device
+from .accelerator import training_device, use_device
 from .benign import train_benign
 from .callbacks import Callback, StopTraining, TrainingStatus
 from .hardening import harden, harden_branch
@@ -21,4 +21,5 @@ __all__ = [
     "num_images",
     "train_benign",
     "training_device",
+    "use_device",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,8 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
+from ..arguments import check_device
 from ..config import Precision
-from ..errors import InputError
+from ..errors import ConfigError, InputError, StageError
 from ..types import Loader
 
 
@@ -38,6 +40,29 @@ def training_device() -> torch.device:
     """Return the device that training uses."""
     device: torch.device = make_accelerator(0).device
     return device
+
+
+def use_device(name: str) -> torch.device:
+    """Have all training of this process use one device.
+
+    Args:
+        name: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`, or whatever else torch calls a device.
+
+    Returns:
+        The device.
+
+    Raises:
+        ConfigError: If this machine has no such device.
+        StageError: If something has been trained on another device before.
+    """
+    check_device(name)
+    if name == "meta":
+        raise ConfigError("device must be one that computes; got 'meta', which has no numbers. Pass \"cpu\".")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = name  # where Accelerate looks when it starts
+    wanted, used = torch.device(name), training_device()
+    if (wanted.type, wanted.index or 0) != (used.type, used.index or 0):
+        raise StageError(f"this process has trained on {used} before, and cannot on {name}. Start another process.")
+    return used
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:

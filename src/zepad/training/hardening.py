@@ -13,8 +13,10 @@ from ..config import HardenConfig, HeadConfig
 from ..encoders import Encoder
 from ..modules import Branch
 from ..objectives import Objective, Recipe, zepad_recipe
+from ..progress import stage
 from ..types import Loader
 from ..zero_shot import ZeroShotHead
+from .accelerator import make_accelerator
 from .adaptation import adapt
 from .bank import static_daes
 from .callbacks import Callback
@@ -111,10 +113,15 @@ def harden(
     history: dict[str, Any] = {}
     outcomes: dict[str, Any] = {}
     rates: dict[str, float] = {}
-    with static_daes(
-        recipe.static, encoders, train_loader, config, eps=config.eps, folder=bank_dir, progress=progress
-    ) as static:
+    shown = progress and make_accelerator(config.seed).is_main_process
+    with (
+        static_daes(
+            recipe.static, encoders, train_loader, config, eps=config.eps, folder=bank_dir, progress=progress
+        ) as static,
+        stage("encoders", total=len(encoders), shown=shown) as bar,
+    ):
         for index, (name, encoder) in enumerate(encoders.items()):
+            bar.rename(f"encoder {index + 1} of {len(encoders)}")
             copied = copy_encoder(name, encoder)
             run = Run.on(
                 copied,
@@ -135,9 +142,10 @@ def harden(
             )
             branches[name], stages = _run_stages(copied, run, train_loader, chosen_by)
             history[name] = stages.pop("hardening")
-            history.update({f"{name} {stage}": record for stage, record in stages.items()})
+            history.update({f"{name} {part}": record for part, record in stages.items()})
             rates[name] = run.lr
             outcomes[name] = tell_outcome(encoder, branches[name], run, train_loader, chosen_by)
+            bar.advance()
     names = None if classes is None or heads else class_names(loader)
     # Encoders of different architectures may have rates of their own, which one setting cannot state.
     settings = {**resolved_settings(config, recipe), "lr": config.lr if len(set(rates.values())) > 1 else run.lr}

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..config import HeadConfig
 from ..encoders import Encoder
@@ -18,6 +17,7 @@ from ..errors import InputError, TrainingError
 from ..inputs import check_reiterable, labelled_batches, num_batches
 from ..modes import evaluating
 from ..modules import MLPHead
+from ..progress import stage
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
@@ -79,26 +79,22 @@ def _extract(
     device = accelerator.device
     prepared = prepare_loader(accelerator, loader)
     batches = labelled_batches(prepared, device, channels=channels, num_classes=num_classes)
-    bar = tqdm(
-        batches,
-        total=num_batches(prepared),
-        desc="features",
-        unit="batch",
-        disable=not (progress and accelerator.is_main_process),
-    )
     labels: list[Tensor] = []
     with ExitStack() as stack:
+        shown = progress and accelerator.is_main_process
+        bar = stack.enter_context(stage("features", total=num_batches(prepared), shown=shown))
         for encoder in encoders.values():
             encoder.to(device)
             stack.enter_context(evaluating(encoder))
         stack.enter_context(seeded(derive_seed(config.seed)))
         stack.enter_context(torch.no_grad())
-        for images, targets in bar:
+        for images, targets in batches:
             for name, encoder in encoders.items():
                 with autocast(device, config.precision):
                     features = encoder(images)
                 caches[name].append(accelerator.gather_for_metrics(features.float()))
             labels.append(accelerator.gather_for_metrics(targets).cpu())
+            bar.advance()
     if not labels:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
     return torch.cat(labels)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
 
 from ..config import Schedule
 from ..encoders import Encoder
@@ -25,6 +24,7 @@ from ..modules import Branch, MLPHead
 from ..objectives import Batch, Objective, ObjectiveOutput
 from ..objectives.augmentation import augment_pair
 from ..objectives.base import public_features
+from ..progress import Stage, stage
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
@@ -229,14 +229,9 @@ class _Loop:
         self.step = int(self.state.history[-1]["step"]) if self.state.history else 0
         self.reporter.tell("on_stage_begin", self.step, {}, self.state.history)
         batches = self.state.batches
-        bar = tqdm(
-            total=self.epochs * batches if batches else None,
-            initial=start * batches if batches else 0,
-            desc=self.run.name,
-            unit="batch",
-            disable=not (self.run.progress and self.accelerator.is_main_process),
-        )
-        with bar:
+        total, done = (self.epochs * batches, start * batches) if batches else (None, 0)
+        shown = self.run.progress and self.accelerator.is_main_process
+        with stage(self.run.name, total=total, done=done, shown=shown) as bar:
             for epoch in range(start, self.epochs):
                 if self.reporter.is_asked_to_stop() and self.state.history:
                     break
@@ -254,7 +249,7 @@ class _Loop:
             self.accelerator.free_memory()
         return self.state.history
 
-    def _train_epoch(self, epoch: int, seed: int, bar: Any) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, seed: int, bar: Stage) -> dict[str, float]:
         generator = torch.Generator(self.device).manual_seed(seed)
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
@@ -272,8 +267,7 @@ class _Loop:
                 summed.add(counted)
                 meter.add(counted)
                 batches += 1
-                bar.set_postfix(epoch=f"{epoch + 1}/{self.epochs}", **meter.postfix())
-                bar.update()
+                bar.advance({**meter.postfix(), "epoch": f"{epoch + 1}/{self.epochs}"})
             self._step(full / summed.seen)
             self.reporter.tell("on_step_end", self.step, {**self._rates(), **summed.record()}, self.state.history)
         if not meter.seen:

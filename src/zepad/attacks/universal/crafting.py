@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..._version import __version__
 from ...arguments import check_fields
@@ -21,6 +20,7 @@ from ...functional.precision import accurate
 from ...functional.projection import project_linf, random_linf, steepest_linf
 from ...inputs import check_images, check_labels, check_reiterable, num_batches
 from ...modes import evaluating
+from ...progress import stage
 from ...seeding import seeded
 from ...types import ImageModel, Loader
 from ..layers import capture_layers, find_layer
@@ -130,10 +130,10 @@ class AttackerImages:
             epochs: Number of passes; None takes enough for both least numbers.
             least_epochs: Least number of passes where `epochs` is None.
             least_updates: Least number of batches where `epochs` is None.
-            name: Title of the progress bar.
+            name: Name of the stage of the progress.
             progress: Whether to show a progress bar.
         """
-        with tqdm(desc=name, unit="update", disable=not progress) as bar:
+        with stage(name, shown=progress) as bar:
             done = 0
             # Computed before every pass, because the length of some loaders is known only after the first pass.
             while done < (
@@ -144,7 +144,7 @@ class AttackerImages:
                 for batch in self.one_pass():
                     yield batch
                     seen += 1
-                    bar.update()
+                    bar.advance()
                 self.updates = seen
                 done += 1
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...arguments import checked
 from ...config import check_budget, require
 from ...functional.precision import accurate
 from ...functional.projection import project_linf
+from ...progress import stage
 from ...types import ImageModel, Loader
 from .crafting import AttackerImages, Encoders, _UniversalAttack, as_encoders, crafting, perturbed
 from .perturbation import UniversalPerturbation
@@ -149,7 +149,7 @@ class UAP(_UniversalAttack):
     def _craft(self, model: ImageModel, attacker: AttackerImages, progress: bool) -> tuple[Tensor, int, float]:
         delta = torch.empty(0)
         most = self.epochs or 10
-        with tqdm(desc=type(self).__name__, unit="pass", total=most, disable=not progress) as bar:
+        with stage(type(self).__name__, total=most, shown=progress) as bar:
             done, fooled = 0, 0.0
             while done < most and fooled < self.fooling_rate:
                 for batch in attacker.one_pass():
@@ -159,8 +159,7 @@ class UAP(_UniversalAttack):
                         delta = self._step(model, images, delta)
                 fooled = self._fooled(model, attacker, delta)
                 done += 1
-                bar.update()
-                bar.set_postfix(fooled=f"{fooled:.2f}")
+                bar.advance({"fooled": f"{fooled:.0%}"})
         return delta, done, fooled
 
     def _step(self, model: ImageModel, images: Tensor, delta: Tensor) -> Tensor:

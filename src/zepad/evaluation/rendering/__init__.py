@@ -2,5 +2,6 @@
 
 from .comparison import comparison_html, comparison_markdown
 from .markdown import markdown_tables
+from .summary import summary
 
-__all__ = ["comparison_html", "comparison_markdown", "markdown_tables"]
+__all__ = ["comparison_html", "comparison_markdown", "markdown_tables", "summary"]

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...errors import CheckpointError, InputError
 from ...files import write_text
 from ...inputs import check_images, images_of
+from ...progress import stage
 from ...schema import STRICT, parse_json, read_bounded
 from ...seeding import derive_seed, seeded
 from .crafting import Crafter, digest_json, level
@@ -168,7 +168,7 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
         _create(bank.file, size, record)
     table = np.memmap(bank.file, np.int8, "r+", shape=shape)
     todo = work[done:]
-    with tqdm(total=len(work), initial=done, desc="DAEs of public encoders", unit="batch", disable=not progress) as bar:
+    with stage("DAEs of public encoders", total=len(work), done=done, shown=progress) as bar:
         for number, ((member, slot, rows), batch) in enumerate(_with_images(todo, images), start=done):
             generator = torch.Generator(crafter.device).manual_seed(derive_seed(seed, number))
             residual = crafter.craft(member, batch.to(crafter.device), generator).cpu().numpy()
@@ -176,7 +176,7 @@ def _fill(bank: DAEBank, crafter: Crafter, images: Images, record: _Record, seed
             table.flush()
             kept.update(residual.tobytes())
             record.write(number + 1, kept.hexdigest())
-            bar.update()
+            bar.advance()
 
 
 def _create(path: Path, size: int, record: _Record) -> None:

@@ -1,0 +1,63 @@
+"""A report in ten lines, for the end of a command."""
+
+from __future__ import annotations
+
+from ...escaping import clean
+from ..attackers import ThreatModel
+from ..report import EvalReport, RobustRates
+from .wording import budget, checks_sentence, counted, heading, percent, shorten
+
+_NAME = 40  # letters of the name of an attacker
+_HEADING = 100  # letters of the first line
+_FIRST = len("semi-black-box+")  # letters of the longest threat model
+
+
+def summary(report: EvalReport) -> str:
+    """Return what an evaluation found in ten lines at most, as plain text.
+
+    They say what is left without an attack, against each group of attackers and against all of them, how the strongest
+    attacker of each group is called, what the detector does, and how the sanity checks went.
+
+    Args:
+        report: Report to sum up.
+
+    Returns:
+        Lines without control characters: a name in a report cannot add a line.
+    """
+    lines = [f"{shorten(clean(heading(report)), _HEADING)}, {counted(report.images, 'image')}"]
+    lines.append(_line("no attack", percent(report.benign_accuracy.value), "classified right"))
+    lines += [_group(report, group) for group in report.groups]
+    if report.attacks:
+        told = f"survive each of {counted(len(report.attacks), 'attacker')}"
+        lines.append(_line("all together", percent(report.worst["all"].robust_accuracy.value), told))
+    if report.threshold is not None:
+        lines.append(_detector(report))
+    return "\n".join([*lines, checks_sentence(report)])
+
+
+def _line(first: str, number: str, told: str) -> str:
+    return f"{first:<{_FIRST}}  {number:>9}  {told}"
+
+
+def _group(report: EvalReport, group: ThreatModel) -> str:
+    attackers = report.group(group)
+    strongest = min(attackers, key=lambda result: _robust(result.rates))
+    name = shorten(clean(strongest.name), _NAME)
+    own = f"{name} ({percent(_robust(strongest.rates))})" if len(attackers) > 1 else name
+    told = f"of {len(attackers)} attackers the strongest is {own}" if len(attackers) > 1 else f"under {own}"
+    budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
+    return _line(group, percent(_robust(report.worst[group])), f"{told}, eps {shorten(budgets, _NAME)}")
+
+
+def _robust(rates: RobustRates) -> float:
+    return rates.robust_accuracy.value
+
+
+def _detector(report: EvalReport) -> str:
+    flagged = "" if report.false_positive_rate is None else percent(report.false_positive_rate.value)
+    found = [(result.detection.auroc, result) for result in report.attacks if result.detection is not None]
+    told = "of the benign images are flagged"
+    if found:
+        auroc, hardest = min(found, key=lambda pair: pair[0])
+        told += f"; AUROC {auroc:.2f} under {shorten(clean(hardest.name), _NAME)}, the hardest to detect"
+    return _line("detector", flagged, told)
