@@ -25,7 +25,8 @@ from zepad.evaluation.rendering.page import html_page
 pytestmark = pytest.mark.slow
 
 REQUIRED = os.environ.get("ZEPAD_REQUIRE_BROWSER") == "1"
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+SCREENS = 3  # of a desktop, before what is folded
 NAMES = [*sorted(examples.EXAMPLES), "comparison"]
 FLAGS = (
     "--no-sandbox",
@@ -106,18 +107,45 @@ def test_a_page_works_offline_without_requests_errors_or_overflow(browser: Any, 
             width = visit.page.evaluate("document.documentElement.scrollWidth")
             assert width <= viewport["width"], f"{width} pixels in {viewport['width']}"
             assert visit.page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+            assert visit.page.evaluate(CUT) == []
             assert visit.page.evaluate("document.scripts.length") == 0
             assert visit.requests == [pages[name].as_uri()]
             assert visit.trouble == []
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [("full", "light"), ("full", "dark"), ("hostile", "light"), ("unattacked", "dark"), ("comparison", "light")],
-)
-def test_a_page_is_accessible(browser: Any, pages, name: str, scheme: str) -> None:
+# Text of a chart that leaves its drawing, and cells that leave the region which scrolls with their table.
+CUT = """
+[...document.querySelectorAll('svg text')].filter(text => {
+    const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
+    return inner.width && (inner.left < outer.left - 1 || inner.right > outer.right + 1 || inner.bottom > outer.bottom + 1);
+}).map(text => text.textContent).concat([...document.querySelectorAll('td, th')].filter(cell => {
+    const scroll = cell.closest('.scroll');
+    return cell.scrollWidth > cell.clientWidth + 1 || cell.offsetLeft + cell.offsetWidth > scroll.scrollWidth + 1;
+}).map(cell => cell.textContent))
+"""
+
+
+@pytest.mark.parametrize("name", ["full", "compared", "plain", "unattacked"])
+def test_what_is_not_folded_fits_three_screens_and_the_answer_the_first(browser: Any, pages, name: str) -> None:
+    with Visit(browser, pages[name], DESKTOP) as visit:
+        assert visit.page.evaluate("document.documentElement.scrollHeight") <= SCREENS * DESKTOP["height"]
+        for answer in (".verdict", ".lines"):
+            bottom = f"document.querySelector('{answer}').getBoundingClientRect().bottom"
+            assert visit.page.evaluate(bottom) <= DESKTOP["height"] * (1 if answer == ".verdict" else 1.2)
+
+
+def test_a_link_opens_the_section_that_it_leads_to(browser: Any, pages) -> None:
+    with Visit(browser, pages["compared"], DESKTOP) as visit:
+        visit.page.click("nav a[href='#cost']")
+        visit.page.wait_for_function("document.querySelector('#cost').closest('details').open")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("name", ["compared", "hostile", "unattacked", "comparison"])
+def test_a_page_is_accessible(browser: Any, pages, name: str, viewport: dict[str, int], scheme: str) -> None:
     axe = from_npm("axe-core/axe.min.js").read_text(encoding="utf-8")
-    with Visit(browser, pages[name], PHONE, scheme) as visit:
+    with Visit(browser, pages[name], viewport, scheme) as visit:
         visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         visit.page.evaluate(axe)
         found = visit.page.evaluate("axe.run()")
@@ -126,7 +154,7 @@ def test_a_page_is_accessible(browser: Any, pages, name: str, scheme: str) -> No
     assert {"color-contrast", "scrollable-region-focusable", "document-title"} <= {r["id"] for r in found["passes"]}
 
 
-@pytest.mark.parametrize("name", ["full", "comparison"])
+@pytest.mark.parametrize("name", ["compared", "comparison"])
 def test_a_page_prints_with_everything_on_paper(browser: Any, pages, name: str) -> None:
     with Visit(browser, pages[name], DESKTOP, "dark") as visit:
         pdf = visit.page.pdf(format="A4")

@@ -134,7 +134,7 @@ def confidence_histograms(benign: Benign, predictions: Predictions) -> dict[str,
 def score_range(benign: Benign, runs: Sequence[Run]) -> tuple[float, float] | None:
     """Return the ends of histograms that show the detection scores of all images; None without a detector.
 
-    They enclose the threshold and all but the outermost hundredth of the scores of the benign images and of each attack.
+    They enclose the threshold and all but the outermost hundredth of the scores of benign images and of each attack.
     """
     every = [predictions.scores for predictions in (benign.predictions, *(run.predictions for run in runs))]
     scores = [held.double() for held in every if held is not None]

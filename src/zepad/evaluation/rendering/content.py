@@ -21,7 +21,6 @@ from .wording import (
     WORST_OF_ALL,
     budget,
     class_name,
-    counted,
     counts,
     flatten,
     interval,
@@ -38,6 +37,7 @@ class Beside:
         told: What else is to be known of them, set smaller.
         rate: Accuracy of the model.
         undefended: Accuracy of the undefended model; None where it is not known.
+        compared: Whether there is an undefended model at all.
         summary: Whether the line sums up those above it.
     """
 
@@ -45,39 +45,40 @@ class Beside:
     told: str
     rate: Rate
     undefended: Rate | None
+    compared: bool
     summary: bool = False
 
     @property
     def bars(self) -> list[tuple[str, Rate]]:
         """The bars to draw, the undefended model first, each with what it shows: nothing to tell apart is not named."""
-        if self.undefended is None:
-            return [("", self.rate)]
-        return [(UNDEFENDED, self.undefended), (DEFENDED, self.rate)]
+        bare = [] if self.undefended is None else [(UNDEFENDED, self.undefended)]
+        return [*bare, (DEFENDED if self.compared else "", self.rate)]
 
 
 def overview_lines(report: EvalReport) -> list[Beside]:
     """Return benign accuracy, and the worst case of each threat model and of all attackers."""
-    bare = report.baseline
-    lines = [Beside(NO_ATTACK, "", report.benign_accuracy, None if bare is None else bare.benign_accuracy)]
+    bare, beside = report.baseline, report.baseline is not None
+    lines = [Beside(NO_ATTACK, "", report.benign_accuracy, None if bare is None else bare.benign_accuracy, beside)]
     for group in report.groups:
         count = len(report.group(group))
         told = f"{KNOWS[group]}; {'one attacker' if count == 1 else f'worst of {count} attackers'}"
-        lines.append(Beside(SHORT[group], told, report.worst[group].robust_accuracy, _bare_worst(report, group)))
+        worst = report.worst[group].robust_accuracy
+        lines.append(Beside(SHORT[group], told, worst, _bare_worst(report, group), beside))
     if len(report.groups) > 1:
-        lines.append(
-            Beside(WORST_OF_ALL, "", report.worst["all"].robust_accuracy, _bare_worst(report, "all"), summary=True)
-        )
+        worst = report.worst["all"].robust_accuracy
+        lines.append(Beside(WORST_OF_ALL, "", worst, _bare_worst(report, "all"), beside, summary=True))
     return lines
 
 
 def group_lines(report: EvalReport, threat_model: ThreatModel) -> list[Beside]:
     """Return the accuracy under each attacker of one threat model, and under the worst of them for each image."""
+    beside = report.baseline is not None
     lines = [
-        Beside(result.name, "", result.rates.robust_accuracy, bare_rate(report, result.name))
+        Beside(result.name, "", result.rates.robust_accuracy, bare_rate(report, result.name), beside)
         for result in report.group(threat_model)
     ]
     worst = report.worst[threat_model].robust_accuracy
-    return [*lines, Beside(WORST, "", worst, _bare_worst(report, threat_model), summary=True)]
+    return [*lines, Beside(WORST, "", worst, _bare_worst(report, threat_model), beside, summary=True)]
 
 
 def bare_rate(report: EvalReport, attacker: str) -> Rate | None:
@@ -118,9 +119,7 @@ def overview_table(report: EvalReport) -> Table:
         )
         for line in overview_lines(report)
     )
-    return Table(
-        caption="In short", columns=("under", "accuracy", *_bare_columns(report)), sections=(("", rows),)
-    )
+    return Table(caption="In short", columns=("under", "accuracy", *_bare_columns(report)), sections=(("", rows),))
 
 
 def group_table(report: EvalReport, threat_model: ThreatModel) -> Table:

@@ -160,7 +160,7 @@ def _score_panels(report: EvalReport) -> list[Panel]:
     top = max(chain([0.0], *(shares(counts) for counts in (report.scores, *(r.scores for r in chosen))))) or 1.0
     panels = []
     for result in chosen:
-        caught = "" if result.detection is None else f"; {percent(result.detection.flagged.value)} of them flagged"
+        caught = "" if result.detection is None else f": {percent(result.detection.flagged.value)} flagged"
         told = f"{result.name}{caught}"
         drawing = histogram_svg(
             report.scores,

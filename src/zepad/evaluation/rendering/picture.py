@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..report import AttackResult, EvalReport
 from ..statistics import Rate
 from .charts import shares
 from .content import Beside, group_lines, overview_lines
-from .wording import DEFENDED, UNDEFENDED, WORST, checks_sentence, heading, percent, shorten, strongest
+from .wording import DEFENDED, UNDEFENDED, checks_sentence, heading, percent, shorten, strongest
 
 _COLOURS = {UNDEFENDED: "#d79a72", DEFENDED: "#5b93cf"}
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -34,7 +35,7 @@ def overview_png(report: EvalReport) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines, chosen = _lines(report), strongest(report)
+    lines, chosen = accuracy_lines(report), strongest(report)
     bars = sum(len(line.bars) for line in lines)
     above, below = 1.6 + 0.08 * len(lines) + 0.21 * bars, 3.2 if chosen else 0.0
     figure = Figure(figsize=(11, above + below), layout="constrained")
@@ -51,15 +52,15 @@ def overview_png(report: EvalReport) -> bytes:
     return buffer.getvalue()
 
 
-def _lines(report: EvalReport) -> list[Beside]:
+def accuracy_lines(report: EvalReport) -> list[Beside]:
     """Return the lines of the chart: no attack, every attacker, and the worst of each threat model and of all."""
     first, *worst = overview_lines(report)
     lines = [first]
     for group in report.groups:
         summary = worst.pop(0)
         alone = len(report.group(group)) == 1
-        lines += [line for line in group_lines(report, group) if line.name != WORST]
-        lines += [] if alone else [Beside(f"Worst: {summary.name}", "", summary.rate, summary.undefended, True)]
+        lines += [line for line in group_lines(report, group) if not line.summary]
+        lines += [] if alone else [replace(summary, name=f"Worst of these: {summary.name}", summary=True)]
     return lines + worst
 
 
@@ -105,7 +106,7 @@ def _draw_details(panel: Any, report: EvalReport, chosen: Sequence[AttackResult]
     if report.score_range is not None and report.scores:
         shown = [(result, result.scores) for result in chosen]
         axis = next(axes)
-        _draw_histograms(axis, report.scores, shown, report.score_range, "detection score")
+        draw_histograms(axis, report.scores, shown, report.score_range, "detection score")
         if report.threshold is not None:
             axis.axvline(report.threshold, color="#9a3412", linestyle="--", linewidth=1)
             axis.annotate(
@@ -115,24 +116,33 @@ def _draw_details(panel: Any, report: EvalReport, chosen: Sequence[AttackResult]
         axis.set_title("how suspicious", fontsize=10)
     fused = [(result, result.confidences["fused"]) for result in chosen]
     axis = next(axes)
-    _draw_histograms(axis, report.confidences["fused"], fused, (0, 1), "confidence")
+    draw_histograms(axis, report.confidences["fused"], fused, (0, 1), "confidence")
     axis.set_title("confidence" if bare is None else f"confidence, {DEFENDED}", fontsize=10)
     if bare is not None:
         found = [(result, known[result.name].confidences["fused"]) for result in chosen if result.name in known]
         axis = next(axes)
-        _draw_histograms(axis, bare.confidences["fused"], found, (0, 1), "confidence")
+        draw_histograms(axis, bare.confidences["fused"], found, (0, 1), "confidence")
         axis.set_title(f"confidence, {UNDEFENDED}", fontsize=10)
     if curves:
         _draw_curves(next(axes), chosen)
 
 
-def _draw_histograms(
+def draw_histograms(
     axis: Any,
     benign: Sequence[int],
     attacked: Sequence[tuple[AttackResult, Sequence[int]]],
     ends: tuple[float, float],
     name: str,
 ) -> None:
+    """Draw the histogram of benign images as an area, and those of attacked images as lines, all within the frame.
+
+    Args:
+        axis: Axes of matplotlib.
+        benign: Counts of benign images in equal bins.
+        attacked: Attackers, each with counts of its images in the same bins.
+        ends: Values at the left and right edge.
+        name: Name of the quantity that is counted.
+    """
     low, high = ends
     edges = [low + (high - low) * i / len(benign) for i in range(len(benign) + 1)]
     axis.stairs(shares(benign), edges, fill=True, color="#c3cbd6", label="benign images")

@@ -171,9 +171,9 @@ def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
             beside = "" if bare is None or group not in bare.worst else _against(bare.worst[group].robust_accuracy)
             clauses.append((percent(worst.value), f"{_bounds(worst, beside)}under {_who(attackers, group)}"))
         elif _is_missed(report, group):
-            missed.append(group)
+            missed.append(f"{group} attacker ({KNOWS[group]})")
     if missed:
-        clauses.append(("", f"not measured under any {listed(missed, 'or')} attacker"))
+        clauses.append(("", f"not measured under any {listed(missed, 'or')}"))
     return clauses
 
 
