@@ -199,6 +199,15 @@ def compared() -> EvalReport:
     return with_baseline(report(), bare)
 
 
+def ladder() -> EvalReport:
+    """Seven attackers of each threat model on a defense and on what it is compared with, as an evaluation has them."""
+    names = [f"feature PGD-20 (hardened encoders) {number}" for number in range(7)]
+    attackers = tuple((f"{n} of {group}", group, 0.9 - 0.1 * i) for i, group in enumerate(THREAT_MODELS) for n in names)
+    public = tuple(attacker for attacker in attackers if attacker[1] != "published")
+    bare = report(model="undefended zepad:digits", attackers=public, branches=(), detector=False, failed=False)
+    return with_baseline(report(attackers=attackers, failed=False), bare)
+
+
 def unattacked() -> EvalReport:
     """Nobody attacked, nothing was checked."""
     return report(attackers=(), checks=())

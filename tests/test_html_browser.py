@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 REQUIRED = os.environ.get("ZEPAD_REQUIRE_BROWSER") == "1"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 SCREENS = 3  # of a desktop, before what is folded
-NAMES = [*sorted(examples.EXAMPLES), "comparison"]
+NAMES = [*sorted(examples.EXAMPLES), "ladder", "comparison"]
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -56,6 +56,7 @@ def from_npm(file: str) -> Path:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     texts = {name: html_page(make()) for name, make in examples.EXAMPLES.items()}
+    texts["ladder"] = html_page(examples.ladder())
     texts["comparison"] = comparison_html([examples.report(), examples.plain()])
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -126,7 +127,7 @@ CUT = """
 """
 
 
-@pytest.mark.parametrize("name", ["full", "compared", "plain", "unattacked"])
+@pytest.mark.parametrize("name", ["full", "compared", "ladder", "plain", "unattacked"])
 def test_what_is_not_folded_fits_three_screens_and_the_answer_the_first(browser: Any, pages, name: str) -> None:
     with Visit(browser, pages[name], DESKTOP) as visit:
         assert visit.page.evaluate("document.documentElement.scrollHeight") <= SCREENS * DESKTOP["height"]

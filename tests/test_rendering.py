@@ -169,11 +169,18 @@ def test_the_verdict_names_numbers_attackers_budget_and_count() -> None:
         worst = report.worst[group].robust_accuracy
         assert f"{100 * worst.value:.1f} % ({wilson(worst)}) under the worst of {count} {group} attackers" in said
         strongest = sorted(report.group(group), key=lambda result: result.rates.robust_accuracy.value)[:3]
-        assert "(the strongest are {}, {} and {};".format(*(result.name for result in strongest)) in said
-    assert "on 500 images of made-up data: 91.0 %" in said
-    assert "eps 10/255 L∞" in said
+        assert "(the strongest are {}, {} and {})".format(*(result.name for result in strongest)) in said
+    assert "on 500 images of made-up data, attacked at eps 10/255 L∞: 91.0 %" in said
+    assert said.count("eps") == 1
     assert said in Page(page("full")).text("header")
     assert said in markdown("full")
+
+
+def test_the_verdict_names_each_budget_where_they_differ() -> None:
+    report = changed(example("full"), -1, eps=1 / 255)
+    said = verdict(report)
+    assert said.count("eps") == len(report.groups)
+    assert "; eps 10/255 L∞ and 1/255 L∞)" in said
 
 
 def test_the_verdict_says_what_was_not_measured() -> None:
@@ -198,7 +205,7 @@ def test_every_step_of_the_ladder_has_its_section_with_what_the_attacker_knows()
     for group in THREAT_MODELS:
         assert EXPLANATIONS[group] in tables
         assert EXPLANATIONS[group] in page_text
-        assert f"under one {group} attacker (by {group}; eps 10/255 L∞)" in verdict(report)
+        assert f"under one {group} attacker (by {group})" in verdict(report)
 
 
 def test_a_failed_check_is_a_warning_between_verdict_and_numbers() -> None:

@@ -148,9 +148,10 @@ def verdict(report: EvalReport) -> str:
 
 
 def verdict_subject(report: EvalReport) -> str:
-    """Return the beginning of the verdict: model, number of images and data."""
+    """Return the beginning of the verdict: model, number of images, data, and the budget if attackers have but one."""
     model, data = (shorten(clean(name), _NAME) for name in (report.model, report.data))
-    return f"{model} on {counted(report.images, 'image')} of {data}:"
+    at = "" if _is_mixed(report) or not report.attacks else f", attacked at eps {_budgets(report.attacks)}"
+    return f"{model} on {counted(report.images, 'image')} of {data}{at}:"
 
 
 def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
@@ -164,12 +165,14 @@ def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
         (percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy, beside)}correct without an attack")
     ]
     missed = []
+    own_budgets = _is_mixed(report)
     for group in GROUPS:
         attackers = report.group(group)
         if attackers:
             worst = report.worst[group].robust_accuracy
             beside = "" if bare is None or group not in bare.worst else _against(bare.worst[group].robust_accuracy)
-            clauses.append((percent(worst.value), f"{_bounds(worst, beside)}under {_who(attackers, group)}"))
+            who = _who(attackers, group, budgets=_budgets(attackers) if own_budgets else "")
+            clauses.append((percent(worst.value), f"{_bounds(worst, beside)}under {who}"))
         elif _is_missed(report, group):
             missed.append(f"{group} attacker ({KNOWS[group]})")
     if missed:
@@ -191,6 +194,11 @@ def _against(rate: Rate) -> str:
     return f", against {percent(rate.value)} undefended,"
 
 
+def _is_mixed(report: EvalReport) -> bool:
+    """Return whether attackers have different budgets, so that each threat model must name its own."""
+    return len({(result.eps, result.norm) for result in report.attacks}) > 1
+
+
 def _is_missed(report: EvalReport, threat_model: ThreatModel) -> bool:
     """Return whether the verdict must say that there is no attacker of a threat model."""
     if threat_model in ("replica", "published"):  # a plain classifier has no hardening to repeat or to publish
@@ -203,14 +211,18 @@ def _bounds(rate: Rate, beside: str = "") -> str:
     return said.lstrip()
 
 
-def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel) -> str:
+def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel, *, budgets: str) -> str:
     first = sorted(attackers, key=_strength)[:_NAMED]
     names = listed([shorten(clean(result.name), _NAME) for result in first])
     named = f"the strongest are {names}" if len(first) < len(attackers) else names
-    budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
+    at = f"; eps {budgets}" if budgets else ""
     if len(attackers) == 1:
-        return f"one {threat_model} attacker ({named}; eps {budgets})"
-    return f"the worst of {len(attackers)} {threat_model} attackers for each image ({named}; eps {budgets})"
+        return f"one {threat_model} attacker ({named}{at})"
+    return f"the worst of {len(attackers)} {threat_model} attackers for each image ({named}{at})"
+
+
+def _budgets(attackers: Sequence[AttackResult]) -> str:
+    return " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
 
 
 def _strength(result: AttackResult) -> float:
