@@ -34,12 +34,14 @@ from .wording import (
     heading,
     percent,
     sample_verdict,
+    shorten,
     strongest,
     threshold_sentence,
     verdict_clauses,
     verdict_subject,
 )
 
+_NAME = 40  # letters of an attacker's name below a drawing; tables have all
 _PAGE_BYTES = 2_910_000  # a page stays under 3 MB: samples fill the space that is left
 
 
@@ -161,7 +163,7 @@ def _score_panels(report: EvalReport) -> list[Panel]:
     panels = []
     for result in chosen:
         caught = "" if result.detection is None else f": {percent(result.detection.flagged.value)} flagged"
-        told = f"{result.name}{caught}"
+        told = f"{shorten(result.name, _NAME)}{caught}"
         drawing = histogram_svg(
             report.scores,
             result.scores,

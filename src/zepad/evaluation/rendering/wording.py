@@ -69,7 +69,7 @@ WORST_OF_ALL = "Worst of all attackers for each image"
 
 INTERVALS = "Ranges are 95 % intervals: Wilson for rates, bootstrap for AUROC."
 
-_NAMED = 3  # strongest attackers of each threat model in the verdict; all are in the tables
+_NAMED = 2  # strongest attackers of each threat model in the verdict; all are in the tables
 _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
 
