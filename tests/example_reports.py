@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from zepad.evaluation import with_baseline
 from zepad.evaluation.attackers import THREAT_MODELS
 from zepad.evaluation.report import AttackResult, Check, Cost, EvalReport, RobustRates, Sample
 from zepad.evaluation.statistics import Detection, Rate
@@ -112,6 +113,7 @@ def attack(
         detection=detection(share) if detector else None,
         cost=Cost(seconds=12.34 + share, forwards=101.5, gradients=100.0),
         confidences={branch: histogram(0.3 + share / 2 - 0.04 * i) for i, branch in enumerate((*branches, "fused"))},
+        scores=histogram(0.9 - share / 2) if detector else (),
     )
 
 
@@ -171,12 +173,14 @@ def report(
         "benign_accuracy": rate(0.91),
         "benign_branches": {name: rate(0.85 + 0.02 * i) for i, name in enumerate(branches)},
         "false_positive_rate": rate(0.05) if detector else None,
-        "threshold": 0.1 if detector else None,
+        "threshold": 0.9 if detector else None,
         "attacks": attacks,
         "worst": {group: robust_rates(worst_of(shares), branches) for group, shares in members.items()},
         "checks": checks,
         "confidences": {branch: histogram(0.9 - 0.03 * i) for i, branch in enumerate((*branches, "fused"))},
         "provenance": {"seed": 0, "data_digest": "d1" * 32, "zepad": "0.0", "device": "cpu", "batches": 8},
+        "scores": histogram(0.2) if detector else (),
+        "score_range": (-1.5, 4.5) if detector else None,
     }
     if "samples" not in changes:  # pictures take long to draw
         values["samples"] = samples([name for name, _, _ in attackers], flags=detector)
@@ -186,6 +190,22 @@ def report(
 def plain(**changes: Any) -> EvalReport:
     """A classifier without branches and without a detector."""
     return report(model="plain classifier", branches=(), detector=False, failed=False, **changes)
+
+
+def compared() -> EvalReport:
+    """A defense beside a plain classifier under the same attackers, who leave nothing of it; FAB attacked only one."""
+    shares = tuple((name, group, share / 8) for name, group, share in ATTACKERS if name != "FAB")
+    bare = report(model="plain classifier", attackers=shares, branches=(), detector=False, failed=False)
+    return with_baseline(report(), bare)
+
+
+def ladder() -> EvalReport:
+    """Seven attackers of each threat model on a defense and on what it is compared with, as an evaluation has them."""
+    names = [f"feature PGD-20 (hardened encoders) {number}" for number in range(7)]
+    attackers = tuple((f"{n} of {group}", group, 0.9 - 0.1 * i) for i, group in enumerate(THREAT_MODELS) for n in names)
+    public = tuple(attacker for attacker in attackers if attacker[1] != "published")
+    bare = report(model="undefended zepad:digits", attackers=public, branches=(), detector=False, failed=False)
+    return with_baseline(report(attackers=attackers, failed=False), bare)
 
 
 def unattacked() -> EvalReport:
@@ -245,6 +265,7 @@ def empty_rates() -> EvalReport:
 
 EXAMPLES = {
     "full": report,
+    "compared": compared,
     "plain": plain,
     "unattacked": unattacked,
     "hostile": hostile,

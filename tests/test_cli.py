@@ -80,7 +80,8 @@ def test_the_demos_table_shows_every_number(demo) -> None:
     for model in (result.undefended, result.zepad, result.recommended):
         for value in (model.benign_accuracy, *model.robust_accuracy.values()):
             assert f"{value:.1%}" in table
-    assert "white-box, 20 steps (knows everything)" in table
+    assert "One image at a time (feature PGD-20)" in table
+    assert "per_image" not in table
     assert "eps 32/255" in table
 
 

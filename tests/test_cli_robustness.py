@@ -72,9 +72,24 @@ def test_evaluate_attacks_in_every_group_and_writes_every_report(evaluated: Path
     assert any(a.name == "PAPBase #1" for a in report.attacks)
     assert any("detector-evading" in a.name for a in report.attacks)
     assert set(report.benign_branches) == {"victim", "auxiliary", "benign"}
+    assert str(evaluated.parent) not in report.model  # a local path is nobody's title
     page = (evaluated / "report.html").read_text()
     assert "Replica attackers" in page
     assert "Published attackers" in page
+
+
+def test_evaluate_shows_what_the_same_attackers_leave_of_the_undefended_encoder(evaluated: Path) -> None:
+    report = EvalReport.load(evaluated)
+    assert report.baseline is not None
+    assert report.baseline.model == f"undefended {VICTIM}"
+    assert report.baseline.benign_branches == {}
+    attackers = {group: {result.name for result in report.group(group)} for group in THREAT_MODELS}
+    bare = {group: {result.name for result in report.baseline.group(group)} for group in THREAT_MODELS}
+    for group in ("semi-black-box", "semi-black-box+", "replica"):
+        assert bare[group] == attackers[group]
+    assert bare["published"] == set()  # nobody hardened it
+    assert set() < bare["white-box"] < attackers["white-box"]
+    assert "undefended" in (evaluated / "report.md").read_text()
 
 
 def test_evaluate_goes_on_where_it_was_and_refuses_other_settings(

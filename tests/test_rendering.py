@@ -20,9 +20,10 @@ from zepad.escaping import clean
 from zepad.evaluation.attackers import THREAT_MODELS
 from zepad.evaluation.rendering import comparison_html, comparison_markdown, markdown_tables, summary
 from zepad.evaluation.rendering.charts import bar_svg, histogram_svg, mean_of_bins, roc_svg
+from zepad.evaluation.rendering.content import cost_table
 from zepad.evaluation.rendering.files import save_report
 from zepad.evaluation.rendering.page import html_page
-from zepad.evaluation.rendering.picture import overview_png
+from zepad.evaluation.rendering.picture import draw_histograms, overview_png
 from zepad.evaluation.rendering.table import Cell, Row, Table, markdown_table
 from zepad.evaluation.rendering.templating import macros
 from zepad.evaluation.rendering.wording import EXPLANATIONS, GROUPS, verdict
@@ -167,16 +168,24 @@ def test_the_verdict_names_numbers_attackers_budget_and_count() -> None:
     for group, count in (("semi-black-box", 5), ("white-box", 6)):
         worst = report.worst[group].robust_accuracy
         assert f"{100 * worst.value:.1f} % ({wilson(worst)}) under the worst of {count} {group} attackers" in said
-    assert all(result.name in said for result in report.attacks)
-    assert "on 500 images of made-up data: 91.0 %" in said
-    assert "eps 10/255 L∞" in said
+        strongest = sorted(report.group(group), key=lambda result: result.rates.robust_accuracy.value)[:2]
+        assert "(the strongest are {} and {})".format(*(result.name for result in strongest)) in said
+    assert "on 500 images of made-up data, attacked at eps 10/255 L∞: 91.0 %" in said
+    assert said.count("eps") == 1
     assert said in Page(page("full")).text("header")
     assert said in markdown("full")
 
 
+def test_the_verdict_names_each_budget_where_they_differ() -> None:
+    report = changed(example("full"), -1, eps=1 / 255)
+    said = verdict(report)
+    assert said.count("eps") == len(report.groups)
+    assert "; eps 10/255 L∞ and 1/255 L∞)" in said
+
+
 def test_the_verdict_says_what_was_not_measured() -> None:
     said = verdict(examples.report(attackers=(("PAP", "semi-black-box", 0.6),)))
-    assert "not measured under any white-box attacker" in said
+    assert re.search(r"not measured under any .*white-box attacker \(knows everything\)\.$", said)
     assert "not measured under any semi-black-box attacker" in verdict(example("unattacked"))
     assert "says nothing about robustness" in Page(page("unattacked")).text("main")
 
@@ -184,8 +193,8 @@ def test_the_verdict_says_what_was_not_measured() -> None:
 def test_the_verdict_says_of_a_defense_that_nobody_repeated_or_published_it() -> None:
     defense = examples.report(attackers=(("PAP", "semi-black-box", 0.6), ("APGD", "white-box", 0.1)))
     for group in ("replica", "published"):
-        assert f"not measured under any {group} attacker" in verdict(defense)
-        assert f"not measured under any {group} attacker" not in verdict(example("plain"))  # it has nothing of that
+        assert f"{group} attacker" in verdict(defense).partition("not measured under any")[2]
+        assert f"{group} attacker" not in verdict(example("plain"))  # it has nothing of that
 
 
 def test_every_step_of_the_ladder_has_its_section_with_what_the_attacker_knows() -> None:
@@ -196,7 +205,7 @@ def test_every_step_of_the_ladder_has_its_section_with_what_the_attacker_knows()
     for group in THREAT_MODELS:
         assert EXPLANATIONS[group] in tables
         assert EXPLANATIONS[group] in page_text
-        assert f"under one {group} attacker (by {group}; eps 10/255 L∞)" in verdict(report)
+        assert f"under one {group} attacker (by {group})" in verdict(report)
 
 
 def test_a_failed_check_is_a_warning_between_verdict_and_numbers() -> None:
@@ -210,8 +219,78 @@ def test_a_failed_check_is_a_warning_between_verdict_and_numbers() -> None:
 def test_checks_that_passed_and_checks_that_were_not_run_are_told_apart() -> None:
     assert Page(page("plain")).count("div", class_="warning") == 0
     assert "All 3 sanity checks of this evaluation passed" in markdown("plain")
-    assert Page(page("unattacked")).count("div", class_="warning") == 1
-    assert "No sanity check of this evaluation was run" in markdown("unattacked")
+    assert Page(page("unattacked")).count("div", class_="warning") == 0
+    for said in (Page(page("unattacked")).text("header"), markdown("unattacked")):
+        assert "were left out of this evaluation" in said
+
+
+def test_every_accuracy_stands_beside_the_undefended_models() -> None:
+    report, bare = example("compared"), example("compared").baseline
+    assert bare is not None
+    found = Page(page("compared"))
+    pairs = [(report.benign_accuracy, bare.benign_accuracy)]
+    pairs += [(report.worst[group].robust_accuracy, bare.worst[group].robust_accuracy) for group in report.worst]
+    known = {result.name: result.rates.robust_accuracy for result in bare.attacks}
+    pairs += [(r.rates.robust_accuracy, known[r.name]) for r in report.attacks if r.name in known]
+    assert len(pairs) == 1 + 4 + 11
+    shown = re.sub(r"\s+", " ", found.text("li"))
+    for own, undefended in pairs:
+        both = f"{100 * undefended.value:.1f} % undefended {wilson(undefended)}{100 * own.value:.1f} % defended"
+        assert both in shown
+        row = f"| {100 * undefended.value:.1f} % ({wilson(undefended)}; {undefended.hits}/500) |"
+        assert row in markdown("compared")
+    assert f"against {100 * bare.worst['white-box'].robust_accuracy.value:.1f} % undefended" in verdict(report)
+    fab = next(line for line in markdown("compared").splitlines() if line.startswith("| FAB "))
+    assert fab.endswith("| not run |")  # the attacker of one model alone
+
+
+def test_nothing_is_called_undefended_where_there_is_no_such_model() -> None:
+    assert "undefended" not in Page(page("full")).text("main")
+    assert "undefended" not in markdown("full").replace("undefended victim", "")
+
+
+def test_the_first_sight_has_the_numbers_and_folds_the_rest() -> None:
+    found = Page(page("compared"))
+    for title in ("Every attacker", "Branches", "Confidence", "Cost", "Sanity checks", "Settings and provenance"):
+        assert title in found.text("summary")
+    for title in ("In short", "Examples", "Detector"):
+        assert title in found.text("h2")
+        assert title not in found.text("summary")
+    assert all("details" in within for within, _ in found.texts if "table" in within)
+    assert any("details" not in within for within, said in found.texts if "li" in within and "undefended" in said)
+
+
+@pytest.mark.parametrize("seconds", [500.0, 100.0, None])
+def test_costs_add_up(seconds: float | None) -> None:
+    """The whole may be less than its parts in a report of an earlier version, which forgot what was resumed."""
+    report = examples.report(samples=(), provenance={"seconds": seconds} if seconds else {})
+    crafting = sum(result.cost.seconds for result in report.attacks)
+    assert 100 < crafting < 500
+    times = [cells[0].text for _, rows in cost_table(report).sections for cells in (row.cells for row in rows)]
+    *parts, whole = (float(text.removesuffix(" s")) for text in times)
+    assert sum(parts) == pytest.approx(whole, abs=0.05 * len(parts))
+    assert whole == pytest.approx(500 if seconds == 500 else crafting, abs=0.05)
+
+
+def test_no_peak_touches_the_frame_of_the_picture() -> None:
+    from matplotlib.figure import Figure
+
+    for counts in ((0, 0, 7), (1, 1, 1), (0, 0, 0)):
+        axis = Figure().subplots()
+        result = dataclasses.replace(example("full").attacks[0], scores=counts)
+        draw_histograms(axis, (2, 2, 0), [(result, counts)], (-1, 2), "score")
+        share = max(max(counts) / max(sum(counts), 1), 0.5)
+        assert axis.get_ylim()[0] == 0
+        assert axis.get_ylim()[1] > share
+        assert axis.get_xlim() == (-1, 2)
+
+
+@given(low=st.floats(-10, 0), width=st.floats(0.1, 20), share=st.floats(0, 1))
+def test_the_threshold_stands_at_its_place_between_the_ends(low: float, width: float, share: float) -> None:
+    threshold = low + share * width
+    text = histogram_svg((1, 2), (2, 1), top=1, label="x", ends=(low, low + width), threshold=threshold)
+    (line,) = (a for tag, a in Page(text).tags if a.get("class") == "threshold")
+    assert float(line["x1"] or "") == pytest.approx(160 * share, abs=0.1)
 
 
 def test_a_plain_classifier_has_no_branches_and_no_detector() -> None:
@@ -302,8 +381,8 @@ def test_a_sample_is_told_in_words() -> None:
 @given(total=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_a_bar_is_as_long_as_its_rate_and_its_whisker_as_its_interval(total: int, share: float) -> None:
     rate = Rate(int(share * total), total)
-    found = Page(bar_svg(rate, reference=0.5, kind="attack"))
-    (bar,) = (a for tag, a in found.tags if tag == "rect" and a["class"] == "attack")
+    found = Page(bar_svg(rate, kind="defended"))
+    (bar,) = (a for tag, a in found.tags if tag == "rect" and a["class"] == "defended")
     whisker = next(a for tag, a in found.tags if tag == "line" and a["class"] == "whisker")
     assert float(bar["width"].rstrip("%")) == pytest.approx(100 * rate.hits / rate.total, abs=0.006)
     ends = [float(end) for end in wilson(rate).split(" to ")]

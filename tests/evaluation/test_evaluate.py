@@ -5,6 +5,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from zepad.attacks import PGD, UniversalPerturbation
 from zepad.ensemble import BranchEnsemble
 from zepad.errors import ConfigError, InputError
 from zepad.evaluation import Attacker, Rate, against, evaluate, universal_attacker
+from zepad.evaluation.predictions import Benign, Predictions
+from zepad.evaluation.results import score_histogram, score_range
 from zepad.functional import confidence, detection_score
 
 EPS = 8 / 255
@@ -251,6 +254,39 @@ def test_histograms_count_every_image_in_the_bin_of_its_largest_probability():
         assert report.confidences[name] == tuple(counts)
     for histogram in (*report.confidences.values(), *report.attacks[0].confidences.values()):
         assert sum(histogram) == 30
+
+
+def test_histograms_of_detection_scores_count_every_image_between_common_ends():
+    images, _ = shades(30)
+    model = ensemble().eval()
+    report = run(model, loaded(), [universal(1), universal(2, eps=0.05)])
+    assert report.score_range is not None
+    low, high = report.score_range
+    with torch.no_grad():
+        sets = [images, *(universal(k, eps=e).attack.perturbation.apply(images) for k, e in ((1, 0.3), (2, 0.05)))]
+        scores = [model.score(held).double().numpy() for held in sets]
+    assert low < min(report.threshold, *(np.quantile(held, 0.01) for held in scores))
+    assert high > max(report.threshold, *(np.quantile(held, 0.99) for held in scores))
+    for held, counts in zip(scores, (report.scores, *(r.scores for r in report.attacks)), strict=True):
+        assert counts == tuple(np.histogram(held.clip(low, high), 40, (low, high))[0])
+        assert sum(counts) == 30
+
+
+def test_one_outlier_does_not_flatten_the_histogram():
+    """A single score in a thousand that is far away falls into the outer bin."""
+    near = torch.linspace(0, 1, 1000)
+    far = near.clone()
+    far[-1] = 1e6
+    ends = [score_range(predicted(scores), []) for scores in (near, far)]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-2)
+    assert score_histogram(predicted(far).predictions, ends[1])[-1] >= 1
+    assert sum(score_histogram(predicted(far).predictions, ends[1])) == 1000
+
+
+def predicted(scores):
+    rows = torch.zeros(1, len(scores), dtype=torch.int64)
+    found = Predictions(predictions=rows, confidences=rows.float(), scores=scores)
+    return Benign(predictions=found, labels=rows[0], digests=(), branch_names=(), threshold=0.5)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -27,6 +27,7 @@ from zepad.evaluation import (
     save_report,
 )
 from zepad.evaluation.attackers import THREAT_MODELS
+from zepad.evaluation.rendering import markdown_tables
 
 laws = settings(max_examples=20, deadline=None)
 
@@ -181,9 +182,9 @@ def changed(report, change):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda v: v.pop("format"), "no evaluation report of format 1 or 2"),
-        (lambda v: v.update(format=3), "no evaluation report of format 1 or 2"),
-        (lambda v: v.update(format="2"), "no evaluation report of format 1 or 2"),
+        (lambda v: v.pop("format"), "no evaluation report of format 1 to 3"),
+        (lambda v: v.update(format=4), "no evaluation report of format 1 to 3"),
+        (lambda v: v.update(format="3"), "no evaluation report of format 1 to 3"),
         (lambda v: v.pop("benign_accuracy"), "benign_accuracy"),
         (lambda v: v.pop("model"), "model"),
         (lambda v: v.pop("samples"), "samples"),
@@ -214,6 +215,9 @@ def changed(report, change):
         (lambda v: v["attacks"][0]["confidences"]["fused"].pop(), "histograms .* differ in their branches or bins"),
         (lambda v: v["confidences"]["fused"].__setitem__(0, -1), "is no number of images"),
         (lambda v: v["confidences"]["fused"].__setitem__(0, 10**400), "no evaluation report|is no number of images"),
+        (lambda v: v.update(scores=[1]), "histograms of detection scores differ"),
+        (lambda v: v["attacks"][0].update(scores=[1]), "histograms of detection scores differ"),
+        (lambda v: v.update(score_range=[0, 1]), "score_range|histograms of detection scores differ"),
         (lambda v: v["benign_accuracy"].update(total=2**60), "benign_accuracy: .*larger than"),
     ],
 )
@@ -222,15 +226,42 @@ def test_what_is_no_report_is_refused_by_the_name_of_the_field(real, change, nam
         EvalReport.from_json(changed(real, change))
 
 
+def with_what_format_3_added(values):
+    attacks = [{**attack, "scores": []} for attack in values["attacks"]]
+    samples = [{**sample, "baseline": None} for sample in values["samples"]]
+    return {**values, "attacks": attacks, "samples": samples, "scores": [], "score_range": None, "baseline": None}
+
+
+def test_a_report_of_format_2_is_read_with_its_numbers_unchanged_and_shown():
+    """Written by `zepad demo` before format 3, all samples but one left out."""
+    text = (Path(__file__).parent / "data" / "report-format-2.json").read_text()
+    old, report = json.loads(text), EvalReport.from_json(text)
+    new = json.loads(report.to_json())
+    assert (old.pop("format"), new.pop("format")) == (2, 3)
+    assert new == with_what_format_3_added(old)
+    assert "67.2 %" in markdown_tables(report)
+    assert "undefended" not in markdown_tables(report)
+
+
+def test_a_report_keeps_the_one_it_is_beside(real):
+    undefended = replace(real, model="undefended", samples=())
+    report = replace(real, baseline=undefended)
+    assert EvalReport.from_json(report.to_json()) == report
+    with pytest.raises(CheckpointError, match="its baseline has a baseline"):
+        EvalReport.from_json(replace(report, baseline=report).to_json())
+    with pytest.raises(CheckpointError, match="baseline.images"):
+        EvalReport.from_json(changed(report, lambda v: v["baseline"].update(images="many")))
+
+
 def test_a_report_of_format_1_is_read_with_its_numbers_unchanged():
     """Written by zepad 0.1.0 before the format changed."""
     text = (Path(__file__).parent / "data" / "report-format-1.json").read_text()
     old, new = json.loads(text), json.loads(EvalReport.from_json(text).to_json())
-    assert (old.pop("format"), new.pop("format")) == (1, 2)
+    assert (old.pop("format"), new.pop("format")) == (1, 3)
     for attack in old["attacks"]:
         attack["threat_model"] = attack.pop("knowledge")
         attack["rates"] = attack.pop("outcome")
-    assert new == old
+    assert new == with_what_format_3_added(old)
     report = EvalReport.from_json(text)
     assert report.worst["white-box"].robust_accuracy == Rate(8, 24)
     assert report.groups == ("semi-black-box", "white-box")

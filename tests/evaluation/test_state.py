@@ -93,6 +93,18 @@ def test_costs_are_those_of_the_first_time(tmp_path):
     assert run(tmp_path, attackers(Counted()), resume=True).attacks == first.attacks
 
 
+def test_the_time_of_a_resumed_evaluation_has_what_was_spent_before(tmp_path, monkeypatch):
+    """A clock that stands still while the model is asked, and moves by one second for each batch that is attacked."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("zepad.evaluation.crafting.time.perf_counter", lambda: float(next(clock)))
+    first = run(tmp_path, attackers(Counted()))
+    again = run(tmp_path, attackers(Counted()), resume=True)
+    crafting = sum(result.cost.seconds for result in first.attacks)
+    assert crafting == len(LOADER)
+    assert crafting < first.provenance["seconds"]
+    assert crafting < again.provenance["seconds"] < first.provenance["seconds"] + crafting
+
+
 def test_resume_without_an_earlier_run_starts_one(tmp_path):
     folder = tmp_path / "deep" / "new"
     assert strip(run(folder, attackers(Counted()), resume=True)) == strip(run(None, attackers(Counted())))

@@ -44,8 +44,8 @@ def harden(
         str | None, typer.Option(metavar="SPEC", help="Encoder of the benign branch; by default a copy of AUXILIARY.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="private, published, cautious or paper: the attacker you fear.")
-    ] = None,
+        str, typer.Option(metavar="NAME", help="private, published, cautious or paper: the attacker you fear.")
+    ] = "private",
     fusion: Annotated[
         str | None, typer.Option(metavar="NAME", help="Fusion rule, such as bounded; by default that of the preset.")
     ] = None,

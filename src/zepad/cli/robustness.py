@@ -113,7 +113,8 @@ def evaluate(
     """Attack a model in every way there is and write report.html, report.md, report.json and report.png.
 
     The attackers' images are the train split of the data, and the test split is scored. The encoders of a saved model
-    are also attacked themselves, as everybody can who has them from the Hub.
+    are also attacked themselves, as everybody can who has them from the Hub. The report shows a classifier on the
+    undefended victim encoder beside the saved model.
     """
     source = Source(size=size, root=root, download=download, seed=seed, workers=workers, batch_size=batch_size)
     with interruptible(_kept(out)):
@@ -136,6 +137,7 @@ def evaluate(
             limit=limit,
             train_limit=train_limit,
             progress=not (quiet or as_json),
+            beside=True,
         )
         (report,) = reports.values()
         save_report(report, out)
@@ -208,7 +210,7 @@ def compare(
                 train_limit=train_limit,
                 progress=not (quiet or as_json),
             )
-            save_reports(measured, out)
+            save_reports({report.model: report for report in measured.values()}, out)
         reports = [done[name] if name in done else measured[name] for name in models]
         table = comparison_markdown(reports)
         try:
@@ -245,8 +247,11 @@ def _measure(
     limit: int | None,
     train_limit: int | None,
     progress: bool,
+    beside: bool = False,
 ) -> dict[str, EvalReport]:
+    """Return the report on each model by the name it was given, the undefended victim's beside it where asked for."""
     from ..attacks import UniversalPerturbation
+    from ..evaluation import with_baseline
     from ..evaluation.resuming import check_resumable
     from ..model import ZePAD
     from ..protocols import Protocol, measure, replica_of, state_folder
@@ -260,12 +265,14 @@ def _measure(
     place = find_device(device)
     test = source.split(data, "test", limit=limit)
     surrogate = source.split(data, "train", limit=train_limit)
+    classes = len(test.dataset.classes)  # type: ignore[attr-defined]
     models: dict[str, nn.Module] = {}
+    shown = _shown_names(names)
     for name in names:
         if Path(name).is_dir():
-            models[name] = ZePAD.from_pretrained(name, device=place)
+            models[shown[name]] = ZePAD.from_pretrained(name, device=place)
         else:
-            models[name] = _undefended(name, surrogate, len(test.dataset.classes), seed, progress)  # type: ignore[attr-defined]
+            models[shown[name]] = _undefended(name, _encoder(name), surrogate, classes, seed, progress)
     defense = next((model for model in models.values() if isinstance(model, ZePAD)), None)
     given = {"victim": victim, "auxiliary": auxiliary}
     for name, model in models.items():  # before anything is trained or crafted
@@ -274,23 +281,40 @@ def _measure(
     public = {role: encoder.to(place) for role, encoder in public.items()}
     if not public:
         say("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
+    baseline = None
+    if beside and defense is not None and "victim" in public:
+        baseline = f"undefended {defense.encoder('victim').spec}"
+        if defense.reference is not None and victim is None:  # it has the head that was fitted with the model's own
+            models[baseline] = copy.deepcopy(defense.reference)
+        else:
+            models[baseline] = _undefended("victim", public["victim"], surrogate, classes, seed, progress)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
         assert defense is not None
         own = source.split(replica, "train", limit=train_limit, shuffle=True)
         copies = replica_of(defense, public, own, folder=out / "replica", progress=progress)
-    return measure(
+    reports = measure(
         models,
         test,
         public=public,
         surrogate=surrogate,
-        num_classes=len(test.dataset.classes),  # type: ignore[attr-defined]
+        num_classes=classes,
         data=f"{data} (test)",
         protocol=protocol,
         folder=out,
         perturbations=saved,
         copies=copies,
     )
+    found = {name: reports[shown[name]] for name in names}
+    if baseline is None:
+        return found
+    return {name: with_baseline(report, reports[baseline]) for name, report in found.items()}
+
+
+def _shown_names(names: list[str]) -> dict[str, str]:
+    """Return what a report calls each model: of a folder the last part of its path, unless two share it."""
+    short = {name: Path(name).resolve().name if Path(name).is_dir() else name for name in names}
+    return {name: said if [*short.values()].count(said) == 1 else name for name, said in short.items()}
 
 
 def _chosen_attacks(names: list[str], eps: float, seed: int) -> dict[str, UniversalAttack]:
@@ -347,14 +371,15 @@ def _encoder(name: str, saved: EncoderSpec | None = None) -> Encoder:
     return build_encoder(spec, pretrained=True)
 
 
-def _undefended(name: str, loader: DataLoader[Any], classes: int, seed: int, progress: bool) -> nn.Module:
+def _undefended(
+    name: str, encoder: Encoder, loader: DataLoader[Any], classes: int, seed: int, progress: bool
+) -> nn.Module:
     """Return a public encoder with a head fitted to the task, which a defense is compared with."""
     from ..config import HeadConfig
     from ..encoders import probe
     from ..modules import Branch
     from ..training import fit_heads
 
-    encoder = _encoder(name)
     heads = fit_heads(
         {name: encoder},
         loader,

@@ -17,7 +17,8 @@ from ..attacks import PGD, Attack, FeaturePGD, JointAPGD, Transfer, UniversalFea
 from ..config import BenignConfig, HardenConfig
 from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
-from ..evaluation import Attacker, EvalReport, evaluate, save_report
+from ..evaluation import Attacker, EvalReport, evaluate, save_report, with_baseline
+from ..evaluation.rendering.wording import attack_title
 from ..files import write_text
 from ..model import ZePAD
 from ..training.accelerator import autocast
@@ -32,7 +33,17 @@ VICTIM, AUXILIARY = "zepad:digits-barlow-twins", "zepad:digits-simclr"
 RECOMMENDED: tuple[str, str] = ("bounded", "features")
 _BATCH = 128
 _VALIDATION = 200  # number of training images that only calibrate the fusion and the detector
-_ATTACKS = ("universal", "per_image", "white_box")
+_TITLES = {
+    key: attack_title(key, attack)
+    for key, attack in (
+        ("universal", "feature attack"),
+        ("per_image", "feature PGD-20"),
+        ("white_box", "PGD-20 and joint APGD-20"),
+    )
+}
+"""What a person reads for each attack; the keys are those of result.json."""
+
+_KEYS = {title: key for key, title in _TITLES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +117,7 @@ def run_demo(
         hardening: Recipe of the two hardened encoders; its seed is replaced.
         benign: Recipe of the benign branch; its seed is replaced.
         limit: Number of test images that are attacked and scored at most; None takes all 497.
-        progress: Show progress bars of the training.
+        progress: Show progress bars.
         say: Function that is called with one line of text per step.
 
     Raises:
@@ -129,7 +140,7 @@ def run_demo(
         public = copy.deepcopy(defense.encoder("victim"))
 
         say(f"2/5  two attacks on that public encoder alone, no label, no head, eps {EPS * 255:.0f}/255")
-        universal = UniversalFeatureAttack(eps=EPS, seed=seed).fit(public, loader, progress=False)
+        universal = UniversalFeatureAttack(eps=EPS, seed=seed).fit(public, loader, progress=progress)
         per_image = FeaturePGD(eps=EPS, steps=20, step_size=EPS / 8)
         attacked = {
             "universal": universal.apply(images),
@@ -143,16 +154,16 @@ def run_demo(
 
         say(f"4/5  scoring {len(test)} test images, white-box attacks on the whole ensemble included")
         shared = [
-            Attacker(name=name, threat_model="semi-black-box", attack=_Crafted(eps=EPS, attacked=batch))
-            for name, batch in attacked.items()
+            Attacker(name=_TITLES[key], threat_model="semi-black-box", attack=_Crafted(eps=EPS, attacked=batch))
+            for key, batch in attacked.items()
         ]
         attackers = [*shared, _white_box(EPS)]
-        paper = _evaluate("zepad", defense.configure(fusion="rfdm", detector="gap"), test, attackers, seed)
+        paper = _evaluate("ZePAD with RFDM", defense.configure(fusion="rfdm", detector="gap"), test, attackers, seed)
         defense.configure(fusion=rule, detector=detector).calibrate(
             DataLoader(validation, batch_size=_BATCH), fit_loader=loader
         )
-        recommended = _evaluate("recommended", defense, test, attackers, seed)
-        bare = _evaluate("undefended", undefended, test, attackers, seed)
+        bare = _evaluate("classifier on the public victim encoder", undefended, test, attackers, seed)
+        recommended = with_baseline(_evaluate("ZePAD", defense, test, attackers, seed), bare)
         own_budget = {
             role: _evaluate(role, defense.branch(role).eval(), test, [_white_box(hardening.eps)], seed)
             for role in HARDENED_ROLES
@@ -167,7 +178,8 @@ def run_demo(
             raise CheckpointError(f"the model in {saved} does not predict the same after loading.")
         from .picture import draw  # matplotlib is slow to import
 
-        draw(out / "picture.png", defense, undefended, images, labels, attacked, EPS)
+        shown = {_TITLES[key]: batch for key, batch in attacked.items()}
+        draw(out / "picture.png", recommended, defense, undefended, images, labels, shown, EPS)
     result = DemoResult(
         undefended=_scores(bare),
         zepad=_scores(paper),
@@ -193,13 +205,8 @@ def run_demo(
 def format_table(result: DemoResult) -> str:
     """Return the result as the table a person reads."""
     columns = (result.undefended, result.zepad, result.recommended)
-    titles = {
-        "universal": "robust, universal DAE (semi-black-box)",
-        "per_image": "robust, per-image DAE (semi-black-box)",
-        "white_box": "robust, white-box, 20 steps (knows everything)",
-    }
-    rows = [("benign accuracy", [scores.benign_accuracy for scores in columns])]
-    rows += [(titles[name], [scores.robust_accuracy[name] for scores in columns]) for name in _ATTACKS]
+    rows = [("no attack", [scores.benign_accuracy for scores in columns])]
+    rows += [(title, [scores.robust_accuracy[key] for scores in columns]) for key, title in _TITLES.items()]
     branches = result.hardened_branches
     best = max(branches, key=lambda role: branches[role].robust_accuracy["white_box"])
     rule, detector = RECOMMENDED
@@ -207,16 +214,17 @@ def format_table(result: DemoResult) -> str:
         f"{result.test_images} test images of handwritten digits, "
         f"L-infinity eps {result.eps * 255:.0f}/255, seed {result.seed}",
         "",
-        f"{'per cent':<47} {'undefended':>10} {'ZePAD, RFDM':>12} {f'ZePAD, {rule}':>15}",
+        f"{'images classified right, per cent':<47} {'undefended':>10} {'ZePAD, RFDM':>12} {f'ZePAD, {rule}':>15}",
         *(f"{title:<47} {a:>10.1%} {b:>12.1%} {c:>15.1%}" for title, (a, b, c) in rows),
         "",
+        "Universal and one image at a time: crafted on the public victim encoder alone. White box: knows everything.",
         f"RFDM is the paper's fusion, {rule} the recommended one, in which the benign branch's vote adds at "
         f"most {result.vote:.2g} to a log-probability.",
         f"best hardened branch alone ({best}): benign {branches[best].benign_accuracy:.1%}, "
         f"white-box at {result.hardening_eps * 255:.0f}/255 {branches[best].robust_accuracy['white_box']:.1%}",
         *(
             f"detection AUROC, {_DETECTORS[name]}: "
-            + ", ".join(f"{attack.replace('_', '-')} {value:.2f}" for attack, value in aurocs.items())
+            + ", ".join(f"{attack_title(key).lower()} {value:.2f}" for key, value in aurocs.items())
             for name, aurocs in result.detection_auroc.items()
         ),
         f"benign images flagged by {_DETECTORS[detector]}: {result.false_positive_rate:.1%} (5 % asked for)",
@@ -228,7 +236,7 @@ _DETECTORS = {"gap": "the paper's confidence gap", "features": "the recommended 
 
 
 def _aurocs(report: EvalReport) -> dict[str, float]:
-    return {row.name: row.detection.auroc for row in report.group("semi-black-box") if row.detection}
+    return {_KEYS[row.name]: row.detection.auroc for row in report.group("semi-black-box") if row.detection}
 
 
 class _Fast(nn.Module):
@@ -289,23 +297,25 @@ class _WhiteBoxes:
 
 
 def _white_box(eps: float) -> Attacker:
-    return Attacker(name="white_box", threat_model="white-box", attack=_WhiteBoxes(eps=eps))
+    return Attacker(name=_TITLES["white_box"], threat_model="white-box", attack=_WhiteBoxes(eps=eps))
 
 
 def _evaluate(name: str, model: nn.Module, data: LabelledImages, attackers: list[Attacker], seed: int) -> EvalReport:
     loader = DataLoader(data, batch_size=len(data))
     # The sanity checks cost more than the demo has time for; `zepad evaluate` makes them.
-    return evaluate(model, loader, attackers, name=name, data="digits (test)", seed=seed, sanity=False, progress=False)
+    return evaluate(
+        model, loader, attackers, name=name, data="handwritten digits", seed=seed, sanity=False, progress=False
+    )
 
 
 def _scores(report: EvalReport) -> Scores:
     return Scores(
         benign_accuracy=report.benign_accuracy.value,
-        robust_accuracy={row.name: row.rates.robust_accuracy.value for row in report.attacks},
+        robust_accuracy={_KEYS[row.name]: row.rates.robust_accuracy.value for row in report.attacks},
     )
 
 
 def _branch_scores(role: str, ensemble: EvalReport, own: EvalReport) -> Scores:
     """Return the scores of a hardened branch under attacks on the public encoder and its own white-box attack."""
-    shared = {row.name: row.rates.branches[role].value for row in ensemble.group("semi-black-box")}
+    shared = {_KEYS[row.name]: row.rates.branches[role].value for row in ensemble.group("semi-black-box")}
     return Scores(benign_accuracy=own.benign_accuracy.value, robust_accuracy={**shared, **_scores(own).robust_accuracy})

@@ -1,6 +1,7 @@
 """Measure what a model withstands. Any map from images to logits can be evaluated."""
 
 from .attackers import Attacker, ThreatModel, against, universal_attacker
+from .comparable import with_baseline
 from .evaluate import evaluate
 from .identity import weights_digest
 from .kept import keeping
@@ -49,4 +50,5 @@ __all__ = [
     "universal_feature_attack",
     "weights_digest",
     "white_box",
+    "with_baseline",
 ]

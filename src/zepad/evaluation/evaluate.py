@@ -32,6 +32,8 @@ from .results import (
     benign_branches,
     confidence_histograms,
     false_positive_rate,
+    score_histogram,
+    score_range,
     worst_cases,
 )
 from .resuming import check_resumable, fingerprint_of
@@ -121,7 +123,12 @@ def evaluate(
         if sanity:
             images, labels = right_images(model, loader, benign, limit=_PROBE_IMAGES)
             checks += check_model(model, images, labels, eps=_largest_eps(attackers), seed=seed)
-    results = [attack_result(benign, attacker, run, seed=seed) for attacker, run in zip(attackers, runs, strict=True)]
+    ends = score_range(benign, runs)
+    kept = sum(run.kept_seconds for run in runs)  # what an interrupted evaluation paid is part of the time
+    results = [
+        attack_result(benign, attacker, run, seed=seed, score_range=ends)
+        for attacker, run in zip(attackers, runs, strict=True)
+    ]
     if sanity:
         checks += check_results(results)
     report = EvalReport(
@@ -138,7 +145,9 @@ def evaluate(
         checks=tuple(checks),
         confidences=confidence_histograms(benign, benign.predictions),
         samples=tuple(sample for run in runs for sample in run.samples),
-        provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start),
+        provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start + kept),
+        scores=score_histogram(benign.predictions, ends),
+        score_range=ends,
     )
     for check in report.warnings:
         warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=3)
@@ -172,6 +181,7 @@ def _run(
     """Let every attacker attack every batch, batch by batch, so that no more than one batch is in memory."""
     predictions: list[list[Predictions]] = [[] for _ in attackers]
     costs: list[list[Cost]] = [[] for _ in attackers]
+    kept: list[float] = [0.0 for _ in attackers]
     shown: list[list[Sample]] = [[] for _ in attackers]
     position = 0
     total = len(benign.digests) * len(attackers)
@@ -179,16 +189,19 @@ def _run(
         for batch, (images, labels) in enumerate(repeated_batches(loader, device_of(model), benign.digests)):
             for i, attacker in enumerate(attackers):
                 bar.rename(f"attacker {i + 1} of {len(attackers)}: {attacker.name}")
-                attacked, predicted, cost = _attack(attacker, i, model, benign, batch, images, labels, state, seed)
+                attacked, predicted, cost, was_kept = _attack(
+                    attacker, i, model, benign, batch, images, labels, state, seed
+                )
                 predictions[i].append(predicted)
                 costs[i].append(cost)
+                kept[i] += cost.seconds if was_kept else 0.0
                 wanted = samples - len(shown[i])
                 shown[i] += draw_samples(attacker, benign, predicted, images, attacked, position=position, count=wanted)
                 bar.advance()
             position += len(labels)
     return [
-        Run(predictions=Predictions.join(parts), cost=total_cost(paid), samples=tuple(drawn))
-        for parts, paid, drawn in zip(predictions, costs, shown, strict=True)
+        Run(predictions=Predictions.join(parts), cost=total_cost(paid), samples=tuple(drawn), kept_seconds=seconds)
+        for parts, paid, drawn, seconds in zip(predictions, costs, shown, kept, strict=True)
     ]
 
 
@@ -202,17 +215,17 @@ def _attack(
     labels: Tensor,
     state: State | None,
     seed: int,
-) -> tuple[Tensor, Predictions, Cost]:
-    """Attack one batch and ask the model, or take both from what an interrupted evaluation kept."""
+) -> tuple[Tensor, Predictions, Cost, bool]:
+    """Attack one batch and ask the model, or take both from what an interrupted evaluation kept; say which."""
     part = Part(attacker=attacker.name, number=number, batch=batch, images=images, digest=benign.digests[batch])
     kept = None if state is None else _kept(state, part, attacker, benign)
     if kept is not None:
-        return kept
+        return *kept, True
     attacked, cost = craft(attacker, model, images, labels, seed=batch_seed(seed, attacker, batch))
     predicted = predict(model, attacked)
     if state is not None:
         state.write(part, {"images": attacked, **predicted.tensors()}, cost)
-    return attacked, predicted, cost
+    return attacked, predicted, cost, False
 
 
 def _kept(state: State, part: Part, attacker: Attacker, benign: Benign) -> tuple[Tensor, Predictions, Cost] | None:

@@ -18,7 +18,7 @@ from ..schema import STRICT, parse_json, read_bounded
 from .attackers import THREAT_MODELS, ThreatModel
 from .statistics import LARGEST_COUNT, Detection, Rate, WrittenRate
 
-FORMAT = 2
+FORMAT = 3
 _LARGEST_FILE = 1 << 29  # largest size of a report in bytes, most of which are pictures
 
 
@@ -83,6 +83,8 @@ class AttackResult:
         cost: Time and passes.
         confidences: Histograms of the attacked images by branch and under `"fused"`: counts of the largest softmax
             probability in 20 equal bins of [0, 1].
+        scores: Histogram of the detection scores of the attacked images, in the bins of `EvalReport.scores`; empty
+            without a detector.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -96,6 +98,7 @@ class AttackResult:
     detection: Detection | None
     cost: Cost
     confidences: dict[str, tuple[int, ...]]
+    scores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ class Sample:
         benign: The image before the attack.
         attacked: The image after the attack.
         perturbation: The difference, scaled so that the budget spans grey plus and minus one half.
+        baseline: Classes that the baseline predicts before and after the same attacker; None where that is unknown.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -142,6 +146,7 @@ class Sample:
     benign: _Picture
     attacked: _Picture
     perturbation: _Picture
+    baseline: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,10 @@ class EvalReport:
         confidences: Histograms of the benign images by branch and under `"fused"`, as in `AttackResult.confidences`.
         samples: A few images per attacker.
         provenance: Versions, seed, digests, device and time.
+        scores: Histogram of the detection scores of the benign images, in equal bins; empty without a detector.
+        score_range: Lower edge of the first and upper edge of the last of these bins, which also count what lies
+            beyond; None without a detector.
+        baseline: The report on an undefended model that this one is compared with; None where there is none.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -181,6 +190,9 @@ class EvalReport:
     confidences: dict[str, tuple[int, ...]]
     samples: tuple[Sample, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    scores: tuple[int, ...] = ()
+    score_range: tuple[float, float] | None = None
+    baseline: EvalReport | None = None
 
     @property
     def warnings(self) -> tuple[Check, ...]:
@@ -289,12 +301,14 @@ def _decode(text: str | bytes, *, origin: str) -> EvalReport:
         written = values.pop("format")
         if written == 1:
             values = _upgrade_1(values)
+        if written in (1, 2):
+            values = _upgrade_2(values)
         elif written != FORMAT:
             raise ValueError(f"format {written!r} is unknown")
         current = json.dumps(_encode(values), allow_nan=False)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{origin} is no evaluation report of format 1 or {FORMAT}: {error!r}. "
+            f"{origin} is no evaluation report of format 1 to {FORMAT}: {error!r}. "
             "Pass a report.json that zepad.evaluation.save_report wrote."
         ) from error
     report = parse_json(EvalReport, current, origin=origin)
@@ -318,7 +332,14 @@ def _contradiction(report: EvalReport) -> str | None:
             return "histograms of confidences differ in their branches or bins"
         if not all(0 <= count <= LARGEST_COUNT for counts in confidences.values() for count in counts):
             return f"a histogram counts what is no number of images, from 0 to {LARGEST_COUNT}"
-    return None
+    scored = (report.scores, *(result.scores for result in report.attacks))
+    if {len(counts) for counts in scored} != {len(report.scores)} or bool(report.scores) != bool(report.score_range):
+        return "histograms of detection scores differ in their bins"
+    if not all(0 <= count <= LARGEST_COUNT for counts in scored for count in counts):
+        return f"a histogram counts what is no number of images, from 0 to {LARGEST_COUNT}"
+    if report.baseline is not None and report.baseline.baseline is not None:
+        return "its baseline has a baseline"
+    return None if report.baseline is None else _contradiction(report.baseline)
 
 
 def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
@@ -326,3 +347,10 @@ def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
     names = {"knowledge": "threat_model", "outcome": "rates"}
     attacks = [{names.get(key, key): value for key, value in attack.items()} for attack in values["attacks"]]
     return {**values, "attacks": attacks}
+
+
+def _upgrade_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a report of format 2 as those of format 3, which added detection scores and a baseline."""
+    attacks = [{**attack, "scores": []} for attack in values["attacks"]]
+    samples = [{**sample, "baseline": None} for sample in values["samples"]]
+    return {**values, "attacks": attacks, "samples": samples, "scores": [], "score_range": None, "baseline": None}

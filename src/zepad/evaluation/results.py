@@ -16,6 +16,8 @@ from .report import AttackResult, Cost, RobustRates, Sample
 from .statistics import Detection, Rate, detection
 
 BINS = 20  # bins of the confidence histograms
+SCORE_BINS = 40  # bins of the histograms of detection scores
+_TAIL = 0.01  # share of the scores at either end that the outer bins take in, so that one outlier does not flatten all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +28,18 @@ class Run:
         predictions: Predictions for all attacked images.
         cost: Total cost of crafting the images.
         samples: Images to show.
+        kept_seconds: Part of the cost's time that an interrupted evaluation had spent before.
     """
 
     predictions: Predictions
     cost: Cost
     samples: tuple[Sample, ...]
+    kept_seconds: float = 0.0
 
 
-def attack_result(benign: Benign, attacker: Attacker, run: Run, *, seed: int) -> AttackResult:
+def attack_result(
+    benign: Benign, attacker: Attacker, run: Run, *, seed: int, score_range: tuple[float, float] | None = None
+) -> AttackResult:
     """Return the row of one attacker.
 
     Args:
@@ -41,6 +47,7 @@ def attack_result(benign: Benign, attacker: Attacker, run: Run, *, seed: int) ->
         attacker: Attacker that made the images.
         run: Results of the attacker.
         seed: Seed of the bootstrap.
+        score_range: Ends of the histogram of detection scores; None for no histogram.
     """
     return AttackResult(
         name=attacker.name,
@@ -52,6 +59,7 @@ def attack_result(benign: Benign, attacker: Attacker, run: Run, *, seed: int) ->
         detection=_detection(benign, run.predictions, seed),
         cost=cost_per_image(run.cost, len(benign.labels)),
         confidences=confidence_histograms(benign, run.predictions),
+        scores=score_histogram(run.predictions, score_range),
     )
 
 
@@ -121,6 +129,28 @@ def confidence_histograms(benign: Benign, predictions: Predictions) -> dict[str,
     """Return counts of the confidence in equal bins of [0, 1], by branch and under `"fused"`."""
     counts = (row.float().histc(BINS, 0, 1).int().tolist() for row in predictions.confidences)
     return {name: tuple(row) for name, row in zip((*benign.branch_names, "fused"), counts, strict=True)}
+
+
+def score_range(benign: Benign, runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Return the ends of histograms that show the detection scores of all images; None without a detector.
+
+    They enclose the threshold and all but the outermost hundredth of the scores of benign images and of each attack.
+    """
+    every = [predictions.scores for predictions in (benign.predictions, *(run.predictions for run in runs))]
+    scores = [held.double() for held in every if held is not None]
+    if not scores or benign.threshold is None or not all(bool(held.isfinite().all()) for held in scores):
+        return None
+    ends = [float(held.quantile(share)) for held in scores for share in (_TAIL, 1 - _TAIL)]
+    low, high = min(*ends, benign.threshold), max(*ends, benign.threshold)
+    margin = (high - low) / SCORE_BINS or 1.0  # so that neither end of what is shown touches the frame
+    return low - margin, high + margin
+
+
+def score_histogram(predictions: Predictions, ends: tuple[float, float] | None) -> tuple[int, ...]:
+    """Return counts of the detection score in equal bins between two ends; the outer bins count what lies beyond."""
+    if predictions.scores is None or ends is None:
+        return ()
+    return tuple(predictions.scores.double().clamp(*ends).histc(SCORE_BINS, *ends).int().tolist())
 
 
 def _detection(benign: Benign, attacked: Predictions, seed: int) -> Detection | None:

@@ -13,13 +13,12 @@ _SIDE = 150.0
 _PAD = 14.0
 
 
-def bar_svg(rate: Rate, *, reference: float, kind: str) -> str:
+def bar_svg(rate: Rate, *, kind: str) -> str:
     """Return a bar from 0 to 100 % across the width it is given, its 95 % interval as a whisker.
 
     Args:
         rate: The rate that the bar shows.
-        reference: Share in [0, 1] marked by a dashed line; `nan` for none.
-        kind: Class of the bar: `"benign"`, `"attack"` or `"worst"`.
+        kind: Class of the bar: `"undefended"` or `"defended"`.
     """
     parts = ['<rect class="track" width="100%" height="20"/>']
     if rate.total:
@@ -29,29 +28,42 @@ def bar_svg(rate: Rate, *, reference: float, kind: str) -> str:
             _line("whisker", (_share(low), "10"), (_share(high), "10")),
             *(_line("whisker", (_share(end), "6"), (_share(end), "14")) for end in (low, high)),
         ]
-    if reference == reference:
-        parts.append(_line("reference", (_share(reference), "0"), (_share(reference), "20")))
     return f'<svg class="bar" width="100%" height="20" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def histogram_svg(benign: Sequence[int], attacked: Sequence[int], *, top: float, label: str) -> str:
-    """Return two histograms over [0, 1]: benign images as an area, attacked images as a line.
+def histogram_svg(
+    benign: Sequence[int],
+    attacked: Sequence[int],
+    *,
+    top: float,
+    label: str,
+    name: str = "confidence",
+    ends: tuple[float, float] = (0.0, 1.0),
+    threshold: float | None = None,
+) -> str:
+    """Return two histograms: benign images as an area, attacked images as a line.
 
     Args:
         benign: Counts of benign images in equal bins.
         attacked: Counts of attacked images in the same bins.
         top: Share of images at the upper edge, so that neighbouring drawings can be compared.
         label: Description of the drawing in words.
+        name: Name of the quantity that is counted.
+        ends: Values at the left and right edge.
+        threshold: Value marked by a dashed line; None for none.
     """
     area, line = _steps(shares(benign), top), _steps(shares(attacked), top)
     floor = _HEIGHT - _PAD
     body = (
         f'<line class="axis" x1="0" y1="{floor:g}" x2="{_WIDTH:g}" y2="{floor:g}"/>'
         f'<path class="area" d="M0 {floor:g}L{area}L{_WIDTH:g} {floor:g}Z"/><path class="line" d="M{line}"/>'
-        + _tick(0, _HEIGHT - 3, "0", "start")
-        + _tick(_WIDTH / 2, _HEIGHT - 3, "confidence", "middle")
-        + _tick(_WIDTH, _HEIGHT - 3, "1", "end")
+        + _tick(0, _HEIGHT - 3, f"{ends[0]:.3g}", "start")
+        + _tick(_WIDTH / 2, _HEIGHT - 3, name, "middle")
+        + _tick(_WIDTH, _HEIGHT - 3, f"{ends[1]:.3g}", "end")
     )
+    if threshold is not None:
+        x = f"{_WIDTH * (threshold - ends[0]) / (ends[1] - ends[0]):.4g}"
+        body += _line("threshold", (x, "0"), (x, f"{floor:g}"))
     return _drawing(_WIDTH, _HEIGHT, label, body)
 
 
@@ -76,7 +88,7 @@ def roc_svg(curve: Sequence[tuple[float, float]], *, threshold: tuple[float, flo
         + f'<text class="tick" transform="translate(10 {_SIDE / 2:g}) rotate(-90)" text-anchor="middle">'
         "attacked flagged</text>"
     )
-    return _drawing(_SIDE + _PAD + 6, _SIDE + _PAD, label, body)
+    return _drawing(_SIDE + _PAD + 7, _SIDE + _PAD, label, body, above=7)  # the ring may stand in a corner
 
 
 def shares(counts: Sequence[int]) -> list[float]:
@@ -98,8 +110,9 @@ def _steps(heights: Sequence[float], top: float) -> str:
     return "L".join(f"{left} {y}L{right} {y}" for (left, right), y in zip(pairwise(edges), levels, strict=True))
 
 
-def _drawing(width: float, height: float, label: str, body: str) -> str:
-    opening = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape_html(label)}">'
+def _drawing(width: float, height: float, label: str, body: str, *, above: float = 0) -> str:
+    box = f"0 {-above:g} {width:g} {height + above:g}"
+    opening = f'<svg viewBox="{box}" role="img" aria-label="{escape_html(label)}">'
     return f"{opening}{body}</svg>"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from ...arguments import checked
-from ...errors import InputError
 from ...escaping import clean, escape_markdown
 from ..attackers import ThreatModel
+from ..comparable import check_comparable
 from ..report import AttackResult, EvalReport
 from .content import pairs_table, rate_cell
 from .markdown import warning_block
@@ -17,9 +16,6 @@ from .templating import render
 from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
-
-_OWN: tuple[ThreatModel, ...] = ("replica", "published", "white-box")
-"""Threat models whose attackers aim at the model itself; a plain classifier has neither replica nor publication."""
 
 
 @checked
@@ -108,73 +104,6 @@ def _worst_row(title: str, reports: Sequence[EvalReport], group: str) -> Row:
 def _groups(reports: Sequence[EvalReport]) -> list[ThreatModel]:
     """Return the threat models under which at least one of the models was attacked, the least knowing first."""
     return [group for group in GROUPS if any(group in report.groups for report in reports)]
-
-
-def check_comparable(reports: Sequence[EvalReport]) -> None:
-    """Refuse reports whose numbers do not belong in one table.
-
-    Raises:
-        InputError: If there is no report, two models share a name, or data, attackers on public encoders or budgets of
-            attackers on the model itself differ; the error says which.
-    """
-    if not reports:
-        raise InputError("a comparison needs at least one report; got none.")
-    names = [report.model for report in reports]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"every model needs a name of its own; got {', '.join(repeated)} more than once.")
-    first = reports[0]
-    for report in reports:
-        if "data_digest" not in report.provenance:
-            raise InputError(
-                f'{report.model} does not say what data it was evaluated on: provenance["data_digest"] is missing. '
-                "Compare reports that zepad.evaluation.evaluate made."
-            )
-        if report.provenance["data_digest"] != first.provenance["data_digest"]:
-            raise InputError(
-                f"{first.model} and {report.model} were evaluated on different data ({first.data}, "
-                f"{counted(first.images, 'image')}; {report.data}, {counted(report.images, 'image')}). "
-                "Evaluate both on the same images in the same order."
-            )
-        differing = _differing_attackers(first, report)
-        if differing:
-            raise InputError(
-                f"{first.model} and {report.model} were attacked differently: {'; '.join(differing)}. "
-                "Evaluate both under the same attackers."
-            )
-
-
-def _differing_attackers(first: EvalReport, second: EvalReport) -> list[str]:
-    """Say what differs between attackers who know the same of every model, and between the budgets of all others."""
-    for group in _OWN:
-        budgets = [sorted({(r.norm, r.eps) for r in report.group(group)}) for report in (first, second)]
-        if budgets[0] != budgets[1] and (group == "white-box" or all(budgets)):
-            return [f"{group} budgets {budgets[0]} and {budgets[1]}"]
-    ours, theirs = (
-        {result.name: _identity(result) for result in report.attacks if result.threat_model not in _OWN}
-        for report in (first, second)
-    )
-    only = [
-        f"only {report.model} under {name}"
-        for report, mine, other in ((first, ours, theirs), (second, theirs, ours))
-        for name in mine
-        if name not in other
-    ]
-    return only + [
-        f"{name} has another {' and '.join(_differing_keys(mine, theirs[name]))}"
-        for name, mine in ours.items()
-        if name in theirs and theirs[name] != mine
-    ]
-
-
-def _differing_keys(mine: dict[str, str], theirs: dict[str, str]) -> list[str]:
-    return sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
-
-
-def _identity(result: AttackResult) -> dict[str, str]:
-    settings = {f"settings.{key}": value for key, value in result.settings.items()}
-    facts = {"threat model": result.threat_model, "eps": result.eps, "norm": result.norm, **settings}
-    return {key: json.dumps(value, sort_keys=True, default=str) for key, value in facts.items()}
 
 
 def _heading(reports: Sequence[EvalReport]) -> str:

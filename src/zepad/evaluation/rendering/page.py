@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
 from ..report import AttackResult, EvalReport
-from ..statistics import Rate
 from .charts import histogram_svg, mean_of_bins, roc_svg, shares
 from .content import (
     branch_table,
     checks_table,
     cost_table,
     detection_table,
+    group_lines,
     group_table,
-    overview_table,
+    overview_lines,
     provenance_table,
     settings_table,
 )
@@ -27,17 +27,21 @@ from .wording import (
     EXPLANATIONS,
     GROUPS,
     INTERVALS,
+    SHORT,
     TERMS,
-    WORST,
-    WORST_OF_ALL,
+    UNDEFENDED,
     checks_sentence,
     heading,
+    percent,
     sample_verdict,
+    shorten,
+    strongest,
     threshold_sentence,
     verdict_clauses,
     verdict_subject,
 )
 
+_NAME = 40  # letters of an attacker's name below a drawing; tables have all
 _PAGE_BYTES = 2_910_000  # a page stays under 3 MB: samples fill the space that is left
 
 
@@ -86,12 +90,16 @@ def _values(report: EvalReport) -> dict[str, Any]:
         "intervals": INTERVALS,
         "terms": TERMS,
         "detection_terms": DETECTION_TERMS,
-        "overview": overview_table(report),
-        "bar_groups": _bar_groups(report),
-        "group_tables": [(GROUPS[group], EXPLANATIONS[group], group_table(report, group)) for group in report.groups],
+        "overview": overview_lines(report),
+        "attackers": [
+            (GROUPS[group], EXPLANATIONS[group], group_lines(report, group), group_table(report, group))
+            for group in report.groups
+        ],
+        "first": [result.name for result in strongest(report)],
         "branches": branch_table(report),
         "histogram_groups": _histogram_groups(report),
         "threshold_said": _threshold_said(report),
+        "score_panels": _score_panels(report),
         "detection": detection_table(report),
         "curves": list(_curves(report)),
         "cost": cost_table(report),
@@ -100,51 +108,72 @@ def _values(report: EvalReport) -> dict[str, Any]:
     }
 
 
-def _sections(report: EvalReport) -> dict[str, str]:
-    """Return the titles of the sections that have something to show, by the name of their template."""
-    titles = {
-        "accuracy": ("Accuracy", True),
-        "attackers": ("Attackers", True),
-        "branches": ("Branches", bool(report.benign_branches)),
-        "confidence": ("Confidence", bool(report.attacks)),
-        "detector": ("Detector", True),
-        "samples": ("Samples", bool(report.samples)),
-        "cost": ("Cost", bool(report.attacks)),
-        "checks": ("Sanity checks", bool(report.checks)),
-        "settings": ("Settings and provenance", True),
-    }
-    return {key: title for key, (title, shown) in titles.items() if shown}
-
-
-def _bar_groups(report: EvalReport) -> list[tuple[str, list[tuple[str, Rate, str]]]]:
-    """Return the bars of each threat model as name, rate and kind."""
-    groups = [("Without an attack", [("No attack", report.benign_accuracy, "benign")])]
-    for group in report.groups:
-        bars = [(result.name, result.rates.robust_accuracy, "attack") for result in report.group(group)]
-        groups.append((GROUPS[group], [*bars, (WORST, report.worst[group].robust_accuracy, "worst")]))
-    if len(report.groups) > 1:
-        groups.append(("All attackers", [(WORST_OF_ALL, report.worst["all"].robust_accuracy, "worst")]))
-    return groups
+def _sections(report: EvalReport) -> list[tuple[str, str, bool]]:
+    """Return the sections that have something to show: name of the template, title, and whether it is folded."""
+    sections = (
+        ("accuracy", "In short", False, True),
+        ("samples", "Examples", False, bool(report.samples)),
+        ("detector", "Detector", False, True),
+        ("attackers", "Every attacker", True, True),
+        ("branches", "Branches", True, bool(report.benign_branches)),
+        ("confidence", "Confidence", True, bool(report.attacks)),
+        ("cost", "Cost", True, bool(report.attacks)),
+        ("checks", "Sanity checks", True, bool(report.checks)),
+        ("settings", "Settings and provenance", True, True),
+    )
+    return [(key, title, folded) for key, title, folded, shown in sections if shown]
 
 
 def _histogram_groups(report: EvalReport) -> list[tuple[str, list[tuple[str, list[Panel]]]]]:
-    every = chain.from_iterable(h.values() for h in (report.confidences, *(r.confidences for r in report.attacks)))
-    top = max(chain([0.0], *map(shares, every))) or 1.0
+    every = [histograms for result in report.attacks for _, *histograms in _confidences(report, result)]
+    top = max(chain([0.0], *map(shares, chain.from_iterable(every)))) or 1.0
     return [
         (GROUPS[group], [(result.name, _histograms(report, result, top)) for result in report.group(group)])
         for group in report.groups
     ]
 
 
+def _confidences(report: EvalReport, result: AttackResult) -> Iterator[tuple[str, Sequence[int], Sequence[int]]]:
+    """Yield benign and attacked confidences of the undefended model, where they are known, and of each branch."""
+    bare = report.baseline
+    attacks = () if bare is None else bare.attacks
+    for other in attacks:
+        if bare is not None and other.name == result.name:
+            yield UNDEFENDED, bare.confidences["fused"], other.confidences["fused"]
+    for branch, benign in report.confidences.items():
+        yield branch if branch == "fused" else f"{branch} branch", benign, result.confidences[branch]
+
+
 def _histograms(report: EvalReport, result: AttackResult, top: float) -> list[Panel]:
     panels = []
-    for branch, benign in report.confidences.items():
-        attacked = result.confidences[branch]
-        title = branch if branch == "fused" else f"{branch} branch"
+    for title, benign, attacked in _confidences(report, result):
         means = (mean_of_bins(counts) for counts in (benign, attacked))
         change = "mean {} benign, {} attacked".format(*("undefined" if m != m else f"{m:.2f}" for m in means))
         label = f"Confidence of the {title} under {result.name}: {change}"
         panels.append(Panel(histogram_svg(benign, attacked, top=top, label=label), title, change))
+    return panels
+
+
+def _score_panels(report: EvalReport) -> list[Panel]:
+    """Return the detection scores of benign images beside those of the strongest attacker of each threat model."""
+    if report.score_range is None:
+        return []
+    chosen = strongest(report)
+    top = max(chain([0.0], *(shares(counts) for counts in (report.scores, *(r.scores for r in chosen))))) or 1.0
+    panels = []
+    for result in chosen:
+        caught = "" if result.detection is None else f": {percent(result.detection.flagged.value)} flagged"
+        told = f"{shorten(result.name, _NAME)}{caught}"
+        drawing = histogram_svg(
+            report.scores,
+            result.scores,
+            top=top,
+            label=f"Detection score of benign images and under {told}",
+            name="detection score",
+            ends=report.score_range,
+            threshold=report.threshold,
+        )
+        panels.append(Panel(drawing, SHORT[result.threat_model], told))
     return panels
 
 

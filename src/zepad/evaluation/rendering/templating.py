@@ -8,7 +8,7 @@ from typing import Any
 
 from ...escaping import clean
 from .charts import bar_svg
-from .wording import budget, counted, interval, percent
+from .wording import budget, counted, interval, percent, shorten
 
 
 def render(template: str, **values: Any) -> str:
@@ -44,6 +44,7 @@ def _environment() -> Any:
         "counted": counted,
         "interval": interval,
         "percent": percent,
+        "shorten": shorten,
     }
     environment.globals |= {"bar_svg": bar_svg, "budget": budget}
     return environment

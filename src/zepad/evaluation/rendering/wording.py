@@ -20,6 +20,28 @@ GROUPS: dict[ThreatModel, str] = {
     "white-box": "White-box attackers",
 }
 
+SHORT: dict[ThreatModel, str] = {
+    "semi-black-box": "Semi-black box",
+    "semi-black-box+": "Semi-black box, both encoders",
+    "replica": "Replica",
+    "published": "Published encoders",
+    "white-box": "White box",
+}
+
+KNOWS: dict[ThreatModel, str] = {
+    "semi-black-box": "knows the public victim encoder",
+    "semi-black-box+": "knows both public encoders",
+    "replica": "repeats the hardening on other images",
+    "published": "has the hardened encoders",
+    "white-box": "knows everything",
+}
+
+UNDEFENDED, DEFENDED = "undefended", "defended"
+
+NO_ATTACK = "No attack"
+
+_CLASSIC = {"universal": "Universal", "per_image": "One image at a time", "white_box": "White box"}
+
 EXPLANATIONS: dict[ThreatModel, str] = {
     "semi-black-box": "The attacker knows the public victim encoder the model is built on, and nothing else of it.",
     "semi-black-box+": "The attacker knows both public encoders, and nothing that was trained on them.",
@@ -47,9 +69,23 @@ WORST_OF_ALL = "Worst of all attackers for each image"
 
 INTERVALS = "Ranges are 95 % intervals: Wilson for rates, bootstrap for AUROC."
 
-_NAMED = 8  # attackers in the verdict; all are in the tables
+_NAMED = 2  # strongest attackers of each threat model in the verdict; all are in the tables
 _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
+
+
+def attack_title(key: str, attack: str = "") -> str:
+    """Return what a person reads for one of the three attacks that a first look at a defense needs.
+
+    Args:
+        key: The attack's name in JSON: `"universal"`, `"per_image"` or `"white_box"`.
+        attack: Name of the algorithm, added in parentheses.
+
+    Examples:
+        >>> attack_title("per_image", "feature PGD-20")
+        'One image at a time (feature PGD-20)'
+    """
+    return f"{_CLASSIC[key]} ({attack})" if attack else _CLASSIC[key]
 
 
 def shorten(text: str, length: int) -> str:
@@ -112,25 +148,55 @@ def verdict(report: EvalReport) -> str:
 
 
 def verdict_subject(report: EvalReport) -> str:
-    """Return the beginning of the verdict: model, number of images and data."""
+    """Return the beginning of the verdict: model, number of images, data, and the budget if attackers have but one."""
     model, data = (shorten(clean(name), _NAME) for name in (report.model, report.data))
-    return f"{model} on {counted(report.images, 'image')} of {data}:"
+    at = "" if _is_mixed(report) or not report.attacks else f", attacked at eps {_budgets(report.attacks)}"
+    return f"{model} on {counted(report.images, 'image')} of {data}{at}:"
 
 
 def verdict_clauses(report: EvalReport) -> list[tuple[str, str]]:
     """Return the numbers of the verdict, each with what it says.
 
-    A threat model without attackers is named as not measured, so that its absence cannot pass for strength.
+    Threat models without attackers are named as not measured, so that their absence cannot pass for strength.
     """
-    clauses = [(percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy)}correct without an attack")]
+    bare = report.baseline
+    beside = "" if bare is None else _against(bare.benign_accuracy)
+    clauses = [
+        (percent(report.benign_accuracy.value), f"{_bounds(report.benign_accuracy, beside)}correct without an attack")
+    ]
+    missed = []
+    own_budgets = _is_mixed(report)
     for group in GROUPS:
         attackers = report.group(group)
         if attackers:
             worst = report.worst[group].robust_accuracy
-            clauses.append((percent(worst.value), f"{_bounds(worst)}under {_who(attackers, group)}"))
+            beside = "" if bare is None or group not in bare.worst else _against(bare.worst[group].robust_accuracy)
+            who = _who(attackers, group, budgets=_budgets(attackers) if own_budgets else "")
+            clauses.append((percent(worst.value), f"{_bounds(worst, beside)}under {who}"))
         elif _is_missed(report, group):
-            clauses.append(("", f"not measured under any {group} attacker"))
+            missed.append(f"{group} attacker ({KNOWS[group]})")
+    if missed:
+        clauses.append(("", f"not measured under any {listed(missed, 'or')}"))
     return clauses
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """Return words as a sentence lists them.
+
+    Examples:
+        >>> listed(["one", "two", "three"])
+        'one, two and three'
+    """
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _against(rate: Rate) -> str:
+    return f", against {percent(rate.value)} undefended,"
+
+
+def _is_mixed(report: EvalReport) -> bool:
+    """Return whether attackers have different budgets, so that each threat model must name its own."""
+    return len({(result.eps, result.norm) for result in report.attacks}) > 1
 
 
 def _is_missed(report: EvalReport, threat_model: ThreatModel) -> bool:
@@ -140,30 +206,50 @@ def _is_missed(report: EvalReport, threat_model: ThreatModel) -> bool:
     return threat_model != "semi-black-box+"
 
 
-def _bounds(rate: Rate) -> str:
-    return f"({interval(rate.interval)}) " if rate.total else ""
+def _bounds(rate: Rate, beside: str = "") -> str:
+    said = f"({interval(rate.interval)}){beside} " if rate.total else beside.removeprefix(",")
+    return said.lstrip()
 
 
-def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel) -> str:
-    names = [shorten(clean(result.name), _NAME) for result in attackers]
-    listed = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
-    if len(names) == 1:
-        return f"one {threat_model} attacker ({listed}; eps {budgets})"
-    return f"the worst of {len(names)} {threat_model} attackers for each image ({listed}; eps {budgets})"
+def _who(attackers: Sequence[AttackResult], threat_model: ThreatModel, *, budgets: str) -> str:
+    first = sorted(attackers, key=_strength)[:_NAMED]
+    names = listed([shorten(clean(result.name), _NAME) for result in first])
+    named = f"the strongest are {names}" if len(first) < len(attackers) else names
+    at = f"; eps {budgets}" if budgets else ""
+    if len(attackers) == 1:
+        return f"one {threat_model} attacker ({named}{at})"
+    return f"the worst of {len(attackers)} {threat_model} attackers for each image ({named}{at})"
+
+
+def _budgets(attackers: Sequence[AttackResult]) -> str:
+    return " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
+
+
+def _strength(result: AttackResult) -> float:
+    value = result.rates.robust_accuracy.value
+    return math.inf if math.isnan(value) else value
+
+
+def strongest(report: EvalReport) -> list[AttackResult]:
+    """Return the attacker of each threat model that leaves the least accuracy."""
+    return [min(report.group(group), key=_strength) for group in report.groups]
 
 
 def sample_verdict(report: EvalReport, sample: Sample) -> str:
-    """Return in words what the model made of an image before and after the attack."""
+    """Return in words what the model, and the undefended one beside it, made of an image before and after an attack."""
     flags = {None: "", True: "; flagged by the detector", False: "; not flagged by the detector"}
-    before, after = (
-        f"{class_name(report, seen)} ({'right' if seen == sample.label else 'wrong'})"
-        for seen in (sample.before, sample.after)
+
+    def seen(label: int) -> str:
+        return f"{class_name(report, label)} ({'right' if label == sample.label else 'wrong'})"
+
+    said = (
+        f"Truth: {class_name(report, sample.label)}. Without the attack: {seen(sample.before)}. "
+        f"Under the attack: {seen(sample.after)}{flags[sample.flagged]}."
     )
-    return (
-        f"Truth: {class_name(report, sample.label)}. Without the attack: {before}. "
-        f"Under the attack: {after}{flags[sample.flagged]}."
-    )
+    if sample.baseline is None:
+        return said
+    before, after = sample.baseline
+    return f"{said} Undefended: {seen(before)}, under the attack {seen(after)}."
 
 
 def threshold_sentence(threshold: float, false_positive_rate: Rate | None) -> str:
@@ -177,7 +263,7 @@ def threshold_sentence(threshold: float, false_positive_rate: Rate | None) -> st
 def checks_sentence(report: EvalReport) -> str:
     """Return how the sanity checks went; that none was run is said too."""
     if not report.checks:
-        return "No sanity check of this evaluation was run."
+        return "The sanity checks, which look for masked gradients, were left out of this evaluation."
     if report.warnings:
         return (
             f"{len(report.warnings)} of {counted(len(report.checks), 'sanity check')} failed: "
