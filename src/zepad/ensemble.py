@@ -209,10 +209,11 @@ class BranchEnsemble(nn.Module):
         """
         channels = self._check("inspect")
         threshold = self._finite_threshold()
+        batches, single = self._given(images, channels)
         logits: list[Tensor] = []
         scores: list[Tensor] = []
         with self._deciding():
-            for chunk in self._chunks(self._given(images, channels).batches, channels):
+            for chunk in self._chunks(batches, channels):
                 inputs = self.detector_inputs(chunk.to(self.device))
                 logits.append(inputs.logits)
                 if self.detector.is_fitted:
@@ -224,6 +225,7 @@ class BranchEnsemble(nn.Module):
                 scores=torch.cat(scores) if scores else None,
                 threshold=threshold,
                 class_names=self.class_names,
+                single=single,
             )
 
     @property

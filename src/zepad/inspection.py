@@ -29,6 +29,7 @@ class BranchReport:
         flagged: Whether the score is above the threshold, bool `(N,)`; None without a threshold.
         threshold: Threshold of the detection score, or None before there is one.
         class_names: Name of each class, or None.
+        single: Whether the report was asked for on one image, and not on a batch of one.
     """
 
     names: tuple[str, ...]
@@ -43,6 +44,7 @@ class BranchReport:
     flagged: Tensor | None
     threshold: float | None
     class_names: tuple[str, ...] | None = None
+    single: bool = False
 
     def name(self, label: int) -> str:
         """Return the name of a class as the data set has it, or its number as text if the classes have no names."""
@@ -82,6 +84,7 @@ def inspect_branches(
     scores: Tensor | None,
     threshold: float | None,
     class_names: tuple[str, ...] | None = None,
+    single: bool = False,
 ) -> BranchReport:
     """Return the report on stacked logits.
 
@@ -92,6 +95,7 @@ def inspect_branches(
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.
         class_names: Name of each class, or None.
+        single: Whether the report is on one image, and not on a batch of one.
 
     Raises:
         InputError: If fused logits or a score are not finite.
@@ -114,4 +118,5 @@ def inspect_branches(
         flagged=None if scores is None or threshold is None else scores > threshold,
         threshold=threshold,
         class_names=class_names,
+        single=single,
     )
