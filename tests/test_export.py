@@ -368,3 +368,61 @@ def test_a_path_that_cannot_be_written_is_refused(fitted: ZePAD, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot be written: .*Choose a writable path"):
         export_model(fitted, tmp_path / "file" / "defense.pt2", image_size=SIZE)
+
+
+# one encoder ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_encoder_is_exported_with_its_preprocessing(fitted: ZePAD, suffix: str, tmp_path: Path) -> None:
+    branch = fitted.branch("victim")
+    sized = Preprocessing.imagenet(size=(11, 21), interpolation="bicubic")
+    branch.encoder = encoder = Encoder(branch.encoder.backbone, preprocessing=sized).eval()
+    path = fitted.export(tmp_path / f"victim{suffix}", encoder="victim", image_size=SIZE)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    for count in BATCHES:
+        images = varied(count)
+        said = answers(path, images)
+        assert list(said) == ["features"]
+        with torch.no_grad():
+            torch.testing.assert_close(said["features"], encoder(images), rtol=0, atol=1e-5)
+
+
+def test_an_encoder_is_exported_before_the_model_is_fitted(tmp_path: Path) -> None:
+    built = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preprocess=Preprocessing(size=SIZE))
+    graph = torch.export.load(built.export(tmp_path / "auxiliary.pt2", encoder="auxiliary")).module()
+    images = varied(3)
+    assert torch.equal(graph(images)["features"], built.encoder("auxiliary")(images))
+    with pytest.raises(StageError):
+        built.export(tmp_path / "defense.pt2")
+
+
+def test_weights_of_an_encoder_fit_its_own_library(fitted: ZePAD, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    fitted.branch("victim").encoder = Encoder(TinyEncoder(), preprocessing=Preprocessing.imagenet(size=SIZE)).eval()
+    path = fitted.export(tmp_path / "deep" / "victim.safetensors", encoder="victim")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    preprocessing = Preprocessing.from_dict(json.loads(facts["preprocessing"]))
+    backbone = TinyEncoder()
+    backbone.load_state_dict(load_file(path))
+    images = varied(4, (20, 24))
+    rebuilt = Encoder(backbone, preprocessing=preprocessing).eval()
+    assert torch.equal(rebuilt(images), fitted.encoder("victim")(images))
+    assert (facts["library"], facts["version"], facts["spec"]) == ("zepad", zepad.__version__, "custom")
+
+
+def test_a_wrong_export_of_an_encoder_is_refused(fitted: ZePAD, tmp_path: Path) -> None:
+    for arguments, message in (
+        ({"encoder": "teacher"}, "this model has victim"),
+        ({"encoder": "victim", "image_size": SIZE}, "image_size must be None for a file of weights"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fitted.export(tmp_path / "x.safetensors", **arguments)
+    with pytest.raises(ConfigError, match=r"must end in .onnx or .pt2; got"):
+        fitted.export(tmp_path / "x.safetensors")  # weights alone are no defense
+    with pytest.raises(ConfigError, match="of the encoders' own there must be one, got none"):
+        fitted.export(tmp_path / "x.pt2", encoder="victim")
+    assert list(tmp_path.iterdir()) == []

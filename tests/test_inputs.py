@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -50,6 +51,12 @@ def assert_unchanged(defense: ZePAD, before: dict[str, Any]) -> None:
 # images ---------------------------------------------------------------------------------------------------------
 
 
+def closed_image() -> Image.Image:
+    image = Image.new("RGB", (4, 4))
+    image.close()
+    return image
+
+
 def _with(value: float) -> Tensor:
     images = IMAGES.clone()
     images[3, 1, 2, 5] = value
@@ -67,7 +74,7 @@ BAD_IMAGES: dict[str, tuple[Any, str]] = {
     ),
     "just above": (_with(1.001), r"must lie in \[0, 1\]"),
     "just below": (_with(-0.001), r"must lie in \[0, 1\]"),
-    "uint8": ((IMAGES * 255).byte(), r"floating point in \[0, 1\]; got dtype torch.uint8. Convert with images.float"),
+    "int64": ((IMAGES * 255).long(), r"floating point in \[0, 1\]; got dtype torch.int64. Convert with images.float"),
     "complex": (IMAGES.to(torch.complex64), "floating point"),
     "grey": (IMAGES[:, :1], r"3 channels.*got 1 in .* Repeat the grey channel with images.expand\(-1, 3, -1, -1\)"),
     "four channels": (torch.rand(12, 4, 16, 16), r"3 channels, shape \(N, 3, H, W\); got 4 in \(12, 4, 16, 16\)\.$"),
@@ -87,16 +94,37 @@ BAD_IMAGES: dict[str, tuple[Any, str]] = {
 
 bad_images = pytest.mark.parametrize(("images", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
 
+# What a decision refuses when it is given without a loader: one image and arrays are legal there.
+BAD_INPUTS = {name: bad for name, bad in BAD_IMAGES.items() if name != "one image"} | {
+    "an array": (IMAGES.numpy(), r"an array must have shape .* got \(12, 3, 16, 16\). Pass channels first as a tensor"),
+    "an array of int64": ((IMAGES.permute(0, 2, 3, 1) * 255).long().numpy(), r"got dtype int64.*astype\('uint8'\)"),
+    "an array in 0..255": (IMAGES[0].permute(1, 2, 0).numpy() * 255, r"looks like 0..255\). Divide by 255"),
+    "one image of 0..255": (IMAGES[0] * 255, r"looks like 0..255\). Divide by 255"),
+    "one image, channels last": (IMAGES[0].permute(1, 2, 0), r"looks like \(H, W, C\). Use image.permute\(2, 0, 1\)"),
+    "one grey image": (IMAGES[0, :1], r"image.expand\(3, -1, -1\)"),
+    "bytes": (b"\x89PNG", r"got bytes. Open .* PIL.Image.open\(io.BytesIO"),
+    "a data set": (TensorDataset(IMAGES), "Wrap a data set in torch.utils.data.DataLoader"),
+    "a pair": ((IMAGES[0], 1), r"images\[1\]: one image must be .*; got int. Of a pair"),
+    "a list with a bad one": ([IMAGES[0], IMAGES[1] * 255], r"images\[1\]: images must lie in"),
+    "no file": ("nowhere.png", "nowhere.png is no image that can be read: No such file"),
+    "a folder": (Path(__file__).parent, r"is a folder; .* sorted\(Path\(.*\).glob"),
+    "no image file": (Path(__file__), "does not begin as one"),
+    "16 bits": (Image.new("I;16", (4, 4)), "more than 8 bits"),
+    "a closed image": (closed_image(), "is no image that can be read"),
+    "no pixels": (Image.new("RGB", (0, 4)), "must not be empty"),
+    "several sizes": ([IMAGES[0], IMAGES[0, :, 1:]], r"images\[1\] is 15 x 16 and those before it are 16 x 16"),
+}
 
-@bad_images
-@pytest.mark.parametrize("call", ["predict", "predict_proba", "detection_score", "detect", "calibrate"])
+
+@pytest.mark.parametrize(("images", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
+@pytest.mark.parametrize("call", ["predict", "predict_proba", "detection_score", "detect", "inspect", "calibrate"])
 def test_images_that_do_not_fit_are_refused_by_every_decision(
     fitted: ZePAD, call: str, images: Any, message: str
 ) -> None:
     before = snapshot(fitted)
-    if not isinstance(images, (Tensor, np.ndarray, list)):
-        message = "loader|images"  # neither a tensor nor iterable: it may have been meant as either
-    elif not isinstance(images, Tensor):
+    if images is None or isinstance(images, (int, bytes, TensorDataset)):
+        message = message if isinstance(images, (bytes, TensorDataset)) else "loader of such batches"
+    elif isinstance(images, list) and isinstance(images[0], list):
         message = "images must be a torch.Tensor"  # iterated like a loader, whose first element is no batch
     with pytest.raises(InputError, match=message):
         getattr(fitted, call)(images)
@@ -107,12 +135,6 @@ def test_images_that_do_not_fit_are_refused_by_every_decision(
 def test_a_batch_that_does_not_fit_is_refused_wherever_it_comes(fitted: ZePAD, images: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fitted.predict([IMAGES, GOOD, (images, LABELS)])
-
-
-@bad_images
-def test_inspect_refuses_them_too(fitted: ZePAD, images: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        fitted.inspect(images)
 
 
 def test_rounding_may_leave_the_unit_interval(fitted: ZePAD) -> None:
@@ -132,7 +154,12 @@ def test_a_loader_without_labels_will_do_for_decisions(fitted: ZePAD) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loader", "message"), [([], "the loader is empty"), ([()], "got tuple"), ([{"x": 1}], "got dict")]
+    ("loader", "message"),
+    [
+        ([], "the loader is empty"),
+        ([()], "got tuple"),
+        ([{"x": 1}], r"got a dict of x, none of them .* image. Name the columns: zepad.data.columns\(loader, image="),
+    ],
 )
 def test_loaders_that_hold_no_image_are_refused_for_decisions(fitted: ZePAD, loader: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -146,7 +173,11 @@ BAD_LOADERS: dict[str, tuple[Any, str]] = {
     **{f"images: {name}": ([GOOD, (images, LABELS)], message) for name, (images, message) in BAD_IMAGES.items()},
     "no labels": ([GOOD, IMAGES], r"yield \(images, labels\); got Tensor. Training needs the label of every image"),
     "a tuple without labels": ([GOOD, (IMAGES,)], r"yield \(images, labels\); got tuple of length 1"),
-    "a dict": ([GOOD, {"image": IMAGES, "label": LABELS}], r"yield \(images, labels\); got dict"),
+    "a dict without labels": (
+        [GOOD, {"image": IMAGES, "fine_label": LABELS}],
+        r"yield \(images, labels\); got a dict of image, fine_label. Name the columns: zepad.data.columns\(loader",
+    ),
+    "a dict without images": ([GOOD, {"img": IMAGES, "label": LABELS}], r"got a dict of img, label.* Name the columns"),
     "label list": ([GOOD, (IMAGES, LABELS.tolist())], "labels must be a torch.Tensor of integers; got list"),
     "float labels": (
         [GOOD, (IMAGES, LABELS.float())],

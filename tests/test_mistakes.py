@@ -130,10 +130,11 @@ def attacked(attack: Any, *arguments: Any, **settings: Any) -> Callable[[World],
 NUMBER, INTEGER, FLAG = "must be a number", "must be an integer", "must be True or False"
 UNQUOTED = "Write a number, without quotes"
 BAD_IMAGES = (
-    ("an array", IMAGES.numpy(), "torch.Tensor"),
+    ("an array with channels first", IMAGES.numpy(), r"torch.from_numpy\(array\)"),
     ("0..255", IMAGES * 255, r"Divide by 255"),
-    ("uint8", (IMAGES * 255).byte(), r"images.float\(\) / 255"),
-    ("one image", IMAGES[0], r"images\[None\]"),
+    ("int64", (IMAGES * 255).long(), r"images.float\(\) / 255"),
+    ("one image in 0..255", IMAGES[0] * 255, r"Divide by 255"),
+    ("normalised", IMAGES * 4 - 2, "Remove Normalize from .* do_normalize=False"),
     ("NaN", torch.full_like(IMAGES, NAN), "Check the data pipeline"),
 )
 MISTAKES: list[Mistake] = []
@@ -254,6 +255,7 @@ for call, (stage, config) in TRAINING.items():
         ("a generator", (batch for batch in DATA), "iterable more than once"),
         ("no batch", [], "Pass at least one"),
         ("no labels", [IMAGES], "must yield .images, labels."),
+        ("a dict of other columns", [{"img": IMAGES, "fine_label": LABELS}], "zepad.data.columns"),
         ("labels as floats", [(IMAGES, LABELS.float())], "labels.long"),
         ("labels of one batch less", [(IMAGES, LABELS[:-1])], "one per image"),
         ("negative labels", [(IMAGES, LABELS - 1)], "0, 1, ..."),
@@ -385,12 +387,17 @@ for call in ("predict", "predict_proba", "detect", "detection_score"):
     for kind, images, remedy in (
         *BAD_IMAGES,
         ("None", None, "a loader of such batches"),
-        ("a path", "cat.png", "torch"),
+        ("a path that leads nowhere", "cat.png", "cat.png is no image that can be read"),
+        ("a folder", Path(__file__).parent, r"sorted\(Path\(.*glob"),
+        ("the bytes of a file", b"\x89PNG", r"PIL.Image.open\(io.BytesIO"),
+        ("an image with its label", (IMAGES[0], 1), "pass the image alone"),
+        ("images of several sizes", [IMAGES[0], IMAGES[0, :, 1:]], r"image.resize\(\(width, height\)\)"),
+        ("a dict of other columns", [{"img": IMAGES}], "zepad.data.columns"),
     ):
-        if kind not in ("an array", "one image") or call == "predict":
+        if "one image" not in kind or call == "predict":
             add(call, kind, lambda w, c=call, i=images: getattr(w.fitted, c)(i), InputError, remedy)
     add(call, "too early", lambda w, c=call: getattr(w.built, c)(IMAGES), StageError, r"Call harden\(loader\) first")
-for kind, images, remedy in (*BAD_IMAGES, ("a loader", DATA, "torch.Tensor")):
+for kind, images, remedy in BAD_IMAGES:
     add("inspect", kind, lambda w, i=images: w.fitted.inspect(i), InputError, remedy)
 for call in ("forward", "branch_logits", "score"):
     for kind, images, remedy in (

@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
     from .inspection import BranchReport
     from .model import ZePAD
     from .persistence import CardDetails
+    from .pipelines import pipeline
     from .zero_shot import ZeroShotHead
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "ZePADError",
     "ZeroShotHead",
     "__version__",
+    "pipeline",
 ]
 
 _HOMES = {
@@ -67,6 +69,7 @@ _HOMES = {
     "inspection": ("BranchReport",),
     "model": ("ZePAD",),
     "persistence": ("CardDetails",),
+    "pipelines": ("pipeline",),
     "zero_shot": ("ZeroShotHead",),
 }
 

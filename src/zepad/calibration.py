@@ -19,7 +19,7 @@ from .errors import CalibrationWarning, InputError
 from .finite import check_finite
 from .functional import conformal_threshold, correct_count
 from .fusion import FusionRule, ValidationLogits
-from .inputs import check_images, check_labels, has_labels, images_of, iter_batches
+from .inputs import check_images, check_labels, has_labels, images_of, iter_batches, split_batch
 from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
@@ -226,8 +226,9 @@ def _observe(
     undefended: list[Tensor] = []
     generator = torch.Generator(device).manual_seed(0)
     for batch in iter_batches(loader):
-        images = check_images(images_of(batch), channels=channels)
-        targets = check_labels(batch[1], count=len(images), num_classes=num_classes) if has_labels(batch) else None
+        images, given = split_batch(batch) if has_labels(batch) else (images_of(batch), None)
+        images = check_images(images, channels=channels, source=loader)
+        targets = None if given is None else check_labels(given, count=len(images), num_classes=num_classes)
         for start in range(0, len(images), _CHUNK):
             chunk = images[start : start + _CHUNK].to(device)
             with torch.no_grad():

@@ -14,13 +14,14 @@ from . import detectors as _detectors
 from . import fusion as _fusion
 from .arguments import checked
 from .config import is_number, require
+from .data.given import Batches, Given, as_batches
 from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
 from .encoders import Encoder
 from .errors import StageError
 from .finite import check_finite
 from .functional import smoothed
 from .fusion import FusionRule
-from .inputs import check_images, image_batches
+from .inputs import image_batches
 from .inspection import BranchReport, inspect_branches
 from .modes import evaluating
 from .modules import Branch
@@ -138,52 +139,54 @@ class BranchEnsemble(nn.Module):
         """Return fused logits `(N, K)` of images `(N, C, H, W)` in [0, 1]. Differentiable."""
         return self.fuse(self.branch_logits(images))
 
-    def predict(self, images: Tensor | Loader) -> Tensor:
-        """Return the class of each image, int64 `(N,)`.
+    def predict(self, images: Given) -> Tensor:
+        """Return the class of each image, int64 `(N,)`; of one image int64 `()`.
 
         Args:
-            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+            images: One image, a list of images, a batch or a loader, with labels or without: PIL images, paths of image
+                files, arrays `(H, W, C)` and tensors `(C, H, W)` or `(N, C, H, W)`, uint8 or in [0, 1]. A list may mix
+                them, and sizes too where every encoder states its input size. docs/inputs.md has examples.
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
+            InputError: If an image cannot be read or does not fit, or fused logits are not finite.
         """
         return self._map("predict", "logits", images, self, lambda logits: logits.argmax(dim=-1))
 
-    def predict_proba(self, images: Tensor | Loader) -> Tensor:
-        """Return class probabilities `(N, K)`, the softmax of the fused logits.
+    def predict_proba(self, images: Given) -> Tensor:
+        """Return class probabilities `(N, K)`, the softmax of the fused logits; of one image `(K,)`.
 
         Args:
-            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+            images: Images as `predict` takes them.
 
         Raises:
             StageError: If the model is not fitted.
-            InputError: If the images have another shape or are outside [0, 1], or fused logits are not finite.
+            InputError: If an image cannot be read or does not fit, or fused logits are not finite.
         """
         return self._map("predict_proba", "logits", images, self, lambda logits: logits.softmax(dim=-1))
 
-    def detection_score(self, images: Tensor | Loader) -> Tensor:
-        """Return how suspicious each image is `(N,)`; larger is more suspicious.
+    def detection_score(self, images: Given) -> Tensor:
+        """Return how suspicious each image is `(N,)`, or one image `()`; larger is more suspicious.
 
         Args:
-            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+            images: Images as `predict` takes them.
 
         Raises:
             StageError: If the model is not fitted, or its detector is not.
-            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
+            InputError: If an image cannot be read or does not fit, or a score is not finite.
         """
         return self._map("detection_score", "detection scores", images, self.score, lambda scores: scores)
 
-    def detect(self, images: Tensor | Loader) -> Tensor:
-        """Return whether the score of each image is above the threshold, bool `(N,)`.
+    def detect(self, images: Given) -> Tensor:
+        """Return whether the score of each image is above the threshold, bool `(N,)`; of one image bool `()`.
 
         Args:
-            images: Images `(N, C, H, W)` in [0, 1], or a loader of batches with or without labels.
+            images: Images as `predict` takes them.
 
         Raises:
             StageError: If the model is not fitted, or its detector has no threshold yet.
             ConfigError: If the threshold was set to what is no finite number.
-            InputError: If the images have another shape or are outside [0, 1], or a score is not finite.
+            InputError: If an image cannot be read or does not fit, or a score is not finite.
         """
         self._check("detect")
         threshold = self._finite_threshold()
@@ -193,29 +196,36 @@ class BranchEnsemble(nn.Module):
             )
         return self.detection_score(images) > threshold
 
-    def inspect(self, images: Tensor) -> BranchReport:
+    def inspect(self, images: Given) -> BranchReport:
         """Report the prediction and weight of every branch, the fused decision and the detection score of each image.
 
         Args:
-            images: Images `(N, C, H, W)` in [0, 1].
+            images: Images as `predict` takes them. The report on one image is that on a batch of one.
 
         Raises:
             StageError: If the model is not fitted.
             ConfigError: If the threshold was set to what is no finite number.
-            InputError: If the images have another shape or are outside [0, 1], or fused logits or a score are not
-                finite.
+            InputError: If an image cannot be read or does not fit, or fused logits or a score are not finite.
         """
-        check_images(images, channels=self._check("inspect"))
+        channels = self._check("inspect")
         threshold = self._finite_threshold()
+        batches, single = self._given(images, channels)
+        logits: list[Tensor] = []
+        scores: list[Tensor] = []
         with self._deciding():
-            inputs = self.detector_inputs(images.to(self.device))
+            for chunk in self._chunks(batches, channels):
+                inputs = self.detector_inputs(chunk.to(self.device))
+                logits.append(inputs.logits)
+                if self.detector.is_fitted:
+                    scores.append(self.detector(inputs))
             return inspect_branches(
-                inputs.logits,
+                torch.cat(logits, dim=1),
                 self.fusion,
                 names=self.branch_names,
-                scores=self.detector(inputs) if self.detector.is_fitted else None,
+                scores=torch.cat(scores) if scores else None,
                 threshold=threshold,
                 class_names=self.class_names,
+                single=single,
             )
 
     @property
@@ -250,7 +260,7 @@ class BranchEnsemble(nn.Module):
         self,
         call: str,
         what: str,
-        images: Tensor | Loader,
+        images: Given,
         compute: Callable[[Tensor], Tensor],
         decide: Callable[[Tensor], Tensor],
     ) -> Tensor:
@@ -258,13 +268,26 @@ class BranchEnsemble(nn.Module):
         channels = self._check(call)
         results: list[Tensor] = []
         seen = 0
+        batches, single = self._given(images, channels)
         with self._deciding():
-            for batch in image_batches(images, channels=channels):
-                for chunk in batch.split(_CHUNK):
-                    values = check_finite(compute(chunk.to(self.device)), what, first=seen)
-                    results.append(decide(values).to(batch.device))
-                    seen += len(chunk)
-        return torch.cat(results)
+            for chunk in self._chunks(batches, channels):
+                values = check_finite(compute(chunk.to(self.device)), what, first=seen)
+                results.append(decide(values).to(chunk.device))
+                seen += len(chunk)
+        answers = torch.cat(results)
+        return answers[0] if single else answers
+
+    def _given(self, images: Given, channels: int | None) -> Batches:
+        """Return what a caller passed as batches."""
+        stated = {part.preprocessing for part in self.modules() if isinstance(part, Encoder)}
+        sized = bool(stated) and all(each.size is not None for each in stated)
+        alike = len({(each.size, each.interpolation) for each in stated}) == 1
+        resize = next(iter(stated)).resize if sized and alike else None
+        return as_batches(images, channels=channels, mixed=sized, resize=resize)
+
+    def _chunks(self, batches: Tensor | Loader, channels: int | None) -> Iterator[Tensor]:
+        for batch in image_batches(batches, channels=channels):
+            yield from batch.split(_CHUNK)
 
 
 def _own(images: Tensor, branch: nn.Module) -> Tensor:

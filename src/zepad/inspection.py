@@ -24,10 +24,12 @@ class BranchReport:
             does not average logits.
         labels: Class of the fused decision, int64 `(N,)`.
         probabilities: Probability of the class of the fused decision, `(N,)`.
+        class_probabilities: Probability of every class in the fused decision, `(N, K)`.
         scores: Detection score, `(N,)`; larger is more suspicious. None until the detector is calibrated.
         flagged: Whether the score is above the threshold, bool `(N,)`; None without a threshold.
         threshold: Threshold of the detection score, or None before there is one.
         class_names: Name of each class, or None.
+        single: Whether the report was asked for on one image, and not on a batch of one.
     """
 
     names: tuple[str, ...]
@@ -37,22 +39,26 @@ class BranchReport:
     weights: Tensor | None
     labels: Tensor
     probabilities: Tensor
+    class_probabilities: Tensor
     scores: Tensor | None
     flagged: Tensor | None
     threshold: float | None
     class_names: tuple[str, ...] | None = None
+    single: bool = False
 
     def name(self, label: int) -> str:
         """Return the name of a class as the data set has it, or its number as text if the classes have no names."""
         return self.class_names[label] if self.class_names else str(label)
 
     def __str__(self) -> str:
-        return "\n\n".join(self._image(i) for i in range(len(self.labels)))
+        if len(self.labels) == 1:
+            return self._image(0)
+        return "\n\n".join(f"image {i}: {self._image(i)}" for i in range(len(self.labels)))
 
     def _image(self, i: int) -> str:
         weighed = self.weights is not None
         lines = [
-            f"image {i}: {clean(self.name(int(self.labels[i])))} ({self.probabilities[i]:.1%}), {self._verdict(i)}",
+            f"{clean(self.name(int(self.labels[i])))} ({self.probabilities[i]:.1%}), {self._verdict(i)}",
             f"  {'branch':<10} {'says':<14} {'probability':>11} {'confidence':>11}{'   weight' if weighed else ''}",
         ]
         lines += [
@@ -78,6 +84,7 @@ def inspect_branches(
     scores: Tensor | None,
     threshold: float | None,
     class_names: tuple[str, ...] | None = None,
+    single: bool = False,
 ) -> BranchReport:
     """Return the report on stacked logits.
 
@@ -88,12 +95,14 @@ def inspect_branches(
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.
         class_names: Name of each class, or None.
+        single: Whether the report is on one image, and not on a batch of one.
 
     Raises:
         InputError: If fused logits or a score are not finite.
     """
     branch = logits.softmax(dim=-1).max(dim=-1)
-    fused = check_finite(fusion(logits), "logits").softmax(dim=-1).max(dim=-1)
+    probabilities = check_finite(fusion(logits), "logits").softmax(dim=-1)
+    fused = probabilities.max(dim=-1)
     if scores is not None:
         check_finite(scores, "detection scores")
     return BranchReport(
@@ -104,8 +113,10 @@ def inspect_branches(
         weights=fusion.weights(logits),
         labels=fused.indices,
         probabilities=fused.values,
+        class_probabilities=probabilities,
         scores=scores,
         flagged=None if scores is None or threshold is None else scores > threshold,
         threshold=threshold,
         class_names=class_names,
+        single=single,
     )

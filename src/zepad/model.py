@@ -16,13 +16,14 @@ from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
 from .ensemble import device_of
 from .errors import ConfigError, StageError
+from .functional.precision import HALVES
 from .fusion import FusionRule
 from .history import TrainingHistory
 from .inputs import check_form
 from .modules import Branch
 from .objectives import Objective, Recipe
 from .persistence.contents import Home, SavedModel, describe_model
-from .persistence.export import export_model
+from .persistence.export import export_encoder, export_model
 from .persistence.pretrained import Pretrained
 from .presets import RECOMMENDED, Preset, find_preset
 from .provenance import recorded
@@ -235,6 +236,7 @@ class ZePAD(
                 held-out images.
         """
         self._require_whole("harden")
+        self._require_accurate("harden")
         config = self.preset.harden if config is None else config
         hardened = training.harden(
             {role: self.encoder(role) for role in HARDENED_ROLES},
@@ -305,6 +307,7 @@ class ZePAD(
             CheckpointError: If the folder holds checkpoints of another run.
         """
         self._require_hardened("fit_benign")
+        self._require_accurate("fit_benign")
         preset, eps = self.preset, self._budget(None)
         config = preset.benign if config is None else config
         if objective is None and preset.benign_objective is not None and config.freeze_encoder is False:
@@ -435,22 +438,29 @@ class ZePAD(
     # saving and loading; Pretrained has the public methods --------------------------------------------------------
 
     @checked
-    def export(self, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
+    def export(
+        self, path: str | Path, *, encoder: str | None = None, image_size: tuple[int, int] | None = None
+    ) -> Path:
         """Export the whole defense as one graph that returns logits, probabilities, weights and detection scores.
 
         Args:
-            path: Path that ends in `.onnx`, or in `.pt2` for `torch.export`.
+            path: Path that ends in `.onnx`, or in `.pt2` for `torch.export`; for one encoder also in `.safetensors`,
+                which holds its weights alone.
+            encoder: Role of one encoder to export instead, as a graph that returns features; None exports the defense.
             image_size: Height and width of the images, `(H, W)`; None takes the input size of the encoders.
 
         Returns:
             The path.
 
         Raises:
-            StageError: If the model is not fitted.
-            ConfigError: If the suffix is another, the image size is unknown, or a package is missing.
+            StageError: If the model is not fitted and no `encoder` is named.
+            ConfigError: If the suffix is another, there is no such encoder, the image size is unknown, or a package is
+                missing.
             InputError: If an encoder does not take images of this size, or cannot be exported.
             CheckpointError: If the file cannot be written.
         """
+        if encoder is not None:
+            return export_encoder(self.encoder(encoder), path, channels=self.channels, image_size=image_size)
         self._require_ready("export")
         return export_model(self, Path(path), image_size=image_size)
 
@@ -501,6 +511,13 @@ class ZePAD(
         self._require_whole(call)
         if self.stage == "built":
             raise StageError(f"{call} needs hardened encoders. Call harden(loader) first.")
+
+    def _require_accurate(self, call: str) -> None:
+        if any(weight.dtype in HALVES for weight in self.parameters()):
+            raise StageError(
+                f"{call} trains weights, which half precision rounds away. Load the model without dtype=, or with "
+                "dtype=torch.float32."
+            )
 
     def _check(self, call: str) -> int:
         self._require_ready(call)

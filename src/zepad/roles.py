@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from . import detectors as known_detectors
 from . import fusion as fusion_rules
 from .arguments import checked
 from .calibration import calibrate
 from .config import HardenConfig, check_budget
+from .data.given import Given
 from .detectors import Detector, FittedDetector
 from .encoders import Encoder
 from .ensemble import BranchEnsemble
@@ -21,7 +22,7 @@ from .fusion import FusionRule
 from .modes import evaluating
 from .modules import Branch
 from .provenance import recorded, without
-from .types import REFERENCE, ROLES, Loader
+from .types import REFERENCE, ROLES
 
 _Self = TypeVar("_Self", bound="RoleEnsemble")
 
@@ -127,11 +128,11 @@ class RoleEnsemble(BranchEnsemble):
     @checked
     def calibrate(
         self: _Self,
-        loader: Loader | Tensor,
+        loader: Given,
         *,
         fpr: float = 0.05,
         benign_floor: float | None = None,
-        fit_loader: Loader | Tensor | None = None,
+        fit_loader: Given | None = None,
         eps: float | None = None,
     ) -> _Self:
         """Choose the settings of the fusion rule, fit the detector and set its threshold on validation images.
@@ -145,7 +146,7 @@ class RoleEnsemble(BranchEnsemble):
           fitted is fitted on `fit_loader`, or else on every second image, and the threshold is set on the others.
 
         Args:
-            loader: Benign images as a tensor or a loader, with labels or without.
+            loader: Benign images as `predict` takes them, with labels or without.
             fpr: Tolerated false positive rate in (0, 1). The bound holds on average over calibration sets, for
                 images exchangeable with these.
             benign_floor: Benign accuracy in [0, 1] that the fusion must keep, with a standard error to spare on these
@@ -173,9 +174,9 @@ class RoleEnsemble(BranchEnsemble):
         with evaluating(self):
             found = calibrate(
                 self.detector_inputs,
-                loader,
+                self._given(loader, channels).batches,
                 branch_logits=self.branch_logits,
-                fit_loader=fit_loader,
+                fit_loader=None if fit_loader is None else self._given(fit_loader, channels).batches,
                 fusion=self.fusion,
                 detector=self.detector.rule,
                 fpr=fpr,

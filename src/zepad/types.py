@@ -22,7 +22,7 @@ Stage: TypeAlias = Literal["built", "hardened", "fitted"]
 """Stage of a model. Each stage enables the next call."""
 
 Loader: TypeAlias = Iterable[Any]
-"""Anything that can be iterated more than once and yields `(images, labels)` batches."""
+"""Anything that can be iterated more than once and yields batches: `(images, labels)`, or dicts of both."""
 
 ImageModel: TypeAlias = Callable[[Tensor], Tensor]
 """A map from images `(N, C, H, W)` in [0, 1] to features or logits."""

@@ -128,6 +128,22 @@ def read_image(path: Path, *, channels: int = 3) -> Tensor:
     return decode_image(path, str(path), channels)
 
 
+def from_pil(image: Image.Image, *, channels: int = 3) -> Tensor:
+    """Turn a PIL image into what `read_image` makes of its file: float `(channels, H, W)` in [0, 1].
+
+    Args:
+        image: Image with 8 bits per channel. It is not changed.
+        channels: Number of channels: 3 for colour, 1 for grey.
+
+    Raises:
+        InputError: If its file is damaged, it has more bits per channel or more than 89,478,485 pixels, or no image has
+            that many channels.
+    """
+    with _readable("the PIL image"):
+        _check_header(image, "the PIL image")
+        return _pixels(ImageOps.exif_transpose(image), channels)
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """Images in one file each."""
@@ -213,11 +229,15 @@ def decode_image(file: Path | BinaryIO, name: str, channels: int) -> Tensor:
     Raises:
         InputError: If the file is no such image.
     """
-    if channels not in (1, 3):
-        raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
     with _opened(file, name) as image:
         ImageOps.exif_transpose(image, in_place=True)  # as the photographer saw it: cameras are held on their side
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+        return _pixels(image, channels)
+
+
+def _pixels(image: Image.Image, channels: int) -> Tensor:
+    if channels not in (1, 3):
+        raise InputError(f"image files have 1 or 3 channels; this model takes {channels}. Call predict on tensors.")
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     scaled = torch.from_numpy(pixels.astype(np.float32)).div_(255)
     return scaled.reshape(*pixels.shape[:2], channels).permute(2, 0, 1)
 
@@ -232,21 +252,28 @@ def _shape(file: Path | BinaryIO, name: str) -> tuple[int, int]:
 @contextmanager
 def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """Yield an image of which the header has been read, and say of whatever fails that it cannot be read."""
+    with _readable(name), ExitStack() as stack:
+        if isinstance(file, (str, Path)):
+            file = stack.enter_context(open_regular(Path(file), limit=MAX_BYTES))
+        image = stack.enter_context(Image.open(file, formats=_FORMATS))
+        _check_header(image, name)
+        yield image
+
+
+def _check_header(image: Image.Image, name: str) -> None:
+    if image.width * image.height > _MAX_PIXELS:
+        raise InputError(
+            f"{name} has {image.width} x {image.height} pixels; expected at most {_MAX_PIXELS:,} in all. "
+            "Make it smaller."
+        )
+    if image.mode.startswith(("I", "F")):  # Pillow would cut every pixel above 255 to white
+        raise InputError(f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits first.")
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
     try:
-        with ExitStack() as stack:
-            if isinstance(file, (str, Path)):
-                file = stack.enter_context(open_regular(Path(file), limit=MAX_BYTES))
-            image = stack.enter_context(Image.open(file, formats=_FORMATS))
-            if image.width * image.height > _MAX_PIXELS:
-                raise InputError(
-                    f"{name} has {image.width} x {image.height} pixels; expected at most {_MAX_PIXELS:,} in all. "
-                    "Make it smaller."
-                )
-            if image.mode.startswith(("I", "F")):  # Pillow would cut every pixel above 255 to white
-                raise InputError(
-                    f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits first."
-                )
-            yield image
+        yield
     except InputError:
         raise
     except Exception as error:  # a damaged file can make Pillow's decoders raise anything

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..arguments import checked
 from ..errors import ConfigError, InputError
@@ -85,15 +84,7 @@ class Encoder(nn.Module):
         return self._pool(self.backbone(self._prepare(images)), images.shape[0])
 
     def _prepare(self, images: Tensor) -> Tensor:
-        size, mode = self.preprocessing.size, self.preprocessing.interpolation
-        if size is not None and images.shape[-2:] != size:
-            if mode == "nearest":
-                images = F.interpolate(images, size, mode=mode)
-            else:
-                if images.dtype in (torch.float16, torch.bfloat16):  # the CPU cannot resize them
-                    images = images.float()
-                images = F.interpolate(images, size, mode=mode, align_corners=False, antialias=True)
-                images = images.clamp(0, 1)  # bicubic overshoots
+        images = self.preprocessing.resize(images)
         # Images are converted to the precision of the backbone.
         # The dtypes are a list, because PyTorch 2.6 cannot compile next() with a default.
         dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()]

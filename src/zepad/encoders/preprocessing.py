@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from ..config import _JSONConfig, require
+from ..functional.precision import accurate
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -67,6 +71,16 @@ class Preprocessing(_JSONConfig):
             **changes: Values of other fields.
         """
         return cls(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=size, **changes)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Return images `(N, C, H, W)` in [0, 1] in the size that is stated, or as they are where there is none."""
+        size, mode = self.size, self.interpolation
+        if size is None or images.shape[-2:] == size:
+            return images
+        if mode == "nearest":
+            return F.interpolate(images, size, mode=mode)
+        # The CPU cannot resize half precision. Bicubic overshoots.
+        return F.interpolate(accurate(images), size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
 def _is_number(value: object) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..digests import digest_tensor
 from ..errors import InputError
-from ..inputs import check_images, check_labels, split_batch
+from ..inputs import check_images, check_labels, class_names_in, split_batch
 from ..types import Loader
 
 _CHANGED = (
@@ -32,7 +32,7 @@ def checked_batches(loader: Loader, device: torch.device | None) -> Iterator[tup
     """
     for batch in loader:
         images, labels = split_batch(batch)
-        checked = check_images(images)
+        checked = check_images(images, source=loader)
         targets = check_labels(labels, count=len(checked))
         yield checked.to(device), targets.to(device)
 
@@ -75,5 +75,5 @@ def class_names(loader: Loader, model: Any) -> tuple[str, ...]:
     dataset: Any = getattr(loader, "dataset", None)
     while hasattr(dataset, "dataset"):  # subsets wrap the data set they were taken from
         dataset = dataset.dataset
-    names = getattr(dataset, "classes", None) or getattr(model, "class_names", None) or ()
+    names = class_names_in(dataset, loader) or getattr(model, "class_names", None) or ()
     return tuple(str(name) for name in names)

@@ -32,7 +32,7 @@ def accuracy(model: ImageModel, loader: Loader, *, attack: Callable[[Tensor, Ten
     with evaluating(model):
         for batch in loader:
             images, labels = split_batch(batch)
-            images = check_images(images)
+            images = check_images(images, source=loader)
             labels = check_labels(labels, count=len(images))
             if attack is not None:
                 images = attack(images, labels)

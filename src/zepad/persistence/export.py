@@ -1,4 +1,4 @@
-"""Export of a fitted defense to one file that runs without this library: ONNX, or PyTorch's exported program."""
+"""Export of a fitted defense, or of one encoder, to a file that runs without this library."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 import io
 import json
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._version import __version__
@@ -18,10 +19,11 @@ from ..config import require
 from ..detectors import DetectorInputs, FittedDetector
 from ..encoders import Encoder
 from ..errors import CheckpointError, ConfigError, InputError, ZePADError
-from ..files import flush, require_replaceable
+from ..files import flush, require_replaceable, write_bytes
 from ..finite import check_finite
 from ..fusion import AveragingRule, FusionRule
 from ..modes import evaluating
+from .weights import tensors_of
 
 METADATA_FILE = "zepad.json"
 """File inside a `.pt2` that holds, as JSON, what an `.onnx` has in its `metadata_props`."""
@@ -70,6 +72,18 @@ class _Deployed(nn.Module):
         return outputs
 
 
+class _Features(nn.Module):
+    """The output of one encoder by its name."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.names = ["features"]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": self.encoder(images)}
+
+
 def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int, int] | None = None) -> Path:
     """Write a fitted defense, resize and normalisation included, to one file that runs without zepad.
 
@@ -102,29 +116,86 @@ def export_model(defense: Exportable, path: str | Path, *, image_size: tuple[int
             finite.
         CheckpointError: If the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in _WRITERS:
-        raise ConfigError(f"path must end in {' or '.join(_WRITERS)}; got {str(path)!r}. The suffix names the format.")
-    if path.suffix == ".onnx":
-        _require_onnx()
-    height, width = _known_size(defense) if image_size is None else _checked_size(image_size)
-    device = next(defense.parameters()).device
-    # Two images, because a graph that is traced with one image may be specialised to a batch size of one.
-    images = torch.full((2, defense.channels, height, width), 0.5, device=device)
-    deployed = _Deployed(defense)
-    program = _trace(deployed, images)
-    metadata = {
-        "library": "zepad",
-        "version": __version__,
+    path = _checked_path(path, tuple(_WRITERS))
+    size = _known_size(defense) if image_size is None else _checked_size(image_size)
+    facts = {
         "class_names": json.dumps(defense.class_names, ensure_ascii=False),
         "threshold": json.dumps(None if defense.threshold is None else float(defense.threshold)),
     }
+    return _write_graph(_Deployed(defense), path, defense.channels, size, facts)
+
+
+def export_encoder(
+    encoder: Encoder, path: str | Path, *, channels: int, image_size: tuple[int, int] | None = None
+) -> Path:
+    """Write one encoder to a file that is used without zepad.
+
+    * An `.onnx` or `.pt2` holds resize, normalisation, backbone and pooling as one graph, from `images`, float32
+      `(N, C, H, W)` in [0, 1], to `features (N, D)`, as `export_model` describes it.
+    * A `.safetensors` holds the weights of the backbone alone, under the names that its own library gives them, so that
+      `load_state_dict` takes them. Its metadata say in `spec` where the backbone comes from, and in `preprocessing`,
+      as JSON, the resize and normalisation of the images that the backbone must be given.
+
+    Args:
+        encoder: The encoder. It is not changed.
+        path: Path with the suffix `.onnx`, `.pt2` or `.safetensors`. An older file is replaced once the new one is
+            whole.
+        channels: Number of channels of the images.
+        image_size: `(height, width)` of the images that a graph takes. None takes the encoder's input size.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ConfigError: If suffix or size are invalid, no size is known, or the packages for ONNX are missing.
+        InputError: If the encoder does not take images of that size, cannot be written as a graph, or a feature is not
+            finite.
+        CheckpointError: If the file cannot be written, or a weight is not finite.
+    """
+    path = _checked_path(path, (*_WRITERS, ".safetensors"))
+    facts = {
+        "spec": str(encoder.spec),
+        "pooling": json.dumps(encoder.pooling),
+        "preprocessing": json.dumps(encoder.preprocessing.to_dict()),
+    }
+    if path.suffix != ".safetensors":
+        size = _known_size(encoder) if image_size is None else _checked_size(image_size)
+        return _write_graph(_Features(encoder), path, channels, size, facts)
+    require(image_size is None, "image_size", image_size, "None for a file of weights, which holds no graph")
+    content = save(tensors_of("the encoder", encoder.backbone), metadata={**_ORIGIN, **facts})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. Choose a writable path.") from error
+    return path
+
+
+_ORIGIN = {"library": "zepad", "version": __version__}
+
+
+def _checked_path(path: str | Path, suffixes: Sequence[str]) -> Path:
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ConfigError(f"path must end in {' or '.join(suffixes)}; got {str(path)!r}. The suffix names the format.")
+    if path.suffix == ".onnx":
+        _require_onnx()
+    return path
+
+
+def _write_graph(
+    graph: _Deployed | _Features, path: Path, channels: int, size: tuple[int, int], facts: Mapping[str, str]
+) -> Path:
+    weight = next(graph.parameters(), None)
+    # Two images, because a graph that is traced with one image may be specialised to a batch size of one.
+    images = torch.full((2, channels, *size), 0.5, device=None if weight is None else weight.device)
+    program = _trace(graph, images)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         require_replaceable(path)
         older = _data_files(path) if path.suffix == ".onnx" else set()
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            _WRITERS[path.suffix](program, Path(folder) / _new_name(path, older), metadata, deployed.names)
+            _WRITERS[path.suffix](program, Path(folder) / _new_name(path, older), {**_ORIGIN, **facts}, graph.names)
             _put_in_place(Path(folder), path, older)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}. Choose a writable path.") from error
@@ -175,7 +246,7 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _known_size(defense: Exportable) -> tuple[int, int]:
+def _known_size(defense: Exportable | Encoder) -> tuple[int, int]:
     sizes = {
         size
         for part in defense.modules()

@@ -168,3 +168,23 @@ def tensors_of(owner: str, module: nn.Module) -> dict[str, Tensor]:
         )
     # Tensors are cloned, because safetensors refuses tensors that share memory.
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+
+
+def cast(module: nn.Module, dtype: torch.dtype, name: str) -> None:
+    """Convert the floating-point weights and buffers of a module, in place.
+
+    Args:
+        module: The module.
+        dtype: Floating-point type.
+        name: Name of the module, for the message.
+
+    Raises:
+        CheckpointError: If a value is too large for the type. The module is left as it was.
+    """
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.equal(tensor.to(dtype).isfinite(), tensor.isfinite()):
+            raise CheckpointError(
+                f"{name}: {key} holds values beyond the range of {dtype}, such as {tensor.abs().max():.3g}. Load it in "
+                "torch.bfloat16, which has the range of float32."
+            )
+    module.to(dtype)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from ..errors import InputError, InputWarning
-from ..inputs import check_images, check_labels, check_reiterable, has_labels, split_batch
+from ..inputs import check_images, check_labels, check_reiterable, class_names_in, has_labels, split_batch
 from ..seeding import seeded
 from ..types import Loader
 
@@ -25,12 +25,11 @@ def num_images(loader: Loader) -> int | None:
 
 
 def class_names(loader: Loader) -> tuple[str, ...] | None:
-    """Return the class names of a data set in torchvision's manner (`dataset.classes`), looking through subsets."""
+    """Return the class names of the data set behind a loader, looking through subsets; None where it states none."""
     dataset = getattr(loader, "dataset", None)
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    return tuple(str(name) for name in names) if names else None
+    return class_names_in(dataset, loader)
 
 
 def is_labelled(loader: Loader) -> bool:
@@ -62,7 +61,7 @@ def count_classes(loader: Loader) -> int:
     with seeded(0):  # iterating would draw from the global generator of the caller
         for batch in loader:
             images, labels = split_batch(batch)
-            found.update(check_labels(labels, count=len(check_images(images))).unique().tolist())
+            found.update(check_labels(labels, count=len(check_images(images, source=loader))).unique().tolist())
     if not found:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
     count = max(found) + 1

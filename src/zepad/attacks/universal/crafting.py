@@ -18,7 +18,7 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...functional.precision import accurate
 from ...functional.projection import project_linf, random_linf, steepest_linf
-from ...inputs import check_images, check_labels, check_reiterable, num_batches
+from ...inputs import check_images, check_labels, check_reiterable, has_labels, images_of, num_batches, split_batch
 from ...modes import evaluating
 from ...progress import stage
 from ...seeding import seeded
@@ -151,9 +151,9 @@ class AttackerImages:
     def _batches(self) -> Iterator[tuple[Tensor, object]]:
         count = 0
         for batch in self._raw():
-            labelled = isinstance(batch, (tuple, list)) and len(batch) >= 2
-            first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-            images = check_images(first).to(self._device or first.device)
+            labels = split_batch(batch)[1] if has_labels(batch) else None
+            images = check_images(images_of(batch), source=self._images)
+            images = images.to(self._device or images.device)
             self._shape = self._shape or images.shape[1:]
             if images.shape[1:] != self._shape:
                 raise InputError(
@@ -161,7 +161,7 @@ class AttackerImages:
                     f"{tuple(images.shape[1:])}. Resize them in the loader."
                 )
             count += len(images)
-            yield images, batch[1] if labelled else None
+            yield images, labels
         if not count:
             raise InputError("the loader is empty: it yielded no batch. Pass at least one image.")
         self.count = count
