@@ -1,11 +1,11 @@
-"""The command line: `zepad demo`, `info`, `predict`, `attack`, `evaluate`, `compare`, `push`, `pull` and `card`."""
+"""The command line: one module for each group of commands."""
 
 from __future__ import annotations
 
 import sys
 
 from ..errors import ZePADError
-from . import models, publishing, robustness  # noqa: F401 - each registers its commands
+from . import models, publishing, robustness, serving  # noqa: F401 - each registers its commands
 from .root import app, say
 
 __all__ = ["main"]
