@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import is_number
-from ..data import digits, read_image
-from ..errors import ConfigError, InputError, ZePADError
+from ..data import digits
+from ..errors import ConfigError
 from ..model import ZePAD
 from .attackers import Choice, attackers_for
-from .page import attackers_section, error_section, trial_css, trial_page, trial_section
-from .trial import try_attack
+from .page import answer_section, attackers_section, trial_css
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -28,6 +25,12 @@ undefended public encoder says of it, what the defended one says, and whether th
 """
 _WAITING = '<section class="trial"><p>The answer will appear here.</p></section>'
 
+# On a phone the answer is far below the button.
+_SHOW = """() => {
+  const answer = document.getElementById("answer");
+  if (answer.getBoundingClientRect().top > innerHeight / 2) answer.scrollIntoView();
+}"""
+
 # The page's colours by the names that the style of a report has for them.
 _CSS = """
 .gradio-container {
@@ -38,7 +41,9 @@ _CSS = """
 .dark .gradio-container, .gradio-container.dark {
   --attack: #386aa3; --warn-page: #33240d; --warn-edge: #e0963c; --warn-ink: #ffdfb0;
 }
-.report-link { margin-top: 1rem; display: inline-block; padding: .5rem 1rem; border: 1px solid var(--rule); border-radius: .4rem; }
+.report-link {
+  display: inline-block; margin-top: 1rem; padding: .5rem 1rem; border: 1px solid var(--rule); border-radius: .4rem;
+}
 """
 
 
@@ -56,7 +61,7 @@ def build_app(defense: ZePAD) -> Blocks:
     choice = attackers_for(defense)
 
     def answer(path: str | None, attacker: str, budget: float) -> str:
-        return _answer(defense, choice, path, attacker, budget)
+        return answer_section(defense, choice.attackers[attacker], path, eps=budget / 255)
 
     with gr.Blocks(title="zepad: attack an image", analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.Markdown(_HEAD)
@@ -69,13 +74,9 @@ def build_app(defense: ZePAD) -> Blocks:
                     sources=["upload", "clipboard"],
                     height=260,
                     buttons=[],
+                    placeholder="Drop an image file here to upload",  # what Gradio calls the area for screen readers
                     alt_text="The image to attack",
                 )
-                attacker = gr.Radio(list(choice.attackers), value=_first(choice), label="Attacker")
-                budget = gr.Slider(
-                    1, _LARGEST, value=_first_budget(defense), step=1, label="Budget in 255ths of the pixel range"
-                )
-                start = gr.Button("Attack", variant="primary")
                 examples = _examples(defense)
                 if examples:
                     gr.Examples(
@@ -85,11 +86,17 @@ def build_app(defense: ZePAD) -> Blocks:
                         example_labels=list(examples),
                         cache_examples=False,
                     )
+                attacker = gr.Radio(list(choice.attackers), value=_first(choice), label="Attacker")
+                budget = gr.Slider(
+                    1, _LARGEST, value=_first_budget(defense), step=1, label="Budget in 255ths of the pixel range"
+                )
+                start = gr.Button("Attack", variant="primary")
                 with gr.Accordion("What each attacker knows", open=False):
                     gr.HTML(attackers_section(choice), apply_default_css=False, js_on_load=None)
             with gr.Column(scale=2, min_width=300):
                 shown = gr.HTML(_WAITING, apply_default_css=False, js_on_load=None, elem_id="answer")
-        start.click(answer, [image, attacker, budget], shown, api_name="attack")
+        answered = start.click(answer, [image, attacker, budget], shown, api_name="attack")
+        answered.then(None, js=_SHOW)
     return app  # type: ignore[no-any-return]
 
 
@@ -140,7 +147,12 @@ def _theme(gr: Any) -> Any:
     """Return a theme with the system's fonts, and with text that is dark enough to be read by everybody."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", **fonts)
-    return theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300")
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
 
 
 def _gradio() -> Any:
@@ -150,22 +162,6 @@ def _gradio() -> Any:
     except ImportError as error:
         raise ConfigError(f'the app needs Gradio: {error}. Install it with: pip install "zepad[app]".') from error
     return gradio
-
-
-def _answer(defense: ZePAD, choice: Choice, path: str | None, attacker: str, budget: float) -> str:
-    try:
-        if path is None:
-            raise InputError("There is no image yet. Drop one, or choose an example.")
-        image = read_image(Path(path), channels=defense.channels)
-        trial = try_attack(defense, choice.attackers[attacker], image, eps=budget / 255)
-    except ZePADError as error:
-        return error_section(error)
-    page = base64.b64encode(trial_page(trial, defense).encode()).decode("ascii")
-    link = (
-        '<p><a class="report-link" download="zepad-report.html" '
-        f'href="data:text/html;charset=utf-8;base64,{page}">Download this report</a></p>'
-    )
-    return trial_section(trial) + link
 
 
 def _first(choice: Choice) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..errors import ZePADError
+from ..data import read_image
+from ..errors import InputError
 from ..evaluation.rendering.templating import render
 from ..evaluation.samples import encode_png
 from ..model import ZePAD
-from .attackers import Choice
-from .trial import Opinion, Trial
+from ..types import HARDENED_ROLES
+from .attackers import Attacker, Choice
+from .trial import Opinion, Trial, try_attack
 
 NO_REFERENCE = (
     "This model does not keep the undefended encoder, so there is nothing to compare with. "
@@ -34,15 +37,28 @@ def trial_page(trial: Trial, defense: ZePAD) -> str:
     return render("trial_page.html", title="One image under attack", model_said=model, **_values(trial))
 
 
+def answer_section(defense: ZePAD, attacker: Attacker, path: str | None, *, eps: float) -> str:
+    """Attack an image file and return the trial, with a link to it as a page; or what is wrong, as a piece of HTML.
+
+    Args:
+        defense: A fitted model.
+        attacker: Attacker of the model.
+        path: Path of the image file, or None where there is none yet.
+        eps: L-infinity budget in [0, 1] pixel units.
+    """
+    if path is None:
+        return render("trial_error.html", said="There is no image yet. Drop one, or choose a test image.")
+    try:
+        trial = try_attack(defense, attacker, read_image(Path(path), channels=defense.channels), eps=eps)
+    except InputError as error:
+        return render("trial_error.html", said=str(error).replace(path, Path(path).name))
+    return trial_section(trial) + render("trial_link.html", page=trial_page(trial, defense).encode())
+
+
 def attackers_section(choice: Choice) -> str:
     """Return what every attacker knows, and why others are not offered, as a piece of HTML."""
     known = {attacker.name: attacker.knows for attacker in choice.attackers.values()}
     return render("attackers.html", attackers=known, missing=choice.missing)
-
-
-def error_section(error: ZePADError) -> str:
-    """Return what went wrong as a piece of HTML."""
-    return render("trial_error.html", said=str(error))
 
 
 def trial_css() -> str:
@@ -56,6 +72,10 @@ def _values(trial: Trial) -> dict[str, Any]:
         "trial": trial,
         "compared": compared,
         "weighed": all(opinion.weight is not None for opinion in trial.branches.values()),
+        "branches": {
+            f"{name} (hardened)" if name in HARDENED_ROLES else name: opinion
+            for name, opinion in trial.branches.items()
+        },
         "heading": _heading(trial, compared),
         "undefended_said": NO_REFERENCE if trial.undefended is None else _said(trial.undefended, compared),
         "defended_said": _said(trial.defended, compared),
