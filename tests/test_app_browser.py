@@ -128,7 +128,9 @@ def servers(browser: Any, model: Path) -> Iterator[dict[str, tuple[str, subproce
             "PYTHONPATH": os.pathsep.join([str(folder / "guard"), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADIO_")} | own
-        process = subprocess.Popen([sys.executable, *command], env=environment, cwd=folder, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, cwd=folder, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c
+        )
         started[name] = (f"http://127.0.0.1:{ports[name]}/", process, Path(own["LEFT"]))
     try:
         for address, process, _ in started.values():
@@ -138,6 +140,11 @@ def servers(browser: Any, model: Path) -> Iterator[dict[str, tuple[str, subproce
         for _, process, _ in started.values():
             process.kill()
             process.communicate()
+
+
+def heed_ctrl_c() -> None:
+    """Let a server end by SIGINT also where the tests run in the background, whose processes ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:

@@ -57,7 +57,7 @@ def build_app(defense: ZePAD) -> Blocks:
         StageError: If the model is not fitted.
         ConfigError: If Gradio is not installed.
     """
-    gr = _gradio()
+    gr = require_gradio()
     choice = attackers_for(defense)
 
     def answer(path: str | None, attacker: str, budget: float) -> str:
@@ -121,7 +121,7 @@ def launch(
         ConfigError: If Gradio is not installed, or the port is taken.
     """
     app = build_app(defense)
-    gr = _gradio()
+    gr = require_gradio()
     try:
         app.launch(
             server_name=host,
@@ -155,7 +155,12 @@ def _theme(gr: Any) -> Any:
     )
 
 
-def _gradio() -> Any:
+def require_gradio() -> Any:
+    """Return the module `gradio`, with its telemetry off.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, and in all its parts
     try:
         import gradio

@@ -30,8 +30,10 @@ def serve(
     if model is None:
         raise ConfigError("zepad app needs a model. Run `zepad demo` first, and then `zepad app zepad-demo/model`.")
     from .. import app as page
+    from ..app.layout import require_gradio
     from ..model import ZePAD
 
+    require_gradio()  # before a model is loaded, which may mean downloaded
     defense = ZePAD.from_pretrained(model)
     if export_space is not None:
         folder = page.export_space(defense, export_space, repo_id=None if Path(model).is_dir() else model)
