@@ -114,6 +114,7 @@ def try_attack(defense: ZePAD, attacker: Attacker, image: Tensor, *, eps: float,
     Examples:
         >>> from torch.utils.data import DataLoader
         >>> from zepad import BenignConfig, HardenConfig, ZePAD
+        >>> from zepad.app import attackers_for, try_attack
         >>> from zepad.data import digits
         >>> loader = DataLoader(digits("train"), batch_size=130, shuffle=True)
         >>> defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
