@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -46,6 +48,16 @@ def docs(session: nox.Session) -> None:
     """Build the documentation into site/."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist into dist/ and check them."""
+    session.install("--group=release")
+    session.run("python", "-m", "build")
+    dist = [str(path) for path in Path("dist").iterdir()]
+    session.run("twine", "check", "--strict", *dist)
+    session.run("check-wheel-contents", *(path for path in dist if path.endswith(".whl")))
 
 
 @nox.session

@@ -14,7 +14,7 @@ from torch import nn
 from .arguments import check_fields, checked
 from .attacks import UniversalPerturbation
 from .config import BenignConfig, HardenConfig, HeadConfig, check_budget, require
-from .encoders import Encoder, EncoderLike, probe
+from .encoders import Encoder, EncoderLike, build_encoder, probe
 from .encoders.given import as_encoder
 from .ensemble import BranchEnsemble
 from .errors import ConfigError, InputError
@@ -55,7 +55,7 @@ from .objectives import (
 from .presets import PRESETS
 from .training import fit_heads, harden
 from .training.hardening import as_recipe
-from .types import HARDENED_ROLES, Loader
+from .types import HARDENED_ROLES, REFERENCE, Loader, Role
 
 _RECIPES = (fare, gen_af, mart, pgd_at, restoration, static_adversarial_training, trades)
 _SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
@@ -472,6 +472,28 @@ def _published(
         universal=attacks.on_hardened,
         progress=protocol.progress,
     )
+
+
+@checked
+def public_encoder(defense: ZePAD, role: Role) -> Encoder:
+    """Return an encoder that a defense was built on, as it was before any hardening.
+
+    Args:
+        defense: The defense; not modified.
+        role: `"victim"`, which the defense may keep, or any other role that has a public encoder.
+
+    Returns:
+        A copy of the kept encoder, or one that its source builds again with its pre-trained weights, which may
+        download them.
+
+    Raises:
+        ConfigError: If only its owner can say which encoder or which weights it had.
+        CheckpointError: If a file of weights is damaged or of another layout.
+        HubError: If the weights cannot be downloaded.
+    """
+    if role == "victim" and defense.reference is not None:
+        return copy.deepcopy(defense.encoder(REFERENCE))
+    return build_encoder(defense.encoder(role).spec, pretrained=True)
 
 
 @checked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from ..encoders import Encoder, EncoderSpec
     from ..evaluation import EvalReport, UniversalAttack
     from ..model import ZePAD
+    from ..types import Role
 
 VICTIM = typer.Option(metavar="SPEC", help="Public victim encoder; by default the first saved model's.")
 AUXILIARY = typer.Option(metavar="SPEC", help="Public auxiliary encoder; by default the saved model's.")
@@ -342,16 +342,14 @@ def _public_encoders(defense: ZePAD | None, given: dict[str, str]) -> dict[str, 
     return public
 
 
-def _public_encoder(defense: ZePAD, role: str) -> Encoder | None:
+def _public_encoder(defense: ZePAD, role: Role) -> Encoder | None:
     """Return an encoder that a saved model started from; None where only its owner can say which weights it had."""
-    from ..encoders import build_encoder
+    from ..protocols import public_encoder
 
-    spec = defense.encoder(role).spec
-    if role == "victim" and defense.reference is not None:
-        return copy.deepcopy(defense.encoder("reference"))  # it is the public victim
     try:
-        return build_encoder(spec, pretrained=True)
+        return public_encoder(defense, role)
     except ConfigError as error:  # a module of the owner's, or weights from a file or of a tag, which no config names
+        spec = defense.encoder(role).spec
         source = "SOURCE" if spec.source == "custom" else spec.source
         say(
             f"The public {role} is not known, so no attacker has it: {error} "
