@@ -1,0 +1,97 @@
+"""What the site says that nobody types: the command line, the leaderboard, executed notebooks and tooltips.
+
+MkDocs calls the functions whose names start with `on_`. A page that holds a marker, such as `<!-- command line -->`,
+gets generated Markdown in its place, so that it is highlighted, searched and checked for broken links like any other.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = ROOT / "examples"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import recorded  # noqa: E402 - a script's module, found through the line above
+
+
+def command_line() -> str:
+    """Return every command with its arguments and options, as Typer describes them."""
+    described = subprocess.run(
+        [sys.executable, "-m", "typer", "zepad.cli", "utils", "docs", "--name", "zepad"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+    ).stdout
+    return described.partition("\n")[2]  # the page has a title of its own
+
+
+def leaderboard() -> str:
+    """Return one table for each set of models that were measured alike."""
+    return recorded.leaderboard(recorded.load(ROOT / "benchmarks" / "recorded"))
+
+
+MARKERS = {
+    "<!-- command line -->": command_line,
+    "<!-- leaderboard -->": leaderboard,
+    "<!-- summary -->": lambda: recorded.summary(recorded.load(ROOT / "benchmarks" / "recorded")),
+}
+
+
+@functools.lru_cache  # `mkdocs serve` executes a notebook again only when it changed
+def executed(notebook: bytes) -> tuple[str, dict[str, bytes]]:
+    """Execute a notebook.
+
+    Args:
+        notebook: Content of an `.ipynb` file.
+
+    Returns:
+        The notebook with its outputs as Markdown, and the pictures that it shows by file name.
+    """
+    import nbclient
+    import nbformat
+    from nbconvert import MarkdownExporter
+
+    cells = nbformat.reads(notebook.decode(), as_version=4)
+    nbclient.NotebookClient(cells, timeout=120, kernel_name="python3").execute()
+    text, resources = MarkdownExporter().from_notebook_node(cells)
+    return text, resources["outputs"]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add each notebook of `examples/`, executed, as a page."""
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        text, pictures = executed(path.read_bytes())
+        for name, picture in pictures.items():
+            renamed = f"{path.stem}-{name}"
+            text = text.replace(f"({name})", f"({renamed})")
+            files.append(File.generated(config, f"notebooks/{renamed}", content=picture))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+    return files
+
+
+def abbreviations() -> str:
+    """Return a tooltip for each acronym of the glossary."""
+    rows = re.findall(
+        r"^\| ([A-Z][\w-]*) \| ([^|]+?) \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.M
+    )
+    return "\n".join(f"*[{term}]: {meaning}" for term, meaning in rows)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fill the markers of a page, and explain its acronyms where the mouse rests on them."""
+    for marker, generate in MARKERS.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, generate())
+    return markdown if page.file.src_uri == "glossary.md" else f"{markdown}\n\n{abbreviations()}\n"
