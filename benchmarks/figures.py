@@ -52,13 +52,17 @@ THEMES = {
 # Elements of an SVG ---------------------------------------------------------------------------------------------------
 
 
-def text(x: float, y: float, words: str, color: str, *, size: float = 15, anchor: str = "middle", bold: bool = False) -> str:
+def text(
+    x: float, y: float, words: str, color: str, *, size: float = 15, anchor: str = "middle", bold: bool = False
+) -> str:
     weight = ' font-weight="600"' if bold else ""
-    return f'<text x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}" text-anchor="{anchor}"{weight}>{escape(words)}</text>'
+    at = f'x="{x:g}" y="{y:g}" fill="{color}" font-size="{size:g}" text-anchor="{anchor}"{weight}'
+    return f"<text {at}>{escape(words)}</text>"
 
 
 def box(x: float, y: float, width: float, height: float, fill: str, edge: str) -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="8" fill="{fill}" stroke="{edge}" stroke-width="1.5"/>'
+    shape = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="8"'
+    return f'<rect {shape} fill="{fill}" stroke="{edge}" stroke-width="1.5"/>'
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float, color: str, *, dashed: bool = False) -> str:
@@ -101,19 +105,42 @@ def attack(theme: Theme) -> str:
             f'<rect x="{x}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{theme.line}"/>',
         ]
     elements += [text(x, top + side / 2 + 10, sign, theme.ink, size=30) for x, sign in ((170, "+"), (370, "="))]
-    for y, who, key in ((206, "Classifier on the public encoder", "undefended"), (284, "The same, defended by zepad", "defended")):
+    for y, who, key in (
+        (206, "Classifier on the public encoder", "undefended"),
+        (284, "The same, defended by zepad", "defended"),
+    ):
         said = facts[key]
         right = said["after"]["class"] == facts["label"]
         color = theme.good if right else theme.bad
         elements += [
             box(1, y, WIDTH - 2, 66, theme.panel, color),
             text(16, y + 27, who, theme.ink, anchor="start", bold=True),
-            text(16, y + 50, f"keeps {said['kept']} of {facts['images']} attacked images", theme.muted, anchor="start", size=14),
+            text(
+                16,
+                y + 50,
+                f"keeps {said['kept']} of {facts['images']} attacked images",
+                theme.muted,
+                anchor="start",
+                size=14,
+            ),
             text(372, y + 27, f"before: {said['before']['class']}", theme.muted, anchor="start", size=14),
-            text(372, y + 50, f"after: {said['after']['class']} {'✓' if right else '✗'}", color, anchor="start", bold=True, size=17),
+            text(
+                372,
+                y + 50,
+                f"after: {said['after']['class']} {'✓' if right else '✗'}",
+                color,
+                anchor="start",
+                bold=True,
+                size=17,
+            ),
             text(WIDTH - 14, y + 50, f"{said['after']['probability']:.0%} sure", theme.muted, anchor="end", size=14),
         ]
-    return svg(352, "An attack on the public encoder changes what an undefended classifier says, and not what zepad says", elements, theme)
+    return svg(
+        352,
+        "An attack on the public encoder changes what an undefended classifier says, and not what zepad says",
+        elements,
+        theme,
+    )
 
 
 def method(theme: Theme) -> str:
@@ -157,7 +184,12 @@ def method(theme: Theme) -> str:
         text(120, 402, "predicted class", theme.ink, bold=True),
         text(420, 402, "flagged as attacked?", theme.ink, bold=True),
     ]
-    return svg(416, "Two public encoders are hardened, a third is trained on clean images, and the three are fused", elements, theme)
+    return svg(
+        416,
+        "Two public encoders are hardened, a third is trained on clean images, and the three are fused",
+        elements,
+        theme,
+    )
 
 
 def kept(theme: Theme) -> str:
@@ -178,7 +210,14 @@ def kept(theme: Theme) -> str:
             length = max(2.0, (right - left) * score.mean / 100)
             elements += [
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="15" rx="2" fill="{color}"/>',
-                text(left + length + 6, y + 12.5, f"{score.mean:.1f}  {entry.model.replace('`', '')}", theme.muted, anchor="start", size=13),
+                text(
+                    left + length + 6,
+                    y + 12.5,
+                    f"{score.mean:.1f}  {entry.model.replace('`', '')}",
+                    theme.muted,
+                    anchor="start",
+                    size=13,
+                ),
             ]
             y += 19
     return svg(y + 8, "Accuracy in per cent under each attacker; CIFAR-10, eps 8/255", elements, theme)

@@ -1,7 +1,7 @@
-"""Recorded measurements: one JSON file for each model, from which tables and figures are drawn.
+r"""Recorded measurements: one JSON file for each model, from which tables and figures are drawn.
 
     python benchmarks/recorded.py ladder runs/ladder-cifar --setting cifar --seeds 0 --model private --out private.json
-    python benchmarks/recorded.py report comparison/mine/report.json --command "zepad compare ..." \\
+    python benchmarks/recorded.py report comparison/mine/report.json --command "zepad compare ..." \
         --encoders "timm:resnet18 and timm:resnet34" --out mine.json
 
 Files in `benchmarks/recorded/` appear on the leaderboard of the documentation. They hold numbers of finished runs only,

@@ -64,7 +64,15 @@ def executed(notebook: bytes) -> tuple[str, dict[str, bytes]]:
     from nbconvert import MarkdownExporter
 
     cells = nbformat.reads(notebook.decode(), as_version=4)
-    nbclient.NotebookClient(cells, timeout=120, kernel_name="python3").execute()
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # for `!zepad`
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # of tqdm; a page shows no moving bar
+    }
+    nbclient.NotebookClient(cells, timeout=120, kernel_name="python3").execute(
+        env=environment, extra_arguments=["--log-level=ERROR"]
+    )
     text, resources = MarkdownExporter().from_notebook_node(cells)
     return text, resources["outputs"]
 
