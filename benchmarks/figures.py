@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
 PICTURE = recorded.FOLDER / "picture"
 TABLE = ("<!-- summary: written by benchmarks/figures.py -->", "<!-- end of summary -->")
-WIDTH = 540
+WIDTH = 440  # on a phone of 390 pixels the letters keep four fifths of their size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,103 +93,91 @@ def svg(height: float, title: str, elements: list[str], theme: Theme) -> str:
 def attack(theme: Theme) -> str:
     """One image before and after an attack, and what two classifiers say."""
     facts = json.loads((PICTURE / "picture.json").read_text(encoding="utf-8"))
-    side, top = 140, 34
+    side, top = 120, 28
     elements = []
-    captions = ("clean image", f"perturbation, {facts['magnified']}", "attacked image")
-    for x, name, caption in zip((0, 200, 400), ("clean", "perturbation", "attacked"), captions, strict=True):
+    captions = ("clean image", f"change, {facts['magnified']}", "attacked image")
+    for x, name, caption in zip((0, 160, 320), ("clean", "perturbation", "attacked"), captions, strict=True):
         data = base64.b64encode((PICTURE / f"{name}.png").read_bytes()).decode()
         elements += [
-            text(x + side / 2, 20, caption, theme.ink),
+            text(x + side / 2, 17, caption, theme.ink),
             f'<image x="{x}" y="{top}" width="{side}" height="{side}" style="image-rendering:pixelated" '
             f'href="data:image/png;base64,{data}"/>',
             f'<rect x="{x}" y="{top}" width="{side}" height="{side}" fill="none" stroke="{theme.line}"/>',
         ]
-    elements += [text(x, top + side / 2 + 10, sign, theme.ink, size=30) for x, sign in ((170, "+"), (370, "="))]
+    elements += [text(x, top + side / 2 + 10, sign, theme.ink, size=30) for x, sign in ((140, "+"), (300, "="))]
     for y, who, key in (
-        (206, "Classifier on the public encoder", "undefended"),
-        (284, "The same, defended by zepad", "defended"),
+        (166, "Classifier on the public encoder", "undefended"),
+        (242, "The same, defended by zepad", "defended"),
     ):
-        said = facts[key]
-        right = said["after"]["class"] == facts["label"]
+        before, after = facts[key]["before"], facts[key]["after"]
+        right = after["class"] == facts["label"]
         color = theme.good if right else theme.bad
+        count = f"right on {facts[key]['kept']} of {facts['images']} attacked images"
         elements += [
-            box(1, y, WIDTH - 2, 66, theme.panel, color),
-            text(16, y + 27, who, theme.ink, anchor="start", bold=True),
+            box(1, y, WIDTH - 2, 64, theme.panel, color),
+            text(14, y + 26, who, theme.ink, anchor="start", bold=True),
+            text(14, y + 48, count, theme.muted, anchor="start", size=14),
+            text(WIDTH - 14, y + 26, f"clean: {before['class']}", theme.muted, anchor="end", size=14),
             text(
-                16,
-                y + 50,
-                f"keeps {said['kept']} of {facts['images']} attacked images",
-                theme.muted,
-                anchor="start",
-                size=14,
-            ),
-            text(372, y + 27, f"before: {said['before']['class']}", theme.muted, anchor="start", size=14),
-            text(
-                372,
-                y + 50,
-                f"after: {said['after']['class']} {'✓' if right else '✗'}",
+                WIDTH - 14,
+                y + 48,
+                f"attacked: {after['class']} {'✓' if right else '✗'}",
                 color,
-                anchor="start",
+                anchor="end",
                 bold=True,
-                size=17,
             ),
-            text(WIDTH - 14, y + 50, f"{said['after']['probability']:.0%} sure", theme.muted, anchor="end", size=14),
         ]
-    return svg(
-        352,
-        "An attack on the public encoder changes what an undefended classifier says, and not what zepad says",
-        elements,
-        theme,
-    )
+    title = "An attack on the public encoder changes what an undefended classifier says, and not what zepad says"
+    return svg(308, title, elements, theme)
 
 
 def method(theme: Theme) -> str:
     """How two public encoders become one defended classifier."""
     plain, edge = theme.panel, theme.line
+    width = 136
+    first, second, third = (1 + width / 2 + step for step in (0, 151, 302))
+
+    def branch(center: float, above: str, below: str) -> list[str]:
+        return [
+            box(center - width / 2, 176, width, 56, plain, theme.good),
+            text(center, 199, above, theme.ink),
+            text(center, 219, below, theme.ink, size=14),
+        ]
+
     elements = [
-        text(0, 18, "1  Public encoders: the attacker has them too", theme.ink, anchor="start", bold=True),
-        box(1, 32, 170, 50, plain, edge),
-        text(86, 62, "victim", theme.ink),
-        box(185, 32, 170, 50, plain, edge),
-        text(270, 62, "auxiliary", theme.ink),
-        box(399, 32, 140, 50, "none", theme.bad),
-        text(469, 54, "attacker", theme.bad, bold=True),
-        text(469, 73, "crafts images", theme.bad, size=14),
-        arrow(399, 57, 359, 57, theme.bad, dashed=True),
-        arrow(86, 84, 86, 142, edge),
-        arrow(260, 84, 260, 142, edge),
-        arrow(290, 84, 445, 142, edge),
-        text(96, 116, "harden", theme.blue, anchor="start", size=14),
-        text(252, 116, "harden", theme.blue, anchor="end", size=14),
-        text(392, 112, "fit on clean images", theme.blue, anchor="start", size=14),
-        text(0, 166, "2  Your branches: the attacker has none of them", theme.ink, anchor="start", bold=True),
-        box(1, 180, 170, 58, plain, theme.good),
-        text(86, 204, "hardened", theme.ink),
-        text(86, 224, "victim + head", theme.ink),
-        box(185, 180, 170, 58, plain, theme.good),
-        text(270, 204, "hardened", theme.ink),
-        text(270, 224, "auxiliary + head", theme.ink),
-        box(369, 180, 170, 58, plain, theme.good),
-        text(454, 204, "benign", theme.ink),
-        text(454, 224, "encoder + head", theme.ink),
-        arrow(86, 240, 200, 290, edge),
-        arrow(270, 240, 270, 290, edge),
-        arrow(454, 240, 340, 290, edge),
-        text(0, 282, "3  One decision", theme.ink, anchor="start", bold=True),
-        box(130, 294, 280, 50, plain, theme.blue),
-        text(270, 315, "fusion", theme.blue, bold=True),
-        text(270, 334, "the benign vote is bounded", theme.ink, size=14),
-        arrow(190, 346, 120, 380, edge),
-        arrow(350, 346, 420, 380, edge),
-        text(120, 402, "predicted class", theme.ink, bold=True),
-        text(420, 402, "flagged as attacked?", theme.ink, bold=True),
+        text(0, 16, "1  Public encoders: the attacker has them too", theme.ink, anchor="start", bold=True),
+        box(first - width / 2, 30, width, 48, plain, edge),
+        text(first, 59, "victim", theme.ink),
+        box(second - width / 2, 30, width, 48, plain, edge),
+        text(second, 59, "auxiliary", theme.ink),
+        box(third - width / 2 + 12, 30, width - 12, 48, "none", theme.bad),
+        text(third + 6, 51, "attacker", theme.bad, bold=True),
+        text(third + 6, 69, "crafts images", theme.bad, size=14),
+        arrow(third - width / 2 + 12, 54, second + width / 2 + 3, 54, theme.bad, dashed=True),
+        arrow(first, 80, first, 136, edge),
+        arrow(second, 80, second, 136, edge),
+        arrow(second + 30, 80, third - 10, 136, edge),
+        text(first + 8, 108, "harden", theme.blue, anchor="start", size=14),
+        text(second - 8, 108, "harden", theme.blue, anchor="end", size=14),
+        text(WIDTH - 2, 104, "train on clean", theme.blue, anchor="end", size=14),
+        text(0, 160, "2  Your branches: the attacker has none of them", theme.ink, anchor="start", bold=True),
+        *branch(first, "hardened", "victim + head"),
+        *branch(second, "hardened", "auxiliary + head"),
+        *branch(third, "benign", "encoder + head"),
+        arrow(first, 234, second - 70, 284, edge),
+        arrow(second, 234, second, 284, edge),
+        arrow(third, 234, second + 70, 284, edge),
+        text(0, 278, "3  One decision", theme.ink, anchor="start", bold=True),
+        box(second - 120, 288, 240, 50, plain, theme.blue),
+        text(second, 309, "fusion", theme.blue, bold=True),
+        text(second, 328, "the benign vote is bounded", theme.ink, size=14),
+        arrow(second - 60, 340, second - 100, 372, edge),
+        arrow(second + 60, 340, second + 100, 372, edge),
+        text(second - 100, 392, "predicted class", theme.ink, bold=True),
+        text(second + 100, 392, "flagged as attacked?", theme.ink, bold=True),
     ]
-    return svg(
-        416,
-        "Two public encoders are hardened, a third is trained on clean images, and the three are fused",
-        elements,
-        theme,
-    )
+    title = "Two public encoders are hardened, a third is trained on clean images, and the three are fused"
+    return svg(404, title, elements, theme)
 
 
 def kept(theme: Theme) -> str:
@@ -197,29 +185,23 @@ def kept(theme: Theme) -> str:
     entries = recorded.load()
     models = [entries[name] for name in recorded.SUMMARY]
     colors = (theme.bad, theme.line, theme.blue, theme.good)
-    left, right, y = 8, WIDTH - 130, 0
+    longest, y = WIDTH - 190, 0
     elements = []
     for title, kind in (("no attack", None), *((recorded.KINDS[kind], kind) for kind in recorded.SUMMARY_KINDS)):
         y += 26
-        elements.append(text(left, y, title, theme.ink, anchor="start", bold=True))
+        elements.append(text(0, y, title, theme.ink, anchor="start", bold=True))
         y += 8
         for entry, color in zip(models, colors, strict=True):
-            score = entry.benign if kind is None else entry.attacked[kind].worst if kind in entry.attacked else None
-            if score is None:
+            if kind is not None and kind not in entry.attacked:
                 continue
-            length = max(2.0, (right - left) * score.mean / 100)
+            mean = (entry.benign if kind is None else entry.attacked[kind].worst).mean
+            length = max(2.0, longest * mean / 100)
+            words = f"{mean:.1f}  {entry.model.replace('`', '')}"
             elements += [
-                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="15" rx="2" fill="{color}"/>',
-                text(
-                    left + length + 6,
-                    y + 12.5,
-                    f"{score.mean:.1f}  {entry.model.replace('`', '')}",
-                    theme.muted,
-                    anchor="start",
-                    size=13,
-                ),
+                f'<rect x="0" y="{y}" width="{length:.1f}" height="15" rx="2" fill="{color}"/>',
+                text(length + 6, y + 12.5, words, theme.muted, anchor="start", size=14),
             ]
-            y += 19
+            y += 20
     return svg(y + 8, "Accuracy in per cent under each attacker; CIFAR-10, eps 8/255", elements, theme)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +71,24 @@ def executed(notebook: bytes) -> tuple[str, dict[str, bytes]]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),  # for `!zepad`
         "PYTHONWARNINGS": "ignore:IProgress not found",  # of tqdm; a page shows no moving bar
     }
-    nbclient.NotebookClient(cells, timeout=120, kernel_name="python3").execute(
-        env=environment, extra_arguments=["--log-level=ERROR"]
-    )
+    quiet = ["--log-level=ERROR"]  # the kernel warns that it listens on this machine
+    nbclient.NotebookClient(cells, timeout=120, kernel_name="python3", extra_arguments=quiet).execute(env=environment)
     text, resources = MarkdownExporter().from_notebook_node(cells)
     return text, resources["outputs"]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add each notebook of `examples/`, executed, as a page."""
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        text, pictures = executed(path.read_bytes())
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    with ThreadPoolExecutor() as pool:
+        pages = list(pool.map(executed, [path.read_bytes() for path in paths]))
+    for path, (text, pictures) in zip(paths, pages, strict=True):
+        content = text
         for name, picture in pictures.items():
-            renamed = f"{path.stem}-{name}"
-            text = text.replace(f"({name})", f"({renamed})")
-            files.append(File.generated(config, f"notebooks/{renamed}", content=picture))
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+            own = f"{path.stem}-{name}"
+            content = content.replace(f"![png]({name})", f"![What the code above draws]({own})")
+            files.append(File.generated(config, f"notebooks/{own}", content=picture))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
 
 
