@@ -146,15 +146,16 @@ def leaderboard(entries: Mapping[str, Entry]) -> str:
 
 def _board(entries: Sequence[Entry]) -> str:
     first = entries[0]
+    title = f"{first.data}, eps {first.eps}, {first.protocol}"
     kinds = [kind for kind in KINDS if any(kind in entry.attacked for entry in entries)]
     ranked = sorted(entries, key=lambda entry: entry.attacked[kinds[0]].worst.mean, reverse=True)
     rows = [[entry.model, str(entry.benign), *(cell(entry, kind) for kind in kinds)] for entry in ranked]
     blocks = [
-        f"## {first.data}, eps {first.eps}",
+        f"## {title}",
         f"The public encoders are {first.encoders}. Numbers are per cent, of {first.images['benign']:,} benign and "
-        f"{first.images['attacked']:,} attacked test images, under {first.protocol}.",
+        f"{first.images['attacked']:,} attacked test images.",
         table(["model", "no attack", *(KINDS[kind] for kind in kinds)], rows),
-        "### How it was measured: " + f"{first.data}, eps {first.eps}",
+        f"### How it was measured: {title}",
     ]
     for entry in ranked:
         seeds = ", ".join(map(str, entry.seeds))

@@ -35,7 +35,8 @@ def command_line() -> str:
         check=True,
         env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
     ).stdout
-    return described.partition("\n")[2]  # the page has a title of its own
+    # The page has a title of its own, and its headings list the commands without cutting their descriptions short.
+    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", described.partition("\n")[2])
 
 
 def leaderboard() -> str:
