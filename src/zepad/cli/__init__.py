@@ -1,7 +1,7 @@
 """The command line, one module for each group of commands.
 
-To make a model: `zepad harden`, `fit`, `calibrate`, `export`. To look at one and use it: `demo`, `info`, `predict`, `app`.
-To attack and measure: `attack`, `evaluate`, `compare`. To publish: `push`, `pull`, `card`.
+To make a model: `zepad harden`, `fit`, `calibrate`, `export`. To look at one and use it: `demo`, `info`, `predict`,
+`app`. To attack and measure: `attack`, `evaluate`, `compare`. To publish: `push`, `pull`, `card`.
 """
 
 from __future__ import annotations
