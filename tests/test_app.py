@@ -34,7 +34,7 @@ def calibrated() -> ZePAD:
 @pytest.fixture
 def packaged() -> ZePAD:
     """A model on the packaged encoders that does not keep the victim, with the heads of another one."""
-    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", num_classes=3)
+    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", preset="paper", num_classes=3)
     for role in ("victim", "auxiliary", "benign"):
         with torch.no_grad():
             next(defense.encoder(role).parameters()).add_(1)  # as if it were hardened

@@ -521,7 +521,7 @@ def test_an_image_of_more_pixels_than_can_be_meant_is_refused_by_its_header(tmp_
 
 @pytest.mark.parametrize("mode", ["CMYK", "P", "LA", "RGBA", "YCbCr"])
 def test_other_colour_models_are_converted(mode, tmp_path) -> None:
-    form = "tiff" if mode in ("CMYK", "YCbCr") else "png"
+    form = {"CMYK": "tiff", "YCbCr": "jpeg"}.get(mode, "png")  # Pillow 12.3 cannot read its own YCbCr in TIFF
     Image.new("RGB", (4, 4), (200, 10, 60)).convert(mode).save(tmp_path / "picture", form)
     read = read_image(tmp_path / "picture")
     expected = torch.tensor([200, 10, 60]) / 255 if mode != "LA" else read[:1, 0, 0].expand(3)

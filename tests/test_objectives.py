@@ -369,7 +369,9 @@ def test_fare_never_sees_a_label() -> None:
         strict=True,
     )
     assert histories[0] == histories[1]
-    assert [set(record) for record in histories[0]["hardening"]] == [{"loss"}] * 2  # no accuracy chose the epoch
+    assert [set(record) for record in histories[0]["hardening"]] == [
+        {"loss", "lr", "step"}
+    ] * 2  # no accuracy chose the epoch
     assert differing(state(branches[0].encoder), state(branches[1].encoder)) == set()
     assert differing(state(branches[0].head), state(branches[1].head)) != set()  # fitted afterwards, on labels
 
@@ -414,7 +416,7 @@ def test_the_second_stage_changes_the_chosen_layers_alone() -> None:
         f"{layer}.{part}" for layer in layers for part in ("weight", "bias")
     }
     assert [sorted(record) for record in history["adaptation"]] == [
-        ["benign_accuracy", "loss", "val_benign_accuracy"]
+        ["benign_accuracy", "head_lr", "loss", "step", "val_benign_accuracy"]
     ] * 2
 
 

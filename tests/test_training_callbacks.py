@@ -61,7 +61,7 @@ class Stop(Callback):
 
 def build() -> ZePAD:
     torch.manual_seed(3)
-    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    return ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

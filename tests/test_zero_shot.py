@@ -46,7 +46,7 @@ def heads(encoders: tuple[nn.Module, nn.Module]) -> dict[str, ZeroShotHead]:
 
 @pytest.fixture
 def defense(encoders: tuple[nn.Module, nn.Module]) -> ZePAD:
-    return ZePAD.from_encoders(*encoders)
+    return ZePAD.from_encoders(*encoders, preset="paper")
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def plain(lfs: HubClient, tmp_path: Path) -> CommandLine:
 def defense() -> ZePAD:
     torch.manual_seed(0)
     batches = [toy_data(12, size=32)]
-    model = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
+    model = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", preset="paper")
     model.harden(batches, HardenConfig(epochs=1, steps=1), progress=False)
     model.fit_benign(batches, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
     model.class_names = ("red", "green", "blue")
@@ -198,7 +198,7 @@ def test_what_is_pulled_takes_the_place_of_what_was_there(
     plain: CommandLine, hub: HubServer, model: Path, tmp_path: Path
 ) -> None:
     plain("push", model, ID, "--token", WRITER)
-    built = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
+    built = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", preset="paper")
     built.save_pretrained(tmp_path / "built")
     plain("push", "built", "alice/built", "--token", WRITER)
     assert plain("pull", "alice/built", model).code == 0

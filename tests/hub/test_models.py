@@ -108,7 +108,7 @@ def fitted(name: str) -> ZePAD:
     preprocess = None if sample.size is None else Preprocessing.imagenet(size=sample.size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "victim and auxiliary are the same encoder", InputWarning)  # "one module"
-        defense = ZePAD.from_encoders(*sample.make(), preprocess=preprocess)
+        defense = ZePAD.from_encoders(*sample.make(), preset="paper", preprocess=preprocess)
     defense.harden(BATCHES, HardenConfig(epochs=1, steps=1), progress=False)
     defense.fit_benign(BATCHES, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
     defense.threshold, defense.class_names = 0.123456789012345678, ("röd", "grün", "蓝")
@@ -119,7 +119,7 @@ def fitted(name: str) -> ZePAD:
 def zero_shot() -> ZePAD:
     """The packaged defense with heads made of class names, as far as loading can tell."""
     torch.manual_seed(0)
-    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
+    defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", preset="paper")
     defense.harden(BATCHES, HardenConfig(epochs=1, steps=1), progress=False)
     heads = {role: ZeroShotHead(torch.randn(3, 128), scale=10.0) for role in ROLES}
     return defense.fit_zero_shot(heads, class_names=["red", "green", "blue"])
@@ -558,7 +558,7 @@ def test_a_push_onto_another_librarys_model(plain: Remote, hub: HubServer) -> No
 
 def test_fewer_files_take_the_place_of_more(plain: Remote, hub: HubServer) -> None:
     plain.push(fitted("packaged"))
-    built = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
+    built = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr", preset="paper")
     plain.push(built)
     assert hub.files(ID).keys() == {"config.json", "README.md", *ENCODER_FILES}
 

@@ -14,16 +14,26 @@ from .root import app, say
 @app.command("app")
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="Folder of a saved model, or the id of a published one.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Folder of a saved model, or the id of a published one.", show_default=False
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 lets the whole network in.")
+    ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Port to listen on; the first free one from 7860 on if not given."),
+        typer.Option(
+            min=1, max=65535, metavar="NUMBER", help="Port to listen on; the first free one from 7860 on if not given."
+        ),
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     export_space: Annotated[
-        Path | None, typer.Option(help="Write a Hugging Face Space of the app into this folder, and serve nothing.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write a Hugging Face Space of the app into this folder, and serve nothing."
+        ),
     ] = None,
 ) -> None:
     """Attack images in the browser, and see what the undefended and the defended classifier say."""

@@ -18,6 +18,7 @@ from ..modules import Branch
 from ..seeding import derive_seed, seeded
 from ..types import Loader
 from .accelerator import autocast, make_accelerator, prepare_loader
+from .labels import unlabelled
 from .loaders import random_part
 from .run import Run
 from .validation import validate
@@ -78,7 +79,7 @@ def tell_outcome(
         HardeningWarning: If the benign accuracy is more than ten points below that of the public encoder, on at least
             50 images.
     """
-    if val_loader is None or run.num_classes is None:
+    if val_loader is None or run.num_classes is None or run.labeller is unlabelled:
         return None
     with seeded(derive_seed(run.config.seed, run.index)):
         outcome = _measure(public, branch, run, loader, val_loader)
