@@ -540,3 +540,14 @@ def test_a_summary_names_the_strongest_attacker_of_each_group_and_what_is_left()
         assert clean(worst.name)[:30] in line
         assert "eps" in line
     assert f"{100 * report.worst['all'].robust_accuracy.value:.1f} %" in next(x for x in lines if "all together" in x)
+
+
+def test_a_summary_shows_the_undefended_model_beside() -> None:
+    report = example("full")
+    bare = dataclasses.replace(example("full"), model="undefended", samples=(), baseline=None)
+    plain = summary(dataclasses.replace(report, baseline=None))
+    lines = summary(dataclasses.replace(report, baseline=bare)).split("\n")
+    assert "undefended" not in plain
+    assert f"(undefended: {100 * bare.benign_accuracy.value:.1f} %)" in lines[1]
+    for line, group in zip(lines[2:], report.groups, strict=False):
+        assert f"(undefended: {100 * bare.worst[group].robust_accuracy.value:.1f} %)" in line

@@ -16,7 +16,8 @@ def summary(report: EvalReport) -> str:
     """Return what an evaluation found in ten lines at most, as plain text.
 
     They say what is left without an attack, against each group of attackers and against all of them, how the strongest
-    attacker of each group is called, what the detector does, and how the sanity checks went.
+    attacker of each group is called, what the detector does, and how the sanity checks went. Where the report has an
+    undefended model beside, its rates stand in brackets.
 
     Args:
         report: Report to sum up.
@@ -25,11 +26,14 @@ def summary(report: EvalReport) -> str:
         Lines without control characters: a name in a report cannot add a line.
     """
     lines = [f"{shorten(clean(heading(report)), _HEADING)}, {counted(report.images, 'image')}"]
-    lines.append(_line("no attack", percent(report.benign_accuracy.value), "classified right"))
+    bare = report.baseline
+    beside = None if bare is None else bare.benign_accuracy.value
+    lines.append(_line("no attack", percent(report.benign_accuracy.value), f"classified right{_undefended(beside)}"))
     lines += [_group(report, group) for group in report.groups]
     if report.attacks:
         told = f"survive each of {counted(len(report.attacks), 'attacker')}"
-        lines.append(_line("all together", percent(report.worst["all"].robust_accuracy.value), told))
+        beside = None if bare is None or not bare.attacks else _robust(bare.worst["all"])
+        lines.append(_line("all together", percent(_robust(report.worst["all"])), f"{told}{_undefended(beside)}"))
     if report.threshold is not None:
         lines.append(_detector(report))
     return "\n".join([*lines, checks_sentence(report)])
@@ -46,7 +50,13 @@ def _group(report: EvalReport, group: ThreatModel) -> str:
     own = f"{name} ({percent(_robust(strongest.rates))})" if len(attackers) > 1 else name
     told = f"of {len(attackers)} attackers the strongest is {own}" if len(attackers) > 1 else f"under {own}"
     budgets = " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
-    return _line(group, percent(_robust(report.worst[group])), f"{told}, eps {shorten(budgets, _NAME)}")
+    bare = None if report.baseline is None else report.baseline.worst.get(group)
+    told += f", eps {shorten(budgets, _NAME)}{_undefended(None if bare is None else _robust(bare))}"
+    return _line(group, percent(_robust(report.worst[group])), told)
+
+
+def _undefended(value: float | None) -> str:
+    return "" if value is None else f" (undefended: {percent(value)})"
 
 
 def _robust(rates: RobustRates) -> float:
