@@ -189,7 +189,9 @@ def test_an_image_is_attacked_in_the_browser(
     data = digits("test")
     seven = data.images[int((data.labels == 7).nonzero()[0])]
     to_pil_image(seven).save(tmp_path / "seven.png")
-    context = browser.new_context(viewport=viewport, is_mobile=viewport is PHONE, color_scheme=scheme)
+    context = browser.new_context(
+        viewport=viewport, is_mobile=viewport is PHONE, color_scheme=scheme, reduced_motion="reduce"
+    )
     page = context.new_page()
     requests, trouble = [], []
     page.on("request", lambda request: requests.append(request.url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -348,7 +349,11 @@ def interrupt(command: list[str], until: str, folder: Path) -> list[str]:
     log = folder / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "zepad", *command], cwd=folder, stdout=subprocess.PIPE, stderr=errors
+            [sys.executable, "-m", "zepad", *command],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in the tests' own process: sums depend on it
         )
         try:
             for _ in range(2400):

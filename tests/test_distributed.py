@@ -17,6 +17,7 @@ import two_processes
 import two_processes_accumulating
 from tiny import TinyEncoder
 from zepad import ZePAD
+from zepad.types import ENCODER_ROLES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "harden_digits.py"
 TINY = Path(two_processes.__file__)
@@ -91,7 +92,7 @@ def test_two_processes_give_one_model_and_the_metrics_of_one_process(tmp_path: P
     assert one["benign_accuracy"] > 0.9
     assert ZePAD.from_pretrained(tmp_path / "two").stage == "fitted"
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    parts = {f"{part}.safetensors" for part in ("victim", "auxiliary", "benign", "heads")}
+    parts = {f"{part}.safetensors" for part in (*ENCODER_ROLES, "heads")}
     assert names == parts | {"README.md", "config.json"}
 
 

@@ -426,7 +426,7 @@ def mutate(values: Any, draw_shared: Callable[[Any], Any]) -> None:
 
 @each_model
 @given(data=st.data())
-@settings(deadline=None, max_examples=900)
+@settings(deadline=None, max_examples=400)
 def test_a_config_of_another_structure(watch: Watch, models: dict[str, Saved], name: str, data: st.DataObject) -> None:
     values = models[name].config
     for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]))):

@@ -160,7 +160,8 @@ class HardenConfig(_TrainingConfig):
             computes in it and float32 elsewhere.
         eps: L-infinity radius of the training attack in [0, 1] pixel units.
         step_size: Length of one step of the training attack; None takes `2 * eps / steps`.
-        steps: Number of steps of the training attack.
+        steps: Number of steps of the training attack. An objective whose attack has steps of its own, such as
+            `restoration(own_steps=2)` and with it the default preset, uses neither this nor `step_size`.
         structure_weight: Weight of the structure loss `L_f`, taken per row so that it means the same at any batch size.
     """
 

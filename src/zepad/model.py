@@ -60,12 +60,12 @@ class ZePAD(
         provenance: Recipes, data sizes and results of the steps that led to the weights.
 
     Examples:
-        >>> from torch.utils.data import DataLoader
+        >>> from torch.utils.data import DataLoader, Subset
         >>> from zepad import BenignConfig, HardenConfig, ZePAD
         >>> from zepad.data import digits
-        >>> loader = DataLoader(digits("train"), batch_size=130, shuffle=True)
+        >>> loader = DataLoader(Subset(digits("train"), range(260)), batch_size=130, shuffle=True)
         >>> defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
-        >>> defense = defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
+        >>> defense = defense.harden(loader, HardenConfig(epochs=1), progress=False)
         >>> defense = defense.fit_benign(loader, BenignConfig(epochs=1), progress=False)
         >>> defense.predict(digits("test").images[:8]).shape
         torch.Size([8])

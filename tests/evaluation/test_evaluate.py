@@ -195,7 +195,8 @@ def test_the_batch_size_changes_nothing(size):
     whole, parts = (run(model, loaded(n), CROWD, samples=3) for n in (30, size))
     for result in (*whole.attacks, *parts.attacks):
         assert result.cost.forwards == result.cost.gradients == 0
-    assert strip(whole) == strip(parts)
+    assert parts.score_range == pytest.approx(whole.score_range)  # rounding depends on the batch
+    assert strip(replace(whole, score_range=None)) == strip(replace(parts, score_range=None))
 
 
 def test_the_batch_size_does_not_change_the_sanity_checks():

@@ -112,13 +112,13 @@ def try_attack(defense: ZePAD, attacker: Attacker, image: Tensor, *, eps: float,
         InputError: If the image does not fit, or a logit or score is not finite.
 
     Examples:
-        >>> from torch.utils.data import DataLoader
+        >>> from torch.utils.data import DataLoader, Subset
         >>> from zepad import BenignConfig, HardenConfig, ZePAD
         >>> from zepad.app import attackers_for, try_attack
         >>> from zepad.data import digits
-        >>> loader = DataLoader(digits("train"), batch_size=130, shuffle=True)
+        >>> loader = DataLoader(Subset(digits("train"), range(260)), batch_size=130, shuffle=True)
         >>> defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
-        >>> defense = defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
+        >>> defense = defense.harden(loader, HardenConfig(epochs=1), progress=False)
         >>> defense = defense.fit_benign(loader, BenignConfig(epochs=1), progress=False)
         >>> attacker = attackers_for(defense).attackers["public victim"]
         >>> trial = try_attack(defense, attacker, digits("test").images[0], eps=16 / 255)

@@ -252,7 +252,7 @@ def _measure(
 ) -> dict[str, EvalReport]:
     """Return the report on each model by the name it was given, the undefended victim's beside it where asked for."""
     from ..attacks import UniversalPerturbation
-    from ..evaluation import with_baseline
+    from ..evaluation import accuracy, with_baseline
     from ..evaluation.resuming import check_resumable
     from ..model import ZePAD
     from ..protocols import Protocol, measure, replica_of, state_folder
@@ -283,12 +283,16 @@ def _measure(
     if not public:
         say("No public encoder is known: pass --victim for semi-black-box attackers.", err=True)
     baseline = None
-    if beside and defense is not None and "victim" in public:
-        baseline = f"undefended {defense.encoder('victim').spec}"
+    if beside and defense is not None and defense.stage == "fitted" and "victim" in public:
         if defense.reference is not None and victim is None:  # it has the head that was fitted with the model's own
-            models[baseline] = copy.deepcopy(defense.reference)
+            bare: nn.Module = copy.deepcopy(defense.reference)
         else:
-            models[baseline] = _undefended("victim", public["victim"], surrogate, classes, seed, progress)
+            bare = _undefended("victim", public["victim"], surrogate, classes, seed, progress)
+        if accuracy(bare, test).hits:
+            baseline = f"undefended {defense.encoder('victim').spec}"
+            models[baseline] = bare
+        else:
+            say("The undefended victim classifies no image right, so the report does not show it.", err=True)
     copies: dict[str, Encoder] | None = None
     if replica is not None:
         assert defense is not None
