@@ -137,6 +137,14 @@ def samples(
     )
 
 
+TRAINING = tuple(
+    {"branch": branch, "stage": stage, "epoch": epoch, "step": 9 * epoch, "lr": 1e-3, "loss": 1 / epoch}
+    for branch, stage in (("victim", "hardening"), ("auxiliary", "hardening"), ("benign", "benign"))
+    for epoch in (1, 2, 3)
+)
+"""Learning curves of three branches."""
+
+
 def report(
     *,
     model: str = "ZePAD",
@@ -196,7 +204,7 @@ def compared() -> EvalReport:
     """A defense beside a plain classifier under the same attackers, who leave nothing of it; FAB attacked only one."""
     shares = tuple((name, group, share / 8) for name, group, share in ATTACKERS if name != "FAB")
     bare = report(model="plain classifier", attackers=shares, branches=(), detector=False, failed=False)
-    return with_baseline(report(), bare)
+    return with_baseline(report(training=TRAINING), bare)
 
 
 def ladder() -> EvalReport:

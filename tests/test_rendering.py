@@ -516,6 +516,14 @@ def test_saving_writes_the_four_files(tmp_path) -> None:
     assert (path.parent / "report.png").stat().st_size > 0
 
 
+def test_learning_curves_are_drawn_where_there_are_any() -> None:
+    with_curves = examples.report(samples=(), training=examples.TRAINING)
+    assert '<img class="learning" src="data:image/png;base64,' in html_page(with_curves)
+    assert "Learning curves of victim, auxiliary, benign" in html_page(with_curves)
+    assert EvalReport.from_json(with_curves.to_json()) == with_curves
+    assert "learning" not in html_page(examples.report(samples=())).partition("<main")[2]
+
+
 # ten lines ----------------------------------------------------------------------------------------------------------
 
 

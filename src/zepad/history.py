@@ -10,7 +10,7 @@ from typing import Any, overload
 from .arguments import checked
 from .errors import CheckpointError, ConfigError, InputError, StageError
 from .files import write_bytes
-from .types import HARDENED_ROLES
+from .types import HARDENED_ROLES, ROLES
 
 COLUMNS = (
     "branch",
@@ -26,6 +26,9 @@ COLUMNS = (
     "val_adversarial_accuracy",
 )
 """Names of the values of a record, in the order of the columns of a data frame."""
+
+_STAGES = ("hardening", "adaptation", "benign")
+_MOST_RECORDS = 10_000
 
 _CURVES = (
     ("val_benign_accuracy", "benign, held out", "#1f6f9f", "-"),
@@ -180,6 +183,21 @@ class TrainingHistory(Sequence[Mapping[str, Any]]):
         for record in self:
             runs.setdefault((record["branch"], record["stage"]), []).append(record)
         return runs
+
+
+def is_history(records: object) -> bool:
+    """Return whether these are records of `TrainingHistory`, which can be drawn: a stranger may have written them."""
+    if not isinstance(records, Sequence) or len(records) > _MOST_RECORDS:
+        return False
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        if not isinstance(record, dict) or record.get("branch") not in ROLES or record.get("stage") not in _STAGES:
+            return False
+        numbers = {name: value for name, value in record.items() if name not in ("branch", "stage")}
+        if not numbers.keys() <= set(COLUMNS):
+            return False
+        runs.setdefault((record["branch"], record["stage"]), []).append(numbers)
+    return all(_is_run(run) and "epoch" in run[0] for run in runs.values())
 
 
 def _foreign() -> CheckpointError:

@@ -209,6 +209,11 @@ def changed(report, change):
         (lambda v: v.update(worst=[]), "worst"),
         (lambda v: v["worst"].pop("white-box"), "worst lacks white-box"),
         (lambda v: v["worst"].pop("all"), "worst lacks all"),
+        (lambda v: v.update(training=[{"branch": "victim"}]), "its learning curves are none"),
+        (
+            lambda v: v.update(training=[{"branch": "$\\foo$", "stage": "hardening", "epoch": 1, "loss": 1.0}]),
+            "its learning curves are none",
+        ),
         (lambda v: v["attacks"].append(v["attacks"][0]), "two attackers share a name"),
         (lambda v: v["confidences"].pop("fused"), "histograms .* differ in their branches"),
         (lambda v: v["attacks"][0]["confidences"].update(more=[0] * 20), "histograms .* differ in their branches"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..config import is_integer, require
-from ..errors import EvaluationWarning, InputError
+from ..errors import CheckpointError, EvaluationWarning, InputError
 from ..inputs import check_reiterable
 from ..modes import evaluating
 from ..progress import stage
@@ -148,10 +148,19 @@ def evaluate(
         provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start + kept),
         scores=score_histogram(benign.predictions, ends),
         score_range=ends,
+        training=_learning_curves(model),
     )
     for check in report.warnings:
         warnings.warn(f"{name}: {check.name}: {check.detail}", EvaluationWarning, stacklevel=3)
     return report
+
+
+def _learning_curves(model: ImageModel) -> tuple[dict[str, Any], ...]:
+    """Return the records of the model's training; none where it has none, or what it has was not written by zepad."""
+    try:
+        return tuple(dict(record) for record in getattr(model, "history", ()))
+    except CheckpointError:
+        return ()
 
 
 def _check_arguments(

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 
 from ..arguments import checked
 from ..errors import CheckpointError
+from ..history import is_history
 from ..schema import STRICT, parse_json, read_bounded
 from .attackers import THREAT_MODELS, ThreatModel
 from .statistics import LARGEST_COUNT, Detection, Rate, WrittenRate
@@ -172,6 +173,7 @@ class EvalReport:
         score_range: Lower edge of the first and upper edge of the last of these bins, which also count what lies
             beyond; None without a detector.
         baseline: The report on an undefended model that this one is compared with; None where there is none.
+        training: Records of `zepad.history.TrainingHistory`, the learning curves; empty where the model has none.
     """
 
     __pydantic_config__: ClassVar[Any] = STRICT
@@ -193,6 +195,7 @@ class EvalReport:
     scores: tuple[int, ...] = ()
     score_range: tuple[float, float] | None = None
     baseline: EvalReport | None = None
+    training: tuple[dict[str, Any], ...] = ()
 
     @property
     def warnings(self) -> tuple[Check, ...]:
@@ -339,6 +342,8 @@ def _contradiction(report: EvalReport) -> str | None:
         return f"a histogram counts what is no number of images, from 0 to {LARGEST_COUNT}"
     if report.baseline is not None and report.baseline.baseline is not None:
         return "its baseline has a baseline"
+    if not is_history(report.training):
+        return "its learning curves are none"
     return None if report.baseline is None else _contradiction(report.baseline)
 
 
@@ -350,7 +355,8 @@ def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_2(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a report of format 2 as those of format 3, which added detection scores and a baseline."""
+    """Return the values of a report of format 2 as those of format 3, which added detection scores, a baseline and learning curves."""
     attacks = [{**attack, "scores": []} for attack in values["attacks"]]
     samples = [{**sample, "baseline": None} for sample in values["samples"]]
-    return {**values, "attacks": attacks, "samples": samples, "scores": [], "score_range": None, "baseline": None}
+    added: dict[str, Any] = {"scores": [], "score_range": None, "baseline": None, "training": []}
+    return {**values, "attacks": attacks, "samples": samples, **added}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
+from ...history import TrainingHistory
 from ..report import AttackResult, EvalReport
 from .charts import histogram_svg, mean_of_bins, roc_svg, shares
 from .content import (
@@ -104,6 +105,7 @@ def _values(report: EvalReport) -> dict[str, Any]:
         "curves": list(_curves(report)),
         "cost": cost_table(report),
         "checks": checks_table(report),
+        "learning_curves": TrainingHistory(report.training).png() if report.training else b"",
         "setting_tables": _setting_tables(report),
     }
 
@@ -118,6 +120,7 @@ def _sections(report: EvalReport) -> list[tuple[str, str, bool]]:
         ("branches", "Branches", True, bool(report.benign_branches)),
         ("confidence", "Confidence", True, bool(report.attacks)),
         ("cost", "Cost", True, bool(report.attacks)),
+        ("training", "Training", True, bool(report.training)),
         ("checks", "Sanity checks", True, bool(report.checks)),
         ("settings", "Settings and provenance", True, True),
     )
