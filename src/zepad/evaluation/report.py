@@ -355,7 +355,7 @@ def _upgrade_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_2(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a report of format 2 as those of format 3, which added detection scores, a baseline and learning curves."""
+    """Return the values of a report of format 2 as those of format 3, which added scores, a baseline and curves."""
     attacks = [{**attack, "scores": []} for attack in values["attacks"]]
     samples = [{**sample, "baseline": None} for sample in values["samples"]]
     added: dict[str, Any] = {"scores": [], "score_range": None, "baseline": None, "training": []}
