@@ -41,7 +41,7 @@ RUNS = {
     ],
     "fusion": [
         "fusion.py train craft --setting tiny --out runs",
-        "fusion.py attack --setting tiny --out runs --only rfdm mean",
+        "fusion.py attack --setting tiny --out runs --only rfdm",
         "fusion.py detect table --setting tiny --out runs --only features",
     ],
 }

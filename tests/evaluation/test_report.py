@@ -234,7 +234,8 @@ def test_what_is_no_report_is_refused_by_the_name_of_the_field(real, change, nam
 def with_what_format_3_added(values):
     attacks = [{**attack, "scores": []} for attack in values["attacks"]]
     samples = [{**sample, "baseline": None} for sample in values["samples"]]
-    return {**values, "attacks": attacks, "samples": samples, "scores": [], "score_range": None, "baseline": None}
+    added = {"scores": [], "score_range": None, "baseline": None, "training": []}
+    return {**values, "attacks": attacks, "samples": samples, **added}
 
 
 def test_a_report_of_format_2_is_read_with_its_numbers_unchanged_and_shown():
