@@ -426,7 +426,7 @@ def mutate(values: Any, draw_shared: Callable[[Any], Any]) -> None:
 
 @each_model
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_a_config_of_another_structure(watch: Watch, models: dict[str, Saved], name: str, data: st.DataObject) -> None:
     values = models[name].config
     for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]))):
@@ -438,7 +438,7 @@ def test_a_config_of_another_structure(watch: Watch, models: dict[str, Saved], n
 
 @each_model
 @given(data=st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 def test_a_config_of_other_bytes(watch: Watch, models: dict[str, Saved], name: str, data: st.DataObject) -> None:
     content = bytearray(models[name].files["config.json"])
     for _ in range(data.draw(st.integers(1, 3))):
@@ -466,7 +466,7 @@ _files = st.sampled_from([*ROLES, "heads"])
 
 @each_model
 @given(data=st.data(), file=_files)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_weights_of_other_bytes(
     watch: Watch, models: dict[str, Saved], name: str, data: st.DataObject, file: str
 ) -> None:
@@ -483,7 +483,7 @@ def test_weights_of_other_bytes(
 
 @each_model
 @given(data=st.data(), file=_files)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_weights_of_another_structure(
     watch: Watch, models: dict[str, Saved], name: str, data: st.DataObject, file: str
 ) -> None:
@@ -636,7 +636,7 @@ PICTURES = _pictures()
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_an_image_of_other_bytes(watch: Watch, folder: Path, data: st.DataObject) -> None:
     """An image in [0, 1] or no image, and no program is started for it."""
     path = folder / data.draw(st.sampled_from(["picture.png", "picture.jpg"]))
@@ -711,7 +711,7 @@ def npz(draw: Callable[[Any], Any]) -> bytes:
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_an_npz_file_of_other_content(watch: Watch, folder: Path, data: st.DataObject) -> None:
     content = npz(data.draw)
     path = folder / "data.npz"
@@ -869,7 +869,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, dict
 @linux
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_training_checkpoint_of_other_bytes(
     watch: Watch, trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
 ) -> None:
@@ -883,7 +883,7 @@ def test_a_training_checkpoint_of_other_bytes(
 
 @unwarned
 @given(data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_training_checkpoint_of_another_structure(
     trained: tuple[Path, bytes, dict[str, Tensor]], data: st.DataObject
 ) -> None:
