@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .errors import ZePADError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -35,6 +37,32 @@ def replacing(path: Path) -> Iterator[Path]:
         flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(name: Path | str, error: type[ZePADError]) -> Iterator[None]:
+    """Say which file or folder cannot be written, and what to do, where a block fails to write it.
+
+    Args:
+        name: What is written, as the message names it.
+        error: Kind of error to raise in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as caught:
+        raise error(f"{name} cannot be written: {caught.strerror or caught}. Choose a writable folder.") from caught
+
+
+def make_writable(folder: Path) -> None:
+    """Create a folder and prove that files can be written in it, before long work whose results it will hold.
+
+    Raises:
+        OSError: If it cannot be created or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / ".writable"
+    trial.touch()
+    trial.unlink()
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

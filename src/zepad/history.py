@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from .arguments import checked
 from .errors import CheckpointError, ConfigError, InputError, StageError
-from .files import write_bytes
+from .files import write_bytes, writing
 from .types import HARDENED_ROLES, ROLES
 
 COLUMNS = (
@@ -101,7 +101,7 @@ class TrainingHistory(Sequence[Mapping[str, Any]]):
         return iter(self._records)
 
     def __repr__(self) -> str:
-        epochs = ", ".join(f"{_title(*run)} {len(records)}" for run, records in self._runs().items())
+        epochs = ", ".join(f"{_title(*run)} {len(records)}" for run, records in _runs(self).items())
         return f"TrainingHistory(epochs: {epochs or 'none'})"
 
     def to_frame(self) -> Any:
@@ -139,11 +139,9 @@ class TrainingHistory(Sequence[Mapping[str, Any]]):
         if out.suffix.lower() != ".png":
             raise ConfigError(f"path must end in .png; got {str(out)!r}.")
         content = self.png()
-        try:
+        with writing(out, InputError):
             out.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(out, content)
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
         return out
 
     def png(self) -> bytes:
@@ -156,7 +154,7 @@ class TrainingHistory(Sequence[Mapping[str, Any]]):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        runs = self._runs()
+        runs = _runs(self)
         if not runs:
             raise StageError("there are no learning curves: nothing was trained. Call harden(loader) first.")
         figure = Figure(figsize=(max(7.0, 1 + 3 * len(runs)), 6), layout="constrained")
@@ -178,26 +176,28 @@ class TrainingHistory(Sequence[Mapping[str, Any]]):
         figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
         return buffer.getvalue()
 
-    def _runs(self) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-        runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for record in self:
-            runs.setdefault((record["branch"], record["stage"]), []).append(record)
-        return runs
-
 
 def is_history(records: object) -> bool:
     """Return whether these are records of `TrainingHistory`, which can be drawn: a stranger may have written them."""
     if not isinstance(records, Sequence) or len(records) > _MOST_RECORDS:
         return False
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in records:
         if not isinstance(record, dict) or record.get("branch") not in ROLES or record.get("stage") not in _STAGES:
             return False
-        numbers = {name: value for name, value in record.items() if name not in ("branch", "stage")}
-        if not numbers.keys() <= set(COLUMNS):
-            return False
-        runs.setdefault((record["branch"], record["stage"]), []).append(numbers)
-    return all(_is_run(run) and "epoch" in run[0] for run in runs.values())
+    runs = [[_numbers(record) for record in run] for run in _runs(records).values()]
+    return all(_is_run(run) and "epoch" in run[0] and run[0].keys() <= set(COLUMNS) for run in runs)
+
+
+def _runs(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Return the records of each branch and stage, in their order."""
+    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        runs.setdefault((record["branch"], record["stage"]), []).append(record)
+    return runs
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("branch", "stage")}
 
 
 def _foreign() -> CheckpointError:

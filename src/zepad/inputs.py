@@ -145,7 +145,8 @@ def images_of(batch: Any) -> Any:
         column = _column(batch, IMAGE_COLUMNS)
         if column is None:
             raise InputError(
-                f"the loader must yield images; got {_kind(batch)}, none of them {_joined(IMAGE_COLUMNS)}. {_NAME_THEM}"
+                f"the loader must yield images; got {described(batch)}, none of them {_joined(IMAGE_COLUMNS)}. "
+                f"{_NAME_THEM}"
             )
         return scaled(batch[column])
     return scaled(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
@@ -161,8 +162,9 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
         return images_of(batch), batch[_column(batch, LABEL_COLUMNS)] if isinstance(batch, Mapping) else batch[1]
     named = f" {_NAME_THEM}" if isinstance(batch, Mapping) else ""
     raise InputError(
-        f"the loader must yield (images, labels); got {_kind(batch)}.{named} Training needs the label of every image; "
-        "only harden does without, with objective=fare() or with zero_shot= heads made from class names."
+        f"the loader must yield (images, labels); got {described(batch)}.{named} Training needs the label of every "
+        "image; only harden does without, with an objective that uses none, such as restoration() or fare(), or with "
+        "zero_shot= heads made from class names."
     )
 
 
@@ -177,7 +179,8 @@ def _joined(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _kind(batch: Any) -> str:
+def described(batch: Any) -> str:
+    """Return what a loader yielded, as errors say it."""
     if isinstance(batch, Mapping):
         return f"a dict of {', '.join(clean(str(key)) for key in list(batch)[:_SHOWN]) or 'nothing'}"
     length = f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""

@@ -22,7 +22,7 @@ from .data.images import resize
 from .errors import CheckpointError, ConfigError, InputError
 from .evaluation import weights_digest
 from .evaluation.identity import digest
-from .files import flush, read_bytes, replacing
+from .files import flush, read_bytes, replacing, writing
 from .model import ZePAD
 from .progress import stage
 from .schema import STRICT, describe
@@ -148,7 +148,7 @@ def predict_table(
     done = {name for name, row in kept.items() if row.error is None}
     todo = [index for index, name in enumerate(images.names) if name not in done]
     found = len(images) - len(todo)
-    with _writing(path), stage("predict", total=len(images), done=found, shown=progress) as bar:
+    with writing(path, CheckpointError), stage("predict", total=len(images), done=found, shown=progress) as bar:
         with journal.open("a", encoding="utf-8") as lines:
             for rows in _predict(defense, images, todo, model, batch_size, workers, size):
                 lines.writelines(_line(row) for row in rows)
@@ -277,7 +277,7 @@ def _read_journal(path: Path) -> list[Prediction]:
         content = read_bytes(path, limit=_LARGEST_TABLE)
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
-        with _writing(path), path.open("r+b") as file:
+        with writing(path, CheckpointError), path.open("r+b") as file:
             file.truncate(whole)
     return _checked_rows(path, map(json.loads, content[:whole].splitlines()))
 
@@ -370,11 +370,3 @@ def _reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Choose another file.") from error
     except UnicodeDecodeError as error:
         raise _damaged(path, "it is no text in UTF-8") from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..errors import ConfigError, InputError
-from ..files import write_together
+from ..files import write_together, writing
 from ..model import ZePAD
 
 _MODEL = "model"  # subfolder of the Space
@@ -54,7 +54,7 @@ def export_space(defense: ZePAD, folder: str | Path, *, repo_id: str | None = No
     except PackageNotFoundError as error:
         raise ConfigError('a Space of the app needs Gradio. Install it with: pip install "zepad[app]".') from error
     out = Path(folder)
-    try:
+    with writing(out, InputError):
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} is not empty. Name a folder for the Space alone.")
         source = f'Path(__file__).parent / "{_MODEL}"' if repo_id is None else json.dumps(repo_id)
@@ -67,6 +67,4 @@ def export_space(defense: ZePAD, folder: str | Path, *, repo_id: str | None = No
         if repo_id is None:
             defense.save_pretrained(out / _MODEL)
         write_together(out, {name: text.encode() for name, text in contents.items()})
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return out

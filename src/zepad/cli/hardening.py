@@ -13,7 +13,7 @@ from ..errors import ConfigError, InputError
 from .ending import interruptible
 from .root import JSON_OPTION, MODEL, QUIET, SEED, app, say
 from .settings import CONFIG, EPOCHS, EPS, SAVE_CONFIG, merge, parse_eps, read_settings, write_settings
-from .sources import BATCH, BATCH_SIZE, DATA, DEVICE, DOWNLOAD, ROOT, SIZE, WORKERS, Source, find_device
+from .sources import BATCH, BATCH_SIZE, DATA, DEVICE, DOWNLOAD, ROOT, SIZE, WORKERS, Source, find_device, load_model
 
 if TYPE_CHECKING:
     from ..model import ZePAD
@@ -148,7 +148,7 @@ def fit(
         _require_folder_to_resume(checkpoint_dir, resume)
         _require_writable(out or model)
         settings = read_settings(config)
-        defense = _load(model, device)
+        defense = load_model(model, device)
         from ..config import HeadConfig
 
         heads = merge(HeadConfig(), settings.get("heads", {}), epochs=epochs if heads_only else None, seed=seed)
@@ -217,7 +217,7 @@ def calibrate(
             raise ConfigError(f"--split must be validation, test or all; got {split!r}.{trained}")
         part: Any = split
         _require_writable(out or model)
-        defense = _load(model, device)
+        defense = load_model(model, device)
         source = Source(size=size, root=root, download=download, workers=workers, batch_size=batch_size)
         unseen = source.part(data, part, limit=limit)
         # What a detector learns of benign images it may learn from those that were trained on.
@@ -262,12 +262,6 @@ def _require_writable(out: Path) -> None:
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{out} cannot be written: {nearest} is no writable folder. Choose another --out.")
-
-
-def _load(model: Path, device: str | None) -> ZePAD:
-    from ..model import ZePAD
-
-    return ZePAD.from_pretrained(model, device=find_device(device))
 
 
 def _kept(out: Path, checkpoint_dir: Path | None) -> tuple[str, ...]:

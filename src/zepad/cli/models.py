@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..escaping import clean
 from .ending import interruptible
 from .root import JSON_OPTION, MODEL, QUIET, SEED, app, say
-from .sources import BATCH, BATCH_SIZE, DEVICE, SIZE, WORKERS, find_device
+from .sources import BATCH, BATCH_SIZE, DEVICE, SIZE, WORKERS, load_model
 
 if TYPE_CHECKING:
-    from ..model import ZePAD
+    pass
 
 _SHOWN = 5  # names of images that an error lists
 
@@ -119,7 +119,7 @@ def predict(
         from ..predictions import check_table, predict_table
 
         check_table(out)
-        defense = _load(model, device)
+        defense = load_model(model, device)
         found = list_images(images, channels=defense.channels)
         settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "size": size}
         done = predict_table(defense, found, out, **settings, progress=not (quiet or as_json))
@@ -134,12 +134,6 @@ def predict(
         raise typer.Exit(1)
 
 
-def _load(model: Path, device: str | None) -> ZePAD:
-    from ..model import ZePAD
-
-    return ZePAD.from_pretrained(model, device=find_device(device))
-
-
 def _print_predictions(
     model: Path,
     images: list[Path],
@@ -152,7 +146,7 @@ def _print_predictions(
     from ..data import list_images
     from ..predictions import predict_images
 
-    defense = _load(model, device)
+    defense = load_model(model, device)
     found = list_images(images, channels=defense.channels)
     batches = predict_images(defense, found, batch_size=batch_size, workers=workers, size=size)
     rows = [row for batch in batches for row in batch]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
-from ..files import write_together
+from ..files import write_together, writing
 from .ending import interruptible
 from .root import JSON_OPTION, QUIET, SEED, app, say
 from .settings import EPS, parse_eps
@@ -214,10 +214,8 @@ def compare(
             save_reports({report.model: report for report in measured.values()}, out)
         reports = [done[name] if name in done else measured[name] for name in models]
         table = comparison_markdown(reports)
-        try:
+        with writing(out, InputError):
             write_together(out, {"compare.md": table.encode(), "compare.html": comparison_html(reports).encode()})
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     if as_json:
         said = {name: report.summary() for name, report in zip(models, reports, strict=True)}
         say(json.dumps({"page": str(out / "compare.html"), "models": said}))

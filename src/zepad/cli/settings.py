@@ -88,7 +88,7 @@ def write_settings(path: Path | None, configs: Mapping[str, HardenConfig | Benig
         return
     import yaml
 
-    from ..files import write_text
+    from ..files import write_text, writing
 
     if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise ConfigError(f"settings are written as .yaml, .yml or .json; got {path.name!r}.")
@@ -97,11 +97,9 @@ def write_settings(path: Path | None, configs: Mapping[str, HardenConfig | Benig
     text = (
         json.dumps(sections, indent=2) if path.suffix.lower() == ".json" else yaml.safe_dump(sections, sort_keys=False)
     )
-    try:
+    with writing(path, ConfigError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text.rstrip("\n") + "\n")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
 
 
 def merge(config: Any, section: Mapping[str, Any], **options: Any) -> Any:

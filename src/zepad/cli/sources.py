@@ -1,4 +1,4 @@
-"""Images and devices, as commands name them."""
+"""Images, devices and models, as commands name them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import DataLoader
+
+    from ..model import ZePAD
 
 BATCH = 128
 
@@ -87,3 +89,15 @@ def find_device(name: str | None) -> torch.device:
     from ..training import training_device, use_device
 
     return training_device() if name is None else use_device(name)
+
+
+def load_model(folder: Path, device: str | None) -> ZePAD:
+    """Return the model of a folder, on the device that a command computes on.
+
+    Raises:
+        CheckpointError: If the folder holds no model, or a damaged one.
+        ConfigError: If this machine has no such device.
+    """
+    from ..model import ZePAD
+
+    return ZePAD.from_pretrained(folder, device=find_device(device))

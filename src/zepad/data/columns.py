@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..arguments import checked
 from ..errors import InputError
-from ..escaping import clean
-from ..inputs import IMAGE_COLUMNS, LABEL_COLUMNS
+from ..inputs import IMAGE_COLUMNS, LABEL_COLUMNS, described
 from ..types import Loader
 
 
@@ -72,9 +71,9 @@ class _Renaming:
         held = batch if isinstance(batch, Mapping) else {}
         missing = [column for column in wanted.values() if column is not None and column not in held]
         if missing:
-            got = f"a dict of {', '.join(clean(str(key)) for key in held)}" if held else type(batch).__name__
             raise InputError(
-                f"the loader must yield dicts with the column {missing[0]!r}; got {got}. Name columns that are there."
+                f"the loader must yield dicts with the column {missing[0]!r}; got {described(batch)}. "
+                "Name columns that are there."
             )
         return {name: batch[column] for name, column in wanted.items() if column is not None}
 

@@ -127,12 +127,12 @@ def load_part(
     """Load a part of a data set for somebody who trains, calibrates and tests: three parts that share no image.
 
     Args:
-        source: As in `load_data`.
+        source: Name of a data set, `"folder:PATH"` or the path of a `.npz` file, as `load_data` takes them.
         part: `"validation"` is one image in ten of the train split, class by class, always the same ones, and `"train"`
             is the rest of it. `"test"` and `"all"` are those of `load_data`.
-        size: As in `load_data`.
-        root: As in `load_data`.
-        download: As in `load_data`.
+        size: Height and width that every image is stretched to, or one number for both. None keeps the images' own.
+        root: Folder of the named data sets; None takes the same one as `load_data`.
+        download: Fetch a named data set where files are missing.
         limit: Take a random subset of at most this many images.
         seed: Seed of the random subset. It does not change which images belong to which part.
 

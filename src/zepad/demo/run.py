@@ -19,7 +19,7 @@ from ..data import LabelledImages, digits
 from ..errors import CheckpointError, InputError
 from ..evaluation import Attacker, EvalReport, evaluate, save_report, with_baseline
 from ..evaluation.rendering.wording import attack_title
-from ..files import write_text
+from ..files import write_text, writing
 from ..model import ZePAD
 from ..training.accelerator import autocast
 from ..training.checkpoints import prepare_folder
@@ -195,10 +195,8 @@ def run_demo(
         reload_equal=same,
         seconds=round(time.perf_counter() - start, 1),
     )
-    try:
+    with writing(out, InputError):
         write_text(out / "result.json", result.to_json() + "\n")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return result
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..files import write_bytes, write_text
+from ..files import write_bytes, write_text, writing
 from ..schema import STRICT, parse_json, read_bounded
 from ..sealed import read_sealed, seal
 from .identity import digest
@@ -165,13 +165,11 @@ class State:
         held = held_fingerprint(folder, resume=resume)
         if held is not None:
             refuse_another(folder, held, fingerprint)
-        try:
+        with writing(folder, InputError):
             folder.mkdir(parents=True, exist_ok=True)
             if held is None:
                 text = json.dumps(dataclasses.asdict(fingerprint), indent=1) + "\n"
                 write_text(folder / _RECORD, text)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
         return cls(folder=folder, fingerprint=fingerprint)
 
     def write(self, part: Part, tensors: dict[str, Tensor], cost: Cost) -> None:
@@ -284,12 +282,10 @@ def check_recipe(folder: Path, recipe: Mapping[str, str]) -> None:
     if names:
         told = ", ".join(f"{name} ({held.get(name)} then, {recipe.get(name)} now)" for name in names)
         raise _another(folder, told)
-    try:
+    with writing(folder, InputError):
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"made_from": recipe}, indent=1) + "\n"
         write_text(file, text)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

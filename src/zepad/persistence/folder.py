@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import CheckpointError
-from ..files import flush, open_regular, read_opened, require_replaceable
+from ..files import flush, open_regular, read_opened, require_replaceable, writing
 from .config import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHT_FILES, SavedConfig, parse_config
 
 _FILES = (CONFIG_FILE, CARD_FILE, *WEIGHT_FILES)
@@ -72,7 +72,7 @@ def write_card(folder: Path, card: str) -> Path:
 def _committed(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, whose files take the place of those in `folder` all at once where the block succeeds."""
     new = folder / _NEXT
-    try:
+    with writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             _move_into_place(folder)
@@ -90,10 +90,6 @@ def _committed(folder: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(new, ignore_errors=True)
             _move_into_place(folder)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose a writable folder."
-        ) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..encoders.checkpoints import check_archive
 from ..errors import CheckpointError, ConfigError, InputError
-from ..files import open_regular, write_bytes
+from ..files import make_writable, open_regular, write_bytes, writing
 from ..schema import describe
 
 _KEEP = 2
@@ -53,15 +53,8 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
         InputError: If the folder cannot be written.
         CheckpointError: If the folder holds an earlier run and `resume` was not asked for.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise InputError(
-            f"checkpoint_dir {folder} cannot be written: {error.strerror}. Choose a writable folder."
-        ) from error
+    with writing(f"checkpoint_dir {folder}", InputError):
+        make_writable(folder)
     if not resume and any(folder.rglob("epoch-*.pt")):
         raise CheckpointError(
             f"checkpoint_dir {folder} holds checkpoints of an earlier run. Pass resume=True to go on from them, or "

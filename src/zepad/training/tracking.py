@@ -12,6 +12,7 @@ from accelerate.utils import LoggerType
 from ..arguments import checked
 from ..config import require
 from ..errors import ConfigError, InputError
+from ..files import writing
 from .accelerator import make_accelerator
 from .callbacks import Callback, TrainingStatus
 
@@ -103,12 +104,8 @@ class Tracker(Callback):
 
     def _start(self) -> Any:
         accelerator = make_accelerator(0, log_with=self._log_with, project_dir=self._folder)
-        try:
+        with writing(f"project_dir {self._folder}", InputError):
             accelerator.init_trackers(self._name, config=self._config, init_kwargs=self._init_kwargs)
-        except OSError as error:
-            raise InputError(
-                f"project_dir {self._folder} cannot be written: {error.strerror}. Choose a writable folder."
-            ) from error
         return accelerator
 
     def _log(self, status: TrainingStatus, of: str) -> None:

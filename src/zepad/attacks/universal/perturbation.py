@@ -15,7 +15,7 @@ from ..._version import __version__
 from ...arguments import check_fields, checked
 from ...config import check_budget, require
 from ...errors import CheckpointError, ConfigError, InputError
-from ...files import write_bytes
+from ...files import write_bytes, writing
 from ...functional.projection import BALLS
 from ...schema import STRICT, parse_json
 from ...sealed import read_sealed, seal
@@ -137,10 +137,8 @@ class UniversalPerturbation:
             content = seal(tensors, record)
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: the provenance is no plain JSON: {error}.") from error
-        try:
+        with writing(path, CheckpointError):
             write_bytes(path, content)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose a writable folder.") from error
 
     @classmethod
     @checked

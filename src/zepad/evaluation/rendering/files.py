@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...arguments import checked
 from ...errors import InputError
-from ...files import write_together
+from ...files import write_together, writing
 from ..report import EvalReport
 from .markdown import markdown_tables
 from .page import html_page
@@ -34,8 +34,6 @@ def save_report(report: EvalReport, folder: str | Path) -> Path:
         "report.html": html_page(report).encode(),
         "report.png": overview_png(report),
     }
-    try:
+    with writing(out, InputError):
         write_together(out, contents)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}. Choose a writable folder.") from error
     return out / "report.html"

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, InputError
-from ...files import write_text
+from ...files import make_writable, write_text, writing
 from ...inputs import check_images, images_of
 from ...progress import stage
 from ...schema import STRICT, parse_json, read_bounded
@@ -93,7 +93,8 @@ class DAEBank:
         digest = digest_json({**settings, "format": _FORMAT, "chunk": _CHUNK})
         members = draw_members(len(images), len(crafter.members), per_image, seed)
         home = folder / digest[:32]
-        _make(home)
+        with _written(home):
+            make_writable(home)
         bank = cls(home / "residuals.int8", members=members, radii=crafter.radii, shape=images.shape, digest=digest)
         _fill(bank, crafter, images, _Record(home / "bank.json", digest), seed, progress)
         return bank
@@ -197,17 +198,5 @@ def _with_images(
         yield from zip(todo, (check_images(images_of(batch)).float() for batch in batches), strict=True)
 
 
-def _make(folder: Path) -> None:
-    with _written(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
-        trial.touch()
-        trial.unlink()
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"bank_dir {folder} cannot be written: {error.strerror}. Choose a writable folder.") from error
+def _written(folder: Path) -> AbstractContextManager[None]:
+    return writing(f"bank_dir {folder}", InputError)
