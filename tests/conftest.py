@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from chromium import launched
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, ZePAD, progress
 
@@ -32,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, which the tests of a process share."""
+    with launched() as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """The app in a real browser, as `zepad app` serves it and as an exported Space does.
 
-Needs Chromium, the dependency group `browser`, and a `node_modules` folder, named by ZEPAD_NODE_MODULES, with axe-core
-(`npm install --ignore-scripts axe-core`). A test that lacks one of them is skipped, unless ZEPAD_REQUIRE_BROWSER=1 is
-set.
+`chromium.py` says what this needs.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -25,14 +22,13 @@ import pytest
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.functional import to_pil_image
 
+from chromium import DESKTOP, PHONE, violations
 from command_line import zepad
 from zepad import BenignConfig, HardenConfig, ZePAD
 from zepad.data import digits
 
 pytestmark = pytest.mark.slow
 
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{alert(3)}}"
 START_S = 120  # to import, load and listen on a busy machine
 
@@ -58,35 +54,6 @@ def looked_up(host, *rest, **settings):
     return lookup(host, *rest, **settings)
 socket.getaddrinfo = looked_up
 """
-
-
-def missing(what: str) -> NoReturn:
-    if os.environ.get("ZEPAD_REQUIRE_BROWSER") == "1":
-        pytest.fail(f"{what}, and ZEPAD_REQUIRE_BROWSER=1 is set")
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    path = Path(os.environ.get("ZEPAD_NODE_MODULES", "node_modules"), "axe-core/axe.min.js")
-    if not path.is_file():
-        missing(f"{path} does not exist (npm install --ignore-scripts axe-core; set ZEPAD_NODE_MODULES)")
-    return path.read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser(axe: str) -> Iterator[Any]:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        missing("Chromium is not installed (apt-get install chromium)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright is not installed (pip install --group browser)")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +132,6 @@ def answers(address: str) -> bool:
         return False
 
 
-def violations(page: Any) -> list[tuple[str, str]]:
-    """What axe-core, which the page has loaded, finds to be inaccessible: rule and element."""
-    found = page.evaluate("axe.run()")
-    assert {"color-contrast", "document-title"} <= {rule["id"] for rule in found["passes"]}
-    return [(rule["id"], node["html"]) for rule in found["violations"] for node in rule["nodes"]]
-
-
 @pytest.mark.parametrize(
     ("name", "viewport", "scheme"),
     [
@@ -183,7 +143,7 @@ def violations(page: Any) -> list[tuple[str, str]]:
     ids=lambda value: value["width"] if isinstance(value, dict) else value,
 )
 def test_an_image_is_attacked_in_the_browser(
-    browser: Any, axe: str, servers, tmp_path: Path, name: str, viewport: dict[str, int], scheme: str
+    browser: Any, servers, tmp_path: Path, name: str, viewport: dict[str, int], scheme: str
 ) -> None:
     address, _, left = servers[name]
     data = digits("test")
@@ -203,7 +163,6 @@ def test_an_image_is_attacked_in_the_browser(
         start = page.get_by_role("button", name="Attack", exact=True)
         start.click()
         page.get_by_role("alert").filter(has_text="There is no image yet").wait_for()
-        page.evaluate(axe)
         assert violations(page) == []
         page.locator("input[type=file]").first.set_input_files(tmp_path / "seven.png")
         page.get_by_role("img", name="The image to attack").wait_for()
@@ -233,7 +192,6 @@ def test_an_image_is_attacked_in_the_browser(
         (tmp_path / "report.html").write_text(report, encoding="utf-8")
         page.goto((tmp_path / "report.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-        page.evaluate(axe)
         assert violations(page) == []
     finally:
         context.close()

@@ -1,6 +1,6 @@
 """The built site in a real browser: pages fit their window, axe-core finds nothing, and search finds commands.
 
-Needs what test_html_browser.py needs, and a built site whose folder ZEPAD_SITE names:
+Needs what `chromium.py` names, and a built site whose folder ZEPAD_SITE names:
 `mkdocs build --strict --site-dir /tmp/site && ZEPAD_SITE=/tmp/site pytest -m slow tests/test_site_browser.py`.
 """
 
@@ -16,9 +16,7 @@ from typing import Any
 
 import pytest
 
-from test_html_browser import DESKTOP, PHONE, browser, from_npm, missing
-
-__all__ = ["browser"]  # the fixture
+from chromium import DESKTOP, PHONE, missing, violations
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +44,6 @@ def site() -> Iterator[str]:
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(PHONE, "dark"), (DESKTOP, "light")], ids=["phone", "desktop"])
 def test_a_page_fits_its_window_and_is_accessible(browser: Any, site: str, viewport: Any, scheme: str) -> None:
-    axe = from_npm("axe-core/axe.min.js").read_text(encoding="utf-8")
     context = browser.new_context(viewport=viewport, is_mobile=viewport is PHONE, color_scheme=scheme)
     found = {}
     for name in PAGES:
@@ -58,10 +55,7 @@ def test_a_page_fits_its_window_and_is_accessible(browser: Any, site: str, viewp
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), name
         assert [url for url in requests if not url.startswith((site, "data:", "blob:"))] == []
-        page.evaluate(axe)
-        result = page.evaluate("axe.run()")
-        assert {"color-contrast", "document-title"} <= {rule["id"] for rule in result["passes"]}
-        found[name] = [(rule["id"], rule["nodes"][0]["html"]) for rule in result["violations"]]
+        found[name] = violations(page)
         page.close()
     context.close()
     assert found == {name: [] for name in PAGES}
