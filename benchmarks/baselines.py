@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, cell, header, load_encoders, load_images, row
+from common import MIRROR_HELP, add_universal, cell, header, load_encoders, load_images, row, universal
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -37,7 +37,6 @@ from zepad.evaluation import (
     save_report,
     semi_black_box,
     semi_black_box_plus,
-    universal_attacks,
     white_box,
 )
 from zepad.modules import Branch, MLPHead
@@ -104,7 +103,7 @@ class Bench:
     """One setting and seed: data, encoders, and the folder of what is finished."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.setting, self.seed = SETTINGS[args.setting], args.seed
+        self.setting, self.seed, self.universal = SETTINGS[args.setting], args.seed, args.universal
         given = {"train_images": args.train_images, "test_images": args.test_images, "epochs": args.epochs}
         self.setting = replace(self.setting, **{name: value for name, value in given.items() if value is not None})
         self.folder = args.out / f"seed-{args.seed}"
@@ -200,7 +199,7 @@ class Bench:
     def attackers(self) -> list[Attacker]:
         """Return the attackers who know public encoders alone, the same for every model."""
         common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
-        attacks = universal_attacks(eps=self.setting.eps, seed=self.seed)
+        attacks = universal(self.universal, eps=self.setting.eps, seed=self.seed)
         kept = {name: Kept(attack, self.folder / f"{name}.perturbation", self.seed) for name, attack in attacks.items()}
         victim, auxiliary = self.public["victim"], self.public["auxiliary"]
         surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
@@ -275,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "evaluate", "table"))
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
+    add_universal(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)

@@ -42,7 +42,7 @@ def defended() -> ZePAD:
 
     torch.manual_seed(0)
     normal = Preprocessing.imagenet()
-    defense = ZePAD.from_encoders(resnet18(), resnet18(), preprocess=normal, num_classes=10)
+    defense = ZePAD.from_encoders(resnet18(), resnet18(), preprocess=normal, num_classes=10, preset="paper")
     loader = DataLoader(TensorDataset(torch.rand(20, 3, 32, 32), torch.arange(20) % 10), batch_size=20)
     defense.harden(loader, HardenConfig(epochs=1, steps=1, val_fraction=0), progress=False)
     return defense.fit_benign(

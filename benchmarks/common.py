@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,7 @@ from zepad import Encoder, EncoderSpec, Preprocessing
 from zepad.attacks import PGD, cross_entropy, margin
 from zepad.data import ImageDataset, LabelledImages, load_data
 from zepad.encoders import build_encoder
+from zepad.evaluation import UniversalAttack, universal_attacks
 
 MIRROR_HELP = "local mirror of CIFAR-10 and the public encoders; without it they are downloaded"
 MIRRORED = {
@@ -28,6 +31,19 @@ MIRRORED = {
     ("imagenette64", "test"): ("imagenette64_test",),
 }
 """The `.npz` files of a local mirror, by data set and split."""
+
+
+def add_universal(parser: argparse.ArgumentParser) -> None:
+    """Let the caller leave out universal attacks, each of which is fitted for minutes."""
+    names = list(universal_attacks(eps=0.1))
+    parser.add_argument(
+        "--universal", nargs="*", choices=names, default=names, help="universal attacks to fit; by default all five"
+    )
+
+
+def universal(names: Collection[str], *, eps: float, seed: int) -> dict[str, UniversalAttack]:
+    """Return the universal attacks of these names with their default settings."""
+    return {name: attack for name, attack in universal_attacks(eps=eps, seed=seed).items() if name in names}
 
 
 def load_images(

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import MIRROR_HELP, cell, header, load_encoders, part, row, split
+from common import MIRROR_HELP, add_universal, cell, header, load_encoders, part, row, split, universal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -93,6 +93,7 @@ class Bench:
         self.setting, self.seed, self.folder = SETTINGS[args.setting], args.seed, args.out / f"seed-{args.seed}"
         setting = self.setting
         self.eps = setting.eps if args.eps is None else args.eps / 255
+        self.universal = args.universal
         self.measured = self.folder if args.eps is None else self.folder / f"eps {args.eps:g}"
         self.measured.mkdir(parents=True, exist_ok=True)
         self.train, self.val, self.test = split(setting.train, args.shared, args.images or setting.images, self.seed)
@@ -146,9 +147,13 @@ class Bench:
             victim = self.defense(heads).encoder("reference")
             surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
             attackers = semi_black_box(
-                victim, DataLoader(surrogate, batch_size=128, shuffle=True), eps=self.eps, seed=self.seed,
+                victim,
+                DataLoader(surrogate, batch_size=128, shuffle=True),
+                eps=self.eps,
+                universal=universal(self.universal, eps=self.eps, seed=self.seed),
+                seed=self.seed,
                 progress=False,
-            )  # fmt: skip
+            )
             found = {a.name: in_chunks(a.attack, a.target(None), images, labels, self.seed) for a in attackers}
             torch.save(found, file)
             print(f"public attacks: {time.perf_counter() - start:.0f} s", flush=True)
@@ -456,6 +461,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "craft", "attack", "detect", "autoattack", "table"), nargs="+")
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
+    add_universal(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)

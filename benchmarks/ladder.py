@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, cell, header, load_encoders, load_images, part, row
+from common import MIRROR_HELP, add_universal, cell, header, load_encoders, load_images, part, row, universal
 from public_encoders import load_public
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -41,7 +41,6 @@ from zepad.evaluation import (
     white_box,
 )
 from zepad.evaluation.kept import keeping
-from zepad.evaluation.suites import universal_attacks
 from zepad.fusion import Bounded
 from zepad.modules import Branch
 from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
@@ -101,7 +100,7 @@ class Bench:
     """Data, public encoders, and what was trained and crafted so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.setting, self.seed = SETTINGS[args.setting], args.seed
+        self.setting, self.seed, self.universal = SETTINGS[args.setting], args.seed, args.universal
         self.split, self.epochs, self.repeats = args.split, args.epochs, args.attackers == "all"
         self.folder = args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +198,9 @@ class Bench:
         common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
         images = Subset(self.train, range(min(len(self.train), self.setting.surrogate_images)))
         loader = DataLoader(images, batch_size=128)
-        attacks = keeping(universal_attacks(eps=self.setting.eps, seed=self.seed), self.folder / "perturbations")
+        attacks = keeping(
+            universal(self.universal, eps=self.setting.eps, seed=self.seed), self.folder / "perturbations"
+        )
         known = semi_black_box(self.public[0], loader, universal=attacks, others=self.unseen, **common)
         count = len(attacks) + 1  # the five universal attacks and feature PGD: those of the paper's threat model
         groups = {"six": known[:count], "victim": known[count : count + 1], "unseen": known[count + 1 :]}
@@ -325,6 +326,7 @@ def main() -> None:
         default="all",
         help="all, or those alone who have nothing but the public encoders: no copy is trained for them",
     )
+    add_universal(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, benign, header, load_encoders, load_images, row, white_box
+from common import MIRROR_HELP, add_universal, benign, header, load_encoders, load_images, row, universal, white_box
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -63,6 +63,7 @@ class Bench:
         self.setting, self.seed, self.folder = SETTINGS[args.setting], args.seed, args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.epochs: int | None = args.epochs
+        self.universal = args.universal
         self.train = load_images(self.setting.data, "train", shared=args.shared, limit=self.setting.train_images)
         self.test = load_images(self.setting.data, "test", shared=args.shared, limit=self.setting.benign_images)
         self.public: tuple[Encoder, Encoder] = load_encoders(self.setting.encoders, args.shared)
@@ -78,8 +79,9 @@ class Bench:
             common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
             surrogate = Subset(self.train, range(min(len(self.train), self.setting.attacker_images)))
             loader = DataLoader(surrogate, batch_size=128, shuffle=True)
+            attacks = universal(self.universal, eps=self.setting.eps, seed=self.seed)
             attackers = [
-                *semi_black_box(self.public[0], loader, **common),
+                *semi_black_box(self.public[0], loader, universal=attacks, **common),
                 *semi_black_box_plus(*self.public, loader, universal={}, **common),
             ]
             torch.save({a.name: self.attacked(a.attack, a.target(None)) for a in attackers}, file)
@@ -148,6 +150,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
+    add_universal(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from zepad import BenignConfig, HardenConfig, ZePAD
-from zepad.data import digits
+from zepad.data import digits, load_data
 from zepad.evaluation import accuracy
 
 
@@ -26,9 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--limit", type=int, help="number of training images; all by default")
     options = parser.parse_args()
 
-    loader = DataLoader(digits("train"), batch_size=128, shuffle=True)
+    loader = DataLoader(load_data("digits", "train", limit=options.limit), batch_size=128, shuffle=True)
     defense = ZePAD.from_encoders("zepad:digits-barlow-twins", "zepad:digits-simclr")
     defense.harden(loader, HardenConfig(eps=25 / 255, epochs=options.epochs))
     defense.fit_benign(loader, BenignConfig(epochs=options.epochs))

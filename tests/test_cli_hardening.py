@@ -124,7 +124,7 @@ def test_a_fitted_model_is_exported(fitted: Path, tmp_path: Path, monkeypatch: p
 # settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("suffix", ["yaml", pytest.param("json", marks=pytest.mark.slow)])
 def test_saved_settings_train_the_same_model_again_and_options_win(hardened: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"run.{suffix}"
     done = harden(tmp_path / "one", "--save-config", file, "--eps", "4/255")

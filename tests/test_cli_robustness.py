@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("model")
     loader = DataLoader(Subset(digits("train"), range(128)), batch_size=64, shuffle=True)
-    defense = ZePAD.from_encoders(VICTIM, AUXILIARY, num_classes=10)
+    defense = ZePAD.from_encoders(VICTIM, AUXILIARY, num_classes=10, preset="paper", fusion="bounded")
     defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
     defense.fit_benign(loader, BenignConfig(epochs=1), head_config=HeadConfig(epochs=5), progress=False)
     defense.save_pretrained(folder)

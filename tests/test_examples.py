@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "clip_zero_shot.py"
 
 @pytest.mark.slow
 def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
-    quick = ["--clip-epochs", "12", "--epochs", "1", "--limit", "512", "--test-limit", "20", "--eps", "8"]
+    quick = ["--clip-epochs", "10", "--epochs", "1", "--limit", "512", "--test-limit", "10", "--eps", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), *quick],
@@ -27,7 +27,7 @@ def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["images"], found["eps"]) == (20, "8/255")
+    assert (found["images"], found["eps"]) == (10, "8/255")
     undefended = found["undefended victim"]
     assert undefended["benign"] > 0.6, "the small CLIP learned the digits, or the attack shows nothing"
     assert undefended["white-box"] < undefended["benign"]

@@ -163,6 +163,7 @@ def test_the_antialiased_resize_of_the_runtime_is_ours(tmp_path: Path) -> None:
     torch.testing.assert_close(resized, resizes(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pt2_runs_without_this_library_and_to_the_last_bit(
     named: ZePAD, exported: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -59,7 +59,11 @@ def torchvision_resnet() -> nn.Module:
     return Encoder(model, preprocessing=Preprocessing.imagenet(size=(32, 32)))
 
 
-@pytest.mark.parametrize("make", [plain, timm_resnet, timm_vit, torchvision_resnet], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [plain, timm_vit, *(pytest.param(make, marks=pytest.mark.slow) for make in (timm_resnet, torchvision_resnet))],
+    ids=lambda make: make.__name__,
+)
 def test_the_three_lines_of_the_readme(make, tmp_path) -> None:
     images, labels = toy_data(12)
     loader = DataLoader(TensorDataset(images, labels), batch_size=6)

@@ -127,6 +127,7 @@ def test_they_are_exported(model, tmp_path):
     assert "weights" not in found
 
 
+@pytest.mark.slow
 def test_where_they_are_not_registered_the_error_names_the_remedy(model, tmp_path):
     model.save_pretrained(tmp_path)
     code = f"from zepad import ZePAD; ZePAD.from_pretrained({str(tmp_path)!r})"
@@ -139,6 +140,7 @@ def test_where_they_are_not_registered_the_error_names_the_remedy(model, tmp_pat
     assert ".register('test-" in message
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_its_plug_ins_along(model, tmp_path):
     """An entry point of the group `zepad.plugins` is imported when a name is not known, on the command line too."""
     (tmp_path / "their_rules.py").write_text(

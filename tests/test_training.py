@@ -648,6 +648,7 @@ defense.harden(loader, config, checkpoint_dir={folder!r}, progress=False)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_harden_then_resume_gives_the_undisturbed_weights(
     loader: DataLoader, tmp_path: Path
 ) -> None:

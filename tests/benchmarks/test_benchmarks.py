@@ -30,22 +30,20 @@ RUNS = {
     ],
     "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
-    "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --out runs"],
-    "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --out runs"],
+    "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --universal SSP --out runs"],
+    "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --universal SSP --out runs"],
     "public_encoders": ["public_encoders.py"],
     "checks": ["checks.py --runs 1"],
     "baselines": [
         "baselines.py train --setting tiny --out runs --models undefended ZePAD",
-        "baselines.py evaluate --setting tiny --out runs",
+        "baselines.py evaluate --setting tiny --universal SSP --out runs",
         "baselines.py table --setting tiny --out runs",
     ],
     "fusion": [
-        "fusion.py train craft --setting tiny --out runs",
-        "fusion.py attack --setting tiny --out runs --only rfdm",
+        "fusion.py train craft attack --setting tiny --universal SSP --out runs --only rfdm",
         "fusion.py detect table --setting tiny --out runs --only features",
     ],
 }
-IN_BOTH = {"recipe"}  # the others take too long for every run of the tests
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -58,9 +56,8 @@ def run(folder: Path, *arguments: str) -> str:
     return found.stdout
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in IN_BOTH else pytest.mark.slow) for name in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(name: str, tmp_path: Path) -> None:
     for command in RUNS[name]:
         printed = run(tmp_path, *command.split())

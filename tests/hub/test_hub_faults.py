@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         return {name: opened.read(name, limit=2**20) for name in names}
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_killed_push_leaves_the_old_commit_or_the_new_one(
     warm: WarmProcess, hub: HubServer, models: dict[str, Path], kills: int
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_killed_push_leaves_the_old_commit_or_the_new_one(
     assert killed
 
 
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [17, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_pull_leaves_the_old_model_or_the_new_one(
     warm: WarmProcess, hub: HubServer, models: dict[str, Path], tmp_path: Path, step: int
 ) -> None:
