@@ -17,7 +17,7 @@ from zepad import BenignConfig, HardenConfig, InputError, ZePAD, __version__
 from zepad.data import digits
 from zepad.demo import format_table, run_demo
 
-COUNT = 64  # test images
+COUNT = 32  # test images
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,13 @@ SOURCES: dict[str, Callable[[Path], EncoderSpec]] = {
 }
 
 
+# Both readers of files build a ResNet-18 for every model, which takes seconds.
+EVERY_SOURCE = pytest.mark.parametrize(
+    "source",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("solo", "lightly")), "transformers", "open_clip"],
+)
+
+
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +133,7 @@ def same(one: Encoder, other: Encoder) -> bool:
     return torch.equal(features(one, images), features(other, images))
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@EVERY_SOURCE
 def test_every_saved_model_gets_the_attackers_there_can_be(source: str, specs: Any, given: Any, tmp_path: Path) -> None:
     public = as_encoder("victim", specs[source])
     model = saved(tmp_path / "model", specs[source])
@@ -141,7 +148,7 @@ def test_every_saved_model_gets_the_attackers_there_can_be(source: str, specs: A
     assert same(given[-1]["auxiliary"], as_encoder("auxiliary", AUXILIARY))
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@EVERY_SOURCE
 def test_a_detector_that_keeps_the_public_victim_gives_it_to_the_attackers(
     source: str, specs: Any, given: Any, tmp_path: Path
 ) -> None:

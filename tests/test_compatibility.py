@@ -43,7 +43,7 @@ def resizing(defense: ZePAD, interpolation: Interpolation = "bilinear") -> ZePAD
     ("interpolation", "dynamic"),
     [
         pytest.param(None, None, id="as they come", marks=pytest.mark.slow),
-        pytest.param("bilinear", None, id="bilinear"),
+        pytest.param("bilinear", None, id="bilinear", marks=pytest.mark.slow),
         pytest.param("bicubic", False, id="bicubic", marks=pytest.mark.slow),
     ],
 )

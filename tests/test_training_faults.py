@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ten
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # a child that hangs is killed
-@seeds(few=2, many=10)
+@seeds(few=1, many=8)
 def test_killed_at_random_moments_it_ends_with_the_undisturbed_weights(
     undisturbed: tuple[dict[str, Tensor], float], tmp_path: Path, seed: int
 ) -> None:

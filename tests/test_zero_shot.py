@@ -181,7 +181,7 @@ def test_a_single_encoder_is_hardened_without_labels_too() -> None:
 
 def test_a_method_that_needs_labels_says_so(defense: ZePAD) -> None:
     before = weights(defense)
-    with pytest.raises(InputError, match=r"must yield \(images, labels\); got Tensor. .*fare\(\) or with zero_shot="):
+    with pytest.raises(InputError, match=r"must yield \(images, labels\); got Tensor. .*fare\(\), or with zero_shot="):
         defense.harden(unlabelled(), RECIPE, progress=False)
     assert same(weights(defense), before)
 

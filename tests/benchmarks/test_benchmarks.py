@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +35,7 @@ RUNS = {
     "checks": ["checks.py --runs 1"],
     "baselines": [
         "baselines.py train --setting tiny --out runs --models undefended ZePAD",
-        "baselines.py evaluate --setting tiny --universal SSP --out runs",
+        "baselines.py evaluate --setting tiny --universal SSP --models ZePAD --out runs",
         "baselines.py table --setting tiny --out runs",
     ],
     "fusion": [
@@ -46,21 +45,28 @@ RUNS = {
 }
 
 
-def run(folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ZEPAD_DATA": str(folder / "no data")}
-    found = subprocess.run(
-        [sys.executable, str(FOLDER / arguments[0]), *arguments[1:]],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str, *arguments: str) -> str:
+    """Run a script as `__main__` of this process, which has imported PyTorch already, and return what it prints."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(str(FOLDER))
+        for name in ("common", "public_encoders"):
+            patch.delitem(sys.modules, name, raising=False)
+        capsys.readouterr()
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    return capsys.readouterr().out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(name: str, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")  # a script prints its warnings
+def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZEPAD_DATA", "no data")
     for command in RUNS[name]:
-        printed = run(tmp_path, *command.split())
+        printed = run(monkeypatch, capsys, *command.split())
     if name == "recipe":
         record = json.loads(printed)
         assert record["data"] == "digits"
