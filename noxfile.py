@@ -11,7 +11,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "types", "layers", "docs", "tests"]
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
-WORKFLOWS = [".github/workflows/checks.yml", ".github/workflows/docs.yml", ".github/workflows/release.yml"]
+WORKFLOWS = [f".github/workflows/{name}.yml" for name in ("checks", "docs", "exhaustive", "release")]
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -91,6 +91,13 @@ def slow(session: nox.Session) -> None:
     """Run the tests that are marked slow."""
     install(session, "test", "browser", "checkpoints")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def exhaustive(session: nox.Session) -> None:
+    """Run the tests that are marked exhaustive."""
+    install(session, "test", "checkpoints")
+    session.run("pytest", "-m", "exhaustive", *session.posargs)
 
 
 @nox.session(venv_backend="uv", python="3.11")

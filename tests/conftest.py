@@ -27,9 +27,9 @@ settings.register_profile("exhaustive", max_examples=200, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw many examples of each law where slow tests are asked for, and a few in the run that people wait for."""
-    slow = config.getoption("markexpr") == "slow" or bool(os.environ.get("CI_EXHAUSTIVE"))
-    settings.load_profile("exhaustive" if slow else "default")
+    """Draw many examples of each law where exhaustive tests are asked for, and a few in runs that people wait for."""
+    many = config.getoption("markexpr") == "exhaustive" or bool(os.environ.get("CI_EXHAUSTIVE"))
+    settings.load_profile("exhaustive" if many else "default")
 
 
 @pytest.fixture(autouse=True)

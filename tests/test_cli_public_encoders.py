@@ -85,7 +85,7 @@ SOURCES: dict[str, Callable[[Path], EncoderSpec]] = {
 # Both readers of files build a ResNet-18 for every model, which takes seconds.
 EVERY_SOURCE = pytest.mark.parametrize(
     "source",
-    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("solo", "lightly")), "transformers", "open_clip"],
+    [*(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("solo", "lightly")), "transformers", "open_clip"],
 )
 
 
@@ -194,7 +194,7 @@ def test_what_an_attacker_is_given_is_no_part_of_the_model(specs: Any) -> None:
     assert same(defense.encoder("reference"), kept)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("source", "detector"),
     # The network of solo takes minutes; it is read as that of lightly is.

@@ -42,9 +42,9 @@ def resizing(defense: ZePAD, interpolation: Interpolation = "bilinear") -> ZePAD
 @pytest.mark.parametrize(
     ("interpolation", "dynamic"),
     [
-        pytest.param(None, None, id="as they come", marks=pytest.mark.slow),
-        pytest.param("bilinear", None, id="bilinear", marks=pytest.mark.slow),
-        pytest.param("bicubic", False, id="bicubic", marks=pytest.mark.slow),
+        pytest.param(None, None, id="as they come", marks=pytest.mark.exhaustive),
+        pytest.param("bilinear", None, id="bilinear", marks=pytest.mark.exhaustive),
+        pytest.param("bicubic", False, id="bicubic", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_whole_forward_and_its_gradient_compile(
@@ -228,7 +228,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow  # two more processes; what one process learns is compared in every run
+@pytest.mark.exhaustive  # two more processes; what one process learns is compared in every run
 def test_ddp_on_two_processes_learns_what_one_learns(fitted: ZePAD, tmp_path: Path) -> None:
     fitted.save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(DDP_SCRIPT)

@@ -82,7 +82,7 @@ def test_two_processes_accumulate_log_and_stop_as_one_does(tmp_path: Path) -> No
     assert [len(found) for found in files] == [1, 1]  # the main process alone logs
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_example_gives_one_model_and_its_metrics_whoever_starts_it(tmp_path: Path) -> None:
     # `accelerate launch --num_processes 2 --cpu` starts a single process in accelerate 1.15; torchrun starts two, which
     # Accelerate joins in the same way.

@@ -13,7 +13,7 @@ import pytest
 EXAMPLE = Path(__file__).parents[1] / "examples" / "clip_zero_shot.py"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
     quick = ["--clip-epochs", "10", "--epochs", "1", "--limit", "512", "--test-limit", "10", "--eps", "8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -163,7 +163,7 @@ def scene(request: pytest.FixtureRequest, warm: WarmProcess, references: dict[st
 
 
 @pytest.mark.parametrize("scene", PARTS, indirect=True)
-@pytest.mark.parametrize("step", [11, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [11, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_killed_at_an_event_of_its_files(scene: Scene, step: int) -> None:
     events = scene.write().events
     assert events > 3
@@ -174,16 +174,18 @@ def test_killed_at_an_event_of_its_files(scene: Scene, step: int) -> None:
         scene.assert_recovers()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scene", PARTS, indirect=True)
 def test_killed_at_any_moment(scene: Scene) -> None:
     moments = random.Random(0)
     seconds = scene.write().seconds
     killed = 0
-    for _ in range(15):
+    for _ in range(100):
         scene.start_anew()
         killed += scene.write(after=moments.uniform(0, seconds)).killed
         scene.assert_whole()
+        if killed == 10:
+            break
     assert killed
     scene.assert_recovers()
 
@@ -218,7 +220,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("operation", PARTS)
-@pytest.mark.parametrize("points", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [3, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_a_full_disk(
     warm: WarmProcess, references: dict[str, Path], disk: Path, tmp_path: Path, operation: str, points: int
 ) -> None:
@@ -243,7 +245,7 @@ def test_a_full_disk(
 # readers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds", [0.7, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [0.7, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_a_reader_during_saves_sees_one_whole_model_each_time(
     warm: WarmProcess, references: dict[str, Path], tmp_path: Path, seconds: float
 ) -> None:

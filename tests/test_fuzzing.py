@@ -49,7 +49,7 @@ from zepad.training import harden_branch
 from zepad.training.checkpoints import load_latest
 from zepad.types import ROLES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 IMAGES, LABELS = toy_data(8)
 BATCHES = [(IMAGES, LABELS)]

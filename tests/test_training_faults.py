@@ -24,9 +24,9 @@ from zepad.training import harden_branch, train_benign
 
 
 def seeds(few: int, many: int) -> Any:
-    """A few seeds in the tests that people wait for, and the others among the slow ones."""
+    """A few seeds in the tests that people wait for, and the others among the exhaustive ones."""
     return pytest.mark.parametrize(
-        "seed", [seed if seed < few else pytest.param(seed, marks=pytest.mark.slow) for seed in range(many)]
+        "seed", [seed if seed < few else pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(many)]
     )
 
 

@@ -57,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scr
     return capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.filterwarnings("default")  # a script prints its warnings
 def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(

@@ -149,7 +149,7 @@ AVERAGED = ("byol", "mocov2plus", "mocov3", "ressl", "dino")
 def cases(table: Iterable[str], other: tuple[Any, Any], default: tuple[tuple[str, Any], ...]) -> list[Any]:
     """Every method in both layouts; all but a few are slow, because each writes and reads a file of 90 MB."""
     return [
-        pytest.param(method, layout, marks=() if (method, layout) in default else pytest.mark.slow)
+        pytest.param(method, layout, marks=() if (method, layout) in default else pytest.mark.exhaustive)
         for method in table
         for layout in other
     ]
@@ -202,7 +202,7 @@ def test_the_moving_average_is_another_encoder(method: str, group: str, path: Pa
 
 @pytest.mark.parametrize(
     "method",
-    ["simclr", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m not in (*AVERAGED, "simclr"))],
+    ["simclr", *(pytest.param(m, marks=pytest.mark.exhaustive) for m in METHODS if m not in (*AVERAGED, "simclr"))],
 )
 def test_a_method_without_a_moving_average_says_so(method: str, path: Path) -> None:
     write(path, solo_state(method))
@@ -218,7 +218,7 @@ def test_a_bare_state_dict_in_half_precision_is_read(path: Path, images: Tensor)
     assert torch.equal(features(encoder, images), expected_features(rounded, images, encoder.preprocessing))
 
 
-@pytest.mark.parametrize("name", [pytest.param("resnet34", marks=pytest.mark.slow), "resnet50"])
+@pytest.mark.parametrize("name", [pytest.param("resnet34", marks=pytest.mark.exhaustive), "resnet50"])
 def test_the_architecture_is_found(name: str, path: Path, images: Tensor) -> None:
     model = source(0, name)
     wide = {"resnet34": 512, "resnet50": 2048}[name]
@@ -341,7 +341,7 @@ def test_a_probe_needs_the_online_classifier(change: dict[str, Any], message: st
     ("written", "asked", "used", "size"),
     [
         ("solo", None, "solo", None),
-        pytest.param("solo", "zepad", "zepad", (64, 64), marks=pytest.mark.slow),
+        pytest.param("solo", "zepad", "zepad", (64, 64), marks=pytest.mark.exhaustive),
         ("torchvision", None, "torchvision", (224, 224)),
         ("torchvision", "zepad", "zepad-7x7", (64, 64)),
     ],
@@ -473,7 +473,7 @@ def test_every_lightly_method_gives_the_encoder_it_holds(
             load_lightly(path, ema=True)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("numbered", [False, True])
 def test_a_resnet50_of_lightly_is_found(numbered: bool, path: Path, images: Tensor) -> None:
     write(path, lightly_state("backbone", None, numbered, "resnet50"))
@@ -504,7 +504,7 @@ def test_a_file_of_another_project_is_refused_with_its_parts(path: Path) -> None
         load_lightly(write(path, solo_state(group="encoder")))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")  # of other packages about each other
 def test_files_that_lightly_and_lightning_write_themselves(path: Path, images: Tensor) -> None:
     pytest.importorskip("lightly")

@@ -75,7 +75,7 @@ def undisturbed() -> tuple[EvalReport, float]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 3), *(pytest.param(seed, 4, marks=pytest.mark.slow) for seed in range(1, 4))]
+    ("seed", "kills"), [(0, 3), *(pytest.param(seed, 4, marks=pytest.mark.exhaustive) for seed in range(1, 4))]
 )
 def test_a_killed_evaluation_goes_on(undisturbed: Any, tmp_path: Path, seed: int, kills: int) -> None:
     report, seconds = undisturbed
@@ -113,7 +113,7 @@ def commanded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
     return found(out / "report"), time.perf_counter() - start
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("seed", "kills"), [(seed, 4) for seed in range(3)])
 def test_a_killed_command_goes_on(commanded: Any, tmp_path: Path, seed: int, kills: int) -> None:
     report, seconds = commanded
@@ -126,7 +126,7 @@ def test_a_killed_command_goes_on(commanded: Any, tmp_path: Path, seed: int, kil
     assert found(tmp_path) == report
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -30,7 +30,7 @@ from zepad.evaluation.state import check_recipe
 from zepad.sealed import read_sealed, seal
 from zepad.training.bank.bank import _Record
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 IMAGES, LABELS = toy_data(6, size=4)
 LOADER = list(zip(IMAGES.split(4), LABELS.split(4), strict=True))

@@ -70,7 +70,9 @@ def strip(report):
     return replace(report, provenance={}, attacks=attacks)
 
 
-@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "at", [pytest.param(1, marks=pytest.mark.exhaustive), 2, pytest.param(3, marks=pytest.mark.exhaustive)]
+)
 def test_an_interrupted_evaluation_goes_on_to_the_same_report(tmp_path, at):
     """Of three batches and two attackers the second attacker is interrupted at its `at`-th batch."""
     undisturbed = run(None, attackers(Counted(), Counted(steps=3)), samples=12)
@@ -272,7 +274,7 @@ def test_a_damaged_file_is_named_and_can_be_computed_again(tmp_path, how):
 SMALL = list(zip(IMAGES[:4].split(2), LABELS[:4].split(2), strict=True))
 
 
-@pytest.mark.parametrize("step", [97, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [97, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_every_altered_byte_is_noticed(tmp_path, step):
     """Also one that changes no tensor: costs, digests, the spaces that fill up the header."""
     run(tmp_path, attackers(Counted()), loader=SMALL)

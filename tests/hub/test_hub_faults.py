@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         return {name: opened.read(name, limit=2**20) for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_push_leaves_the_old_commit_or_the_new_one(
     warm: WarmProcess, hub: HubServer, models: dict[str, Path]
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_killed_push_leaves_the_old_commit_or_the_new_one(
     assert killed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_pull_leaves_the_old_model_or_the_new_one(
     warm: WarmProcess, hub: HubServer, models: dict[str, Path], tmp_path: Path
 ) -> None:

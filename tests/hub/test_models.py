@@ -97,7 +97,7 @@ SAMPLES = {
 
 # One sample of each kind; the rest takes minutes, and the ViT of open_clip has 43 million weights.
 DEFAULT = ("custom", "packaged", "one weight")
-NAMES = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLES]
+NAMES = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.exhaustive) for name in SAMPLES]
 
 
 @functools.cache
@@ -231,7 +231,7 @@ class Loaded:
         assert_same(self.decided, decide(defense))
 
 
-@pytest.fixture(params=["lfs", pytest.param("xet", marks=pytest.mark.slow)])
+@pytest.fixture(params=["lfs", pytest.param("xet", marks=pytest.mark.exhaustive)])
 def client(request: pytest.FixtureRequest) -> HubClient:
     """Either client; what Xet does to bytes, the tests of publishing and loading try by default."""
     either: HubClient = request.getfixturevalue(request.param)
@@ -309,7 +309,7 @@ def test_a_branch_and_a_private_repository(remote: Remote, hub: HubServer) -> No
     remote.load(token=READER).assert_is(zero_shot())
 
 
-@pytest.mark.parametrize("how", ["local_files_only", pytest.param("HF_HUB_OFFLINE", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["local_files_only", pytest.param("HF_HUB_OFFLINE", marks=pytest.mark.exhaustive)])
 def test_what_was_loaded_once_loads_offline(plain: Remote, offline: HubClient, hub: HubServer, how: str) -> None:
     sha = plain.push(fitted("custom"), modules=TINY)
     plain.load(modules=TINY)
