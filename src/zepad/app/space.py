@@ -49,14 +49,15 @@ def export_space(defense: ZePAD, folder: str | Path, *, repo_id: str | None = No
     from huggingface_hub import SpaceCardData
 
     defense.branch("victim")  # refuses a model without heads before anything is written
-    try:
-        gradio = version("gradio")
-    except PackageNotFoundError as error:
-        raise ConfigError('a Space of the app needs Gradio. Install it with: pip install "zepad[app]".') from error
     out = Path(folder)
     with writing(out, InputError):
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} is not empty. Name a folder for the Space alone.")
+    try:
+        gradio = version("gradio")
+    except PackageNotFoundError as error:
+        raise ConfigError('a Space of the app needs Gradio. Install it with: pip install "zepad[app]".') from error
+    with writing(out, InputError):
         source = f'Path(__file__).parent / "{_MODEL}"' if repo_id is None else json.dumps(repo_id)
         metadata = SpaceCardData(title="zepad", sdk="gradio", sdk_version=gradio, app_file="app.py", pinned=False)
         contents = {
