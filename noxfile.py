@@ -89,7 +89,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that are marked slow."""
-    install(session, "test", "browser", "checkpoints")
+    install(session, "test", "browser")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 

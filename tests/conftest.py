@@ -37,9 +37,9 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, which the tests of a process share."""
+    """Chromium. Playwright runs an event loop as long as it is open, which tests of other modules may not find."""
     with launched() as started:
         yield started
 

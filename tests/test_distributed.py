@@ -86,7 +86,7 @@ def test_two_processes_accumulate_log_and_stop_as_one_does(tmp_path: Path) -> No
 def test_the_example_gives_one_model_and_its_metrics_whoever_starts_it(tmp_path: Path) -> None:
     # `accelerate launch --num_processes 2 --cpu` starts a single process in accelerate 1.15; torchrun starts two, which
     # Accelerate joins in the same way.
-    one = run(tmp_path / "one", sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu")
+    one = run(tmp_path / "one", sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu")
     two = run(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
     assert (one.pop("processes"), two.pop("processes")) == (1, 2)
     assert all(abs(one[key] - two[key]) <= TOLERANCE for key in one), (one, two)

@@ -147,7 +147,7 @@ AVERAGED = ("byol", "mocov2plus", "mocov3", "ressl", "dino")
 
 
 def cases(table: Iterable[str], other: tuple[Any, Any], default: tuple[tuple[str, Any], ...]) -> list[Any]:
-    """Every method in both layouts; all but a few are slow, because each writes and reads a file of 90 MB."""
+    """Every method in both layouts; all but a few are exhaustive, because each writes and reads a file of 90 MB."""
     return [
         pytest.param(method, layout, marks=() if (method, layout) in default else pytest.mark.exhaustive)
         for method in table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from ..escaping import clean
 from .ending import interruptible
 from .root import JSON_OPTION, MODEL, QUIET, SEED, app, say
 from .sources import BATCH, BATCH_SIZE, DEVICE, SIZE, WORKERS, load_model
-
-if TYPE_CHECKING:
-    pass
 
 _SHOWN = 5  # names of images that an error lists
 
