@@ -6,14 +6,14 @@ import argparse
 import hashlib
 import math
 import statistics
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torchvision
-from public_encoders import load_public
+from public_encoders import CifarResNet, load_public
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -150,32 +150,44 @@ def cifar_resnet18() -> nn.Module:
     return model
 
 
+ARCHITECTURES: dict[str, Callable[[], tuple[nn.Module, int]]] = {
+    "resnet18": lambda: (cifar_resnet18(), 512),
+    "resnet20": lambda: (CifarResNet(20), 64),
+}
+"""The encoders that `pretrain_cifar.py` trains, each with its number of features."""
+
+HALF = 0.5
+"""Mean and standard deviation of the preprocessing of those encoders."""
+
+
 def load_encoders(name: str, shared: Path | None = None, folder: Path | None = None) -> tuple[Encoder, Encoder]:
     """Return victim and auxiliary.
 
     Args:
-        name: `"digits"`, the two encoders inside the package; `"resnet18"`, ResNet-18s by Barlow Twins and SimCLR; any
-            other name, the public supervised CIFAR ResNets of depth 20 and 32.
+        name: `"digits"`, the two encoders inside the package; `"resnet18"` or `"resnet20"`, encoders of CIFAR-10
+            pre-trained without labels by Barlow Twins and SimCLR; any other name, the public supervised CIFAR ResNets
+            of depth 20 and 32.
         shared: Local mirror with the public encoders below `encoders/`; None downloads them.
-        folder: Where `pretrain_cifar.py` left the ResNet-18s.
+        folder: Where `pretrain_cifar.py` left its encoders; None is `benchmarks/encoders`, which has ResNet-20s.
     """
     methods = ("barlow-twins", "simclr")
     if name == "digits":
         victim, auxiliary = (build_encoder(EncoderSpec.parse(f"zepad:digits-{m}"), pretrained=True) for m in methods)
-    elif name == "resnet18":
-        if folder is None:
-            raise SystemExit("--setting resnet18 needs --encoders, the folder that pretrain_cifar.py wrote")
-        victim, auxiliary = (_pretrained(folder / f"resnet18-{method}.safetensors") for method in methods)
+    elif name in ARCHITECTURES:
+        victim, auxiliary = (_pretrained(name, method, folder) for method in methods)
     else:
         victim, auxiliary = (load_public(f"cifar-resnet{depth}", shared) for depth in (20, 32))
     return victim, auxiliary
 
 
-def _pretrained(file: Path) -> Encoder:
-    model = cifar_resnet18()
+def _pretrained(name: str, method: str, folder: Path | None) -> Encoder:
+    file = (folder or Path(__file__).with_name("encoders")) / f"{name}-{method}.safetensors"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing. Make it with benchmarks/pretrain_cifar.py --encoder {name}.")
+    model, _ = ARCHITECTURES[name]()
     model.load_state_dict(load_file(file))
-    half = (0.5, 0.5, 0.5)
-    return Encoder(model.eval(), preprocessing=Preprocessing(mean=half, std=half, size=(32, 32)))
+    mean = std = (HALF,) * 3
+    return Encoder(model.eval(), preprocessing=Preprocessing(mean=mean, std=std, size=(32, 32)))
 
 
 def white_box(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, steps: int = 20) -> float:

@@ -3,12 +3,15 @@
     python benchmarks/ladder.py --setting digits --seed 0 --out runs/ladder-digits
     python benchmarks/ladder.py --setting cifar --seed 0 --out runs/ladder-cifar --threads 1
     python benchmarks/ladder.py --setting transfer --attackers public --out runs/ladder-transfer
+    python benchmarks/ladder.py --setting resnet20 --out runs/ladder-resnet20 --threads 1
     python benchmarks/ladder.py --setting cifar --out runs/ladder-cifar --table
 
 A defense is a preset of `ZePAD.from_encoders`, or one encoder hardened by a baseline's objective for the same number of
 updates. The replica attacker repeats the whole training, benign branch included, with his own seed on other images of
 the same kind. Models, banks, copies and attacked images are kept in the folder, so that a run that was cut goes on.
-`--split validation` attacks other images than the tables do: settings are chosen there.
+`--split validation` attacks other images than the tables do: settings are chosen there. `--autoattack N` adds the
+standard version of AutoAttack by its authors (`pip install git+https://github.com/fra31/auto-attack`) on the first N of
+the attacked images.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ from zepad.modules import Branch
 from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
 from zepad.presets import PRESETS
 from zepad.training import fit_heads, harden_branch
-from zepad.training.accelerator import autocast
+from zepad.training.accelerator import autocast, use_device
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Setting:
 SETTINGS = {
     "digits": Setting("digits", "digits", 650, 650, 650, 250, 497, 25 / 255),
     "cifar": Setting("cifar10", "cifar", 10_000, 5000, 500, 300, 5000, 8 / 255),
+    # Encoders of CIFAR-10 pre-trained without labels: the ResNet-20s of benchmarks/encoders, and a GPU's ResNet-18s.
+    "resnet20": Setting("cifar10", "resnet20", 10_000, 5000, 500, 300, 5000, 8 / 255),
+    "resnet18": Setting("cifar10", "resnet18", 45_000, 5000, 1000, 1000, 10_000, 8 / 255),
     "imagenette": Setting("imagenette64", "cifar", 5000, 1000, 500, 300, 2000, 8 / 255, size=64),
     "transfer": Setting("digits", "cifar", 650, 650, 500, 250, 497, 8 / 255),  # far from the encoders' own data
     "tiny": Setting("digits", "digits", 64, 32, 16, 8, 16, 25 / 255),  # proves that the script runs
@@ -93,7 +99,7 @@ BASELINES: dict[str, Callable[[], object]] = {
 }
 UNDEFENDED = ("public victim", "public auxiliary")
 VOTES = (0.0, 0.5, 1.0, 2.0, 3.0)
-GROUPS = ("six", "victim", "both", "unseen", "replica", "published", "replica with labels", "white-box")
+GROUPS = ("six", "victim", "both", "unseen", "replica", "published", "replica with labels", "white-box", "AutoAttack")
 
 
 class Bench:
@@ -102,6 +108,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.setting, self.seed, self.universal = SETTINGS[args.setting], args.seed, args.universal
         self.split, self.epochs, self.repeats = args.split, args.epochs, args.attackers == "all"
+        self.device, self.autoattacked = use_device(args.device), args.autoattack
         self.folder = args.out / f"seed-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = self.setting.images
@@ -120,12 +127,14 @@ class Bench:
         test = load_images(self.setting.data, "test", shared=args.shared, size=self.setting.size)
         half = len(test) // 2
         rows = torch.arange(len(test))[half:] if args.split == "validation" else torch.arange(len(test))
-        self.test = part(test, rows[: self.setting.benign])
+        test = part(test, rows[: self.setting.benign])
+        self.test = LabelledImages(test.images.to(self.device), test.labels.to(self.device), test.classes)
         self.images, self.labels = self.test.images[: self.setting.attacked], self.test.labels[: self.setting.attacked]
-        self.public: tuple[Encoder, Encoder] = load_encoders(self.setting.encoders, args.shared)
+        encoders = load_encoders(self.setting.encoders, args.shared, args.encoders)
+        self.public: tuple[Encoder, Encoder] = (encoders[0].to(self.device), encoders[1].to(self.device))
         self.unseen = {}
         if self.setting.encoders == "cifar":
-            self.unseen = {"cifar-resnet44": load_public("cifar-resnet44", args.shared)}
+            self.unseen = {"cifar-resnet44": load_public("cifar-resnet44", args.shared).to(self.device)}
 
     # training -------------------------------------------------------------------------------------------------------
 
@@ -146,7 +155,7 @@ class Bench:
         if record.exists():
             modules = zip(("victim", "auxiliary"), self.public, strict=True)
             encoders = dict(modules) if self.setting.encoders != "digits" else {}  # those can be rebuilt by their names
-            return ZePAD.from_pretrained(folder, **encoders), json.loads(record.read_text())
+            return ZePAD.from_pretrained(folder, **encoders).to(self.device), json.loads(record.read_text())
         loader = self.loader(self.others if attacker else self.train)
         seed = self.seed + 1000 if attacker else self.seed
         defense = ZePAD.from_encoders(*self.public, preset=preset, num_classes=10)
@@ -162,7 +171,7 @@ class Bench:
         defense.save_pretrained(folder)
         record.write_text(json.dumps(round(seconds)))
         print(f"{name}: trained in {seconds:.0f} s", flush=True)
-        return defense, seconds
+        return defense.to(self.device), seconds
 
     def hardened(self, name: str, *, attacker: bool = False) -> tuple[Branch, float]:
         """Return the public victim hardened by a baseline, with as many passes as a preset makes, and the seconds."""
@@ -176,7 +185,7 @@ class Bench:
             start = time.perf_counter()
             branch, _ = harden_branch(self.public[0], loader, config, objective=BASELINES[name](), progress=False)
             torch.save((branch, time.perf_counter() - start), file)
-        return torch.load(file, weights_only=False)  # written by this script
+        return torch.load(file, weights_only=False, map_location=self.device)  # written by this script
 
     def undefended(self, role: str) -> Branch:
         """Return a public encoder with a head."""
@@ -225,6 +234,17 @@ class Bench:
         """Return the attackers who know the whole model: those of the suite but for Square, with 20 steps each."""
         return [a for a in white_box(model, eps=self.setting.eps, num_classes=10, steps=20) if "Square" not in a.name]
 
+    def autoattack(self, model: nn.Module) -> float:
+        """Return the share of the first images that AutoAttack leaves, of those that were attacked."""
+        from autoattack import AutoAttack  # not on PyPI: the other attackers do without
+
+        count, eps = self.autoattacked, self.setting.eps
+        images, labels = self.images[:count], self.labels[:count]
+        attack = AutoAttack(model, norm="Linf", eps=eps, seed=self.seed, device=self.device)
+        attacked = attack.run_standard_evaluation(images, labels)
+        assert (attacked - images).abs().max() <= eps + 1e-6
+        return float((hits(model, images, labels) * hits(model, attacked, labels)).mean())
+
     def attacked(self, file: str, attackers: Callable[[], dict[str, list[Attacker]]]) -> dict[str, dict[str, Tensor]]:
         """Return the attacked images by group and attacker, crafted once: features in bfloat16 where that is native."""
         path = self.folder / "attacked" / f"{file} {self.split}.pt"
@@ -235,14 +255,14 @@ class Bench:
                 for group, members in attackers().items()
             }
             torch.save(found, path)
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, map_location=self.device)
 
     def craft(self, attacker: Attacker, model: nn.Module | None) -> Tensor:
         """Return the images as one attacker leaves them."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
         precision = "auto" if isinstance(attacker.attack, FeaturePGD) else "fp32"
         target, rows = attacker.target(model), torch.arange(len(self.labels)).split(100)
-        with autocast(self.images.device, precision):
+        with autocast(self.device, precision):
             done = [attacker.attack(target, self.images[c], self.labels[c], generator=generator) for c in rows]
         return torch.cat(done).float()
 
@@ -255,6 +275,8 @@ class Bench:
             survived = {name: hits(model, images, self.labels) for name, images in members.items()}
             if group == "white-box":
                 survived = {a.name: hits(model, self.craft(a, model), self.labels) for a in self.white_box(model)}
+                if self.autoattacked:
+                    scores["AutoAttack"] = 100 * self.autoattack(model)
             each = {name: 100 * kept.mean() for name, kept in survived.items()}
             scores |= {f"{group}: {name}": value for name, value in each.items()}
             if each:
@@ -332,6 +354,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
     parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
+    parser.add_argument("--autoattack", type=int, default=0, metavar="N", help="images that AutoAttack is run on")
     parser.add_argument("--table", action="store_true", help="only print the table of all seeds that are there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,0 +1,95 @@
+"""Harden once without labels, then defend other tasks by heads alone.
+
+    python benchmarks/harden_once.py --out runs/ladder
+    python benchmarks/harden_once.py --source tiny --tasks tiny --out runs/tiny
+    python benchmarks/harden_once.py --out runs/ladder --table
+
+The encoders are hardened on the images of one setting of `ladder.py`, by a preset whose hardening takes no labels. Each
+other task fits new heads to them and to the frozen public encoder of the benign branch, trains nothing else, and lets
+`calibrate` choose the vote of the benign branch on images that the heads were not fitted to. One
+row per encoder keeps the head that was fitted to the *public* encoder, as whoever deployed a classifier before has it.
+The attackers have the public encoders and images of the task. Defenses, attacked images and fitted perturbations are
+those of `ladder.py --out OUT/SETTING`, and are found again there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from common import MIRROR_HELP, add_universal, part
+from ladder import SETTINGS, UNDEFENDED, Bench, table
+from torch.utils.data import DataLoader
+
+from zepad import HeadConfig
+from zepad.modules import Branch
+
+
+def bench(args: argparse.Namespace, setting: str) -> Bench:
+    """Return the data, encoders and attackers of one setting, in its own folder."""
+    own = {"setting": setting, "out": args.out / setting, "epochs": None, "attackers": "public", "autoattack": 0}
+    return Bench(argparse.Namespace(**{**vars(args), **own}))
+
+
+def rows(args: argparse.Namespace, task: str) -> dict[str, dict[str, float]]:
+    """Return the scores of every model of one task."""
+    source = bench(args, args.source)
+    defense, _ = source.defense(args.preset)
+    target = source if task == args.source else bench(args, task)
+    attacked = target.attacked("public", target.public_attackers)
+    undefended = {name: target.undefended(name) for name in UNDEFENDED}
+    found = {name: target.score(model, attacked) for name, model in undefended.items()}
+    if task != args.source:
+        # Heads are fitted to four fifths of the training images, the vote of the benign branch is chosen on the rest.
+        held_out, fitted = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(args.seed)).split(
+            [len(target.train) // 5, len(target.train) - len(target.train) // 5]
+        )
+        defense.fit_heads(target.loader(part(target.train, fitted)), HeadConfig(seed=args.seed), progress=False)
+        found[f"{args.preset}, new heads"] = target.score(defense, attacked)
+        defense.calibrate(DataLoader(part(target.train, held_out), batch_size=250))
+        print(f"{task}: {defense.fusion}", flush=True)
+    found[f"{args.preset}, {'as hardened' if task == args.source else 'new heads, calibrated'}"] = target.score(
+        defense, attacked
+    )
+    for role in ("victim", "auxiliary", "benign"):
+        found[f"{args.preset}, {role} branch alone"] = target.score(defense.branch(role), attacked)
+    for role, (name, public) in zip(("victim", "auxiliary"), undefended.items(), strict=True):
+        kept = Branch(defense.encoder(role), public.head).eval()
+        found[f"{args.preset}, {role} branch, head of the {name}"] = target.score(kept, attacked)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--source", choices=SETTINGS, default="cifar", help="the data that the encoders are hardened on"
+    )
+    parser.add_argument("--tasks", nargs="*", choices=SETTINGS, default=["cifar", "transfer", "imagenette"])
+    parser.add_argument("--preset", choices=("private", "published", "cautious"), default="private")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    add_universal(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
+    parser.add_argument("--table", action="store_true", help="only print the tables of all seeds that are there")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = args.out / f"once-{args.source}-{args.preset}"
+    for task in args.tasks:
+        file = folder / f"seed-{args.seed}" / f"{task} {args.split}.json"
+        if not args.table and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            found = rows(args, task)
+            file.write_text(json.dumps(found, indent=1))
+        runs = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed-*/{task} {args.split}.json"))]
+        if runs:
+            print(f"{task}\n\n{table(runs)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
