@@ -35,6 +35,7 @@ from zepad.attacks import FeaturePGD
 from zepad.data import LabelledImages
 from zepad.evaluation import (
     Attacker,
+    against,
     published,
     replica,
     replica_with_labels,
@@ -44,6 +45,7 @@ from zepad.evaluation import (
     white_box,
 )
 from zepad.evaluation.kept import keeping
+from zepad.functional import restoration_gap
 from zepad.fusion import Bounded
 from zepad.modules import Branch
 from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
@@ -99,7 +101,26 @@ BASELINES: dict[str, Callable[[], object]] = {
 }
 UNDEFENDED = ("public victim", "public auxiliary")
 VOTES = (0.0, 0.5, 1.0, 2.0, 3.0)
-GROUPS = ("six", "victim", "both", "unseen", "replica", "published", "replica with labels", "white-box", "AutoAttack")
+GROUPS = (
+    "six", "victim", "both", "restrained", "unseen", "replica", "published", "replica with labels", "white-box",
+    "AutoAttack",
+)  # fmt: skip
+LIMITS = (0.4, 0.6, 0.8)  # of the attackers who know that features are compared
+
+
+@dataclass(frozen=True)
+class Restrained:
+    """A relative distance of features that an attack raises to a limit and no further.
+
+    It is what an attacker wants who knows that a benign branch abstains where its features have moved far.
+    """
+
+    limit: float
+
+    def __call__(self, moved: Tensor, clean: Tensor) -> Tensor:
+        """Return the distance `(N,)` less ten times its excess over the limit."""
+        distance = restoration_gap(moved, clean)
+        return distance - 10 * (distance - self.limit).clamp_min(0)
 
 
 class Bench:
@@ -215,6 +236,21 @@ class Bench:
         groups = {"six": known[:count], "victim": known[count : count + 1], "unseen": known[count + 1 :]}
         return {**groups, "both": semi_black_box_plus(*self.public, loader, universal={}, **common)}
 
+    def restrained_attackers(self) -> dict[str, list[Attacker]]:
+        """Return attackers who have both public encoders and move their features no further than a limit."""
+        common = {"eps": self.setting.eps, "steps": 30, "momentum": 1.0, "diversity": 0.5}
+        return {
+            "restrained": [
+                Attacker(
+                    name=f"feature MI-DI-30 within {limit:g}",
+                    threat_model="semi-black-box+",
+                    attack=FeaturePGD(**common, distance=Restrained(limit)),
+                    target=against(*self.public),
+                )
+                for limit in LIMITS
+            ]
+        }
+
     def own_attackers(
         self, hardened: Mapping[str, nn.Module], copies: Mapping[str, Branch]
     ) -> dict[str, list[Attacker]]:
@@ -287,6 +323,7 @@ class Bench:
     def rows(self, name: str, votes: tuple[float, ...]) -> dict[str, dict[str, float]]:
         """Return the scores of one model, of one for each vote where it is a preset with such a fusion."""
         attacked = dict(self.attacked("public", self.public_attackers))
+        attacked |= self.attacked("restrained", self.restrained_attackers)
         if name in UNDEFENDED:
             return {name: self.score(self.undefended(name), {**attacked, "white-box": {}})}
         if name in BASELINES:
@@ -302,14 +339,15 @@ class Bench:
             copies = {role: copy.branch(role) for role in ("victim", "auxiliary", "benign")}
             hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
             attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
-        rows = {}
+        rows, chosen = {}, (defense.fusion, defense.abstain_above)
         for vote in votes or (None,):
-            if vote is not None:
-                defense.configure(fusion=Bounded(vote=vote))
-            shown = name if vote is None else f"{name}, vote {vote:g}"
-            chosen = self.repeats and (vote is None or defense.fusion == PRESETS[name].fusion)
-            rows[shown] = {**self.score(defense, {**attacked, **({"white-box": {}} if chosen else {})})}
-            rows[shown]["seconds"] = round(seconds)
+            for above in dict.fromkeys((chosen[1], None)) if votes else chosen[1:]:
+                defense.configure(fusion=chosen[0] if vote is None else Bounded(vote=vote)).abstain_above = above
+                shown = name if vote is None else f"{name}, vote {vote:g}"
+                shown += ", always speaking" if above != chosen[1] else ""
+                known = self.repeats and (defense.fusion, above) == chosen
+                rows[shown] = {**self.score(defense, {**attacked, **({"white-box": {}} if known else {})})}
+                rows[shown]["seconds"] = round(seconds)
         for role in ("victim", "auxiliary", "benign"):
             rows[f"{name}, {role} branch alone"] = self.score(defense.branch(role), attacked)
         return rows
@@ -339,7 +377,10 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
     parser.add_argument("--models", nargs="*", choices=models, default=[*UNDEFENDED, *PRESETS])
     parser.add_argument(
-        "--votes", nargs="*", type=float, help="votes of the rule bounded, in place of the preset's rule"
+        "--votes",
+        nargs="*",
+        type=float,
+        help="votes of the rule bounded, in place of the preset's; each also with a benign branch that always speaks",
     )
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument(

@@ -95,6 +95,7 @@ KINDS = {
     "unseen": "another public encoder",
     "semi-black-box": "public victim",
     "both": "both public encoders",
+    "restrained": "both, features moved little",
     "semi-black-box+": "both public encoders",
     "replica": "repeats the whole training",
     "replica with labels": "repeats it with your labels",

@@ -76,7 +76,9 @@ def robust_log_probabilities(logits, scale=5.0, power=4.0, bias=-1.0):
 def _mixed(hardened, benign, scale=5.0, power=4.0, bias=-1.0, benign_weight=0.3):
     mixture = math.log(1 - benign_weight) + robust_log_probabilities(hardened.mean(axis=0), scale, power, bias)
     if benign_weight > 0:
-        mixture[benign.argmax()] = np.logaddexp(mixture[benign.argmax()], math.log(benign_weight))
+        first = [k for k in range(len(benign)) if benign[k] == max(benign)]
+        for k in first:
+            mixture[k] = np.logaddexp(mixture[k], math.log(benign_weight / len(first)))
     return mixture
 
 

@@ -32,7 +32,7 @@ from zepad.encoders import Encoder, EncoderSpec, Preprocessing, build_encoder
 from zepad.errors import CheckpointError, ConfigError, HubError, InputWarning, StageError, ZePADError
 from zepad.fusion import RFDM
 from zepad.persistence import read_config, write_card
-from zepad.persistence.config import Base
+from zepad.persistence.config import FORMAT, Base
 from zepad.persistence.contents import Home
 from zepad.types import ROLES
 
@@ -670,8 +670,10 @@ def test_a_config_of_another_library_is_refused(saved: Path, values: object) -> 
 
 
 def test_a_newer_format_says_who_wrote_it_and_how_to_read_it(saved: Path) -> None:
-    write(saved, {**read(saved), "format": 5, "library_version": "9.8.7", "a_field_of_the_future": 1})
-    with pytest.raises(CheckpointError, match=r"has format 5, written by zepad 9.8.7; .*pip install -U zepad"):
+    write(saved, {**read(saved), "format": FORMAT + 1, "library_version": "9.8.7", "a_field_of_the_future": 1})
+    with pytest.raises(
+        CheckpointError, match=rf"has format {FORMAT + 1}, written by zepad 9.8.7; .*pip install -U zepad"
+    ):
         load(saved)
 
 
@@ -690,8 +692,8 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(
     def upgrade(values: dict[str, Any]) -> dict[str, Any]:
         return {"stage" if name == "step" else name: value for name, value in values.items()}
 
-    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: upgrade})
-    monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {3: {"victim": "prey"}})
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {FORMAT - 1: upgrade})
+    monkeypatch.setattr(zepad.persistence.config, "_FORMER_ROLES", {FORMAT - 1: {"victim": "prey"}})
     monkeypatch.setattr(zepad.persistence.folder, "_FILES", ("config.json", "README.md", "prey.safetensors", *WEIGHTS))
     (saved / "victim.safetensors").rename(saved / "prey.safetensors")
     heads = read_tensors((saved / "heads.safetensors").read_bytes())
@@ -699,17 +701,19 @@ def test_an_older_format_is_brought_up_to_date_step_by_step(
     values = read(saved)
     values["step"] = values.pop("stage")
     values["files"]["prey.safetensors"] = values["files"].pop("victim.safetensors")
-    write(saved, {**values, "format": 3})
+    write(saved, {**values, "format": FORMAT - 1})
     loaded = load(saved)
     assert_same(loaded, fitted)
     loaded.save_pretrained(saved)
-    assert read(saved)["format"] == zepad.persistence.config.FORMAT
+    assert read(saved)["format"] == FORMAT
 
-    write(saved, {**values, "format": 3, "files": []})
+    write(saved, {**values, "format": FORMAT - 1, "files": []})
     with pytest.raises(CheckpointError, match=r"is damaged: files"):
         load(saved)
-    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {3: lambda values: values["lost"]})
-    with pytest.raises(CheckpointError, match=r"is damaged: it is not what format 3 was \(KeyError: 'lost'\)"):
+    monkeypatch.setattr(zepad.persistence.config, "_UPGRADES", {FORMAT - 1: lambda values: values["lost"]})
+    with pytest.raises(
+        CheckpointError, match=rf"is damaged: it is not what format {FORMAT - 1} was \(KeyError: 'lost'\)"
+    ):
         load(saved)
 
 

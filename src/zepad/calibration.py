@@ -17,13 +17,16 @@ from .config import is_number, require
 from .detectors import Detector, DetectorInputs, FittedDetector
 from .errors import CalibrationWarning, InputError
 from .finite import check_finite
-from .functional import conformal_threshold, correct_count
+from .functional import conformal_threshold, correct_count, restoration_gap
 from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches, split_batch
 from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
 _ATTACKED = 1024  # largest number of attacked images: an attack costs about forty forward passes
+_COMPARED = 2048  # largest number of images on which restored and public features are compared
+_ABSTAINING = 0.01  # share of benign images on which the benign branch abstains
+_UNRELATED = 1.0  # restoration gap from which on two encoders have nothing in common: that of features at right angles
 _CLEARLY = 0.05  # by which the benign branch must be better than the victim to set the floor
 _MODELS: dict[str, str] = {"benign": "the benign branch alone", REFERENCE: "the undefended victim"}
 """Names in messages of the models that were trained on clean images alone."""
@@ -46,6 +49,38 @@ class Calibrated:
     detector: FittedDetector
     threshold: float
     record: dict[str, Any]
+
+
+def choose_abstention(
+    restored: ImageModel, public: ImageModel, loader: Loader | Tensor, *, device: torch.device
+) -> float | None:
+    """Return the restoration gap above which a benign branch should abstain.
+
+    It is exceeded on one per cent of the benign images; no more than 2,048 images are looked at.
+
+    Args:
+        restored: Map from images to the features of the hardened encoder.
+        public: Map from images to the features of the benign encoder.
+        loader: Benign images, with labels or without, which the hardened encoder should not have been trained on.
+        device: Device that images are moved to.
+
+    Returns:
+        The gap, or None where the features do not agree on benign images, so that a gap says nothing: other widths, or
+        a gap of one or more.
+    """
+    gaps: list[Tensor] = []
+    for batch in iter_batches(loader):
+        images = check_images(images_of(batch), source=loader)
+        for chunk in images[: _COMPARED - sum(map(len, gaps))].split(_CHUNK):
+            with torch.no_grad():
+                sides = restored(chunk.to(device)), public(chunk.to(device))
+            if sides[0].shape != sides[1].shape:
+                return None
+            gaps.append(restoration_gap(*sides).float().cpu())
+        if sum(map(len, gaps)) >= _COMPARED:
+            break
+    above = float(torch.cat(gaps).quantile(1 - _ABSTAINING))
+    return above if above < _UNRELATED else None  # also where it is NaN
 
 
 class Floor(NamedTuple):

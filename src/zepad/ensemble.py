@@ -19,7 +19,7 @@ from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
 from .encoders import Encoder
 from .errors import StageError
 from .finite import check_finite
-from .functional import smoothed
+from .functional import restoration_gap, smoothed
 from .fusion import FusionRule
 from .inputs import image_batches
 from .inspection import BranchReport, inspect_branches
@@ -40,6 +40,9 @@ class BranchEnsemble(nn.Module):
         detector: Detector, or the name of a registered one; the paper's by default.
         threshold: Threshold of the detection score; None flags nothing.
         reference: The undefended victim with a head, for a detector that needs it.
+        abstain_above: Restoration gap above which the benign branch abstains; None lets it always speak. It needs
+            branches that are `Branch` objects, where the last hardened one is restored from the encoder of the benign
+            one, as the auxiliary of a `ZePAD` is.
 
     Attributes:
         branches: The branches by name.
@@ -47,11 +50,13 @@ class BranchEnsemble(nn.Module):
         detector: The detector with its fitted state.
         threshold: Threshold of the detection score, or None.
         reference: The undefended victim with a head, or None.
+        abstain_above: Largest restoration gap (`zepad.functional.restoration_gap`) between the last hardened encoder
+            and the benign one at which the benign branch speaks; None lets it always speak.
         class_names: One name per class, or None if they are unknown.
 
     Raises:
-        ConfigError: If there is no branch, the rule or detector is unknown, the threshold is not finite, or a threshold
-            is given with fewer than two branches.
+        ConfigError: If there is no branch, the rule or detector is unknown, a threshold is not finite, or one is given
+            with branches that it does not suit.
 
     Examples:
         >>> import torch
@@ -69,16 +74,22 @@ class BranchEnsemble(nn.Module):
         detector: Detector | str = "gap",
         threshold: float | None = None,
         reference: Branch | None = None,
+        abstain_above: float | None = None,
     ) -> None:
         super().__init__()
         require(len(branches) >= 1, "branches", list(branches), "one or more")
         require(threshold is None or is_number(threshold), "threshold", threshold, "a finite number, or None")
         require(threshold is None or len(branches) >= 2, "threshold", threshold, "None for a single branch")
+        known = abstain_above is None or (is_number(abstain_above) and abstain_above >= 0)
+        require(known, "abstain_above", abstain_above, "a finite number of zero or more, or None")
+        compared = len(branches) >= 2 and all(isinstance(branch, Branch) for branch in branches.values())
+        require(abstain_above is None or compared, "abstain_above", abstain_above, "None without two Branch objects")
         self.branches = nn.ModuleDict(branches)
         self.reference = reference
         self.fusion = _fusion.resolve(fusion, argument="fusion")
         self.detector = FittedDetector(_detectors.resolve(detector, argument="detector"))
         self.threshold = threshold
+        self.abstain_above = abstain_above
         self.class_names: tuple[str, ...] | None = None
 
     @property
@@ -88,12 +99,27 @@ class BranchEnsemble(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Fusion rule and detector with their settings, JSON-ready."""
-        return {"fusion": asdict(self.fusion.record()), "detector": asdict(self.detector.rule.record())}
+        """Fusion rule and detector with their settings, and when the benign branch abstains, JSON-ready."""
+        return {
+            "fusion": asdict(self.fusion.record()),
+            "detector": asdict(self.detector.rule.record()),
+            "abstain_above": self.abstain_above,
+        }
 
     def branch_logits(self, images: Tensor) -> Tensor:
-        """Return the logits of every branch `(B, N, K)`. Differentiable."""
-        return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()])
+        """Return the logits of every branch `(B, N, K)`. Differentiable.
+
+        Where the benign branch abstains its logits are zero, so that it prefers no class under any fusion rule.
+        """
+        return self._look(images, features=False)[0]
+
+    def restoration_gap(self, images: Tensor) -> Tensor:
+        """Return how far the last hardened encoder's features are from the benign one's, `(N,)`. Differentiable.
+
+        The benign branch abstains where this exceeds `abstain_above`.
+        """
+        restored, public = [cast(Branch, branch) for branch in self.branches.values()][-2:]
+        return restoration_gap(restored.encoder(_own(images, restored)), public.encoder(_own(images, public)))
 
     def fuse(self, logits: Tensor) -> Tensor:
         """Return the fused logits `(N, K)` of stacked branch logits `(B, N, K)`."""
@@ -103,14 +129,10 @@ class BranchEnsemble(nn.Module):
         """Return the detector's inputs, with one pass through every encoder that they need. Differentiable."""
         needs = self.detector.rule.needs
         hardened_features = reference_logits = reference_features = blurred_features = None
+        logits, features = self._look(images, features=DetectorInput.HARDENED_FEATURES in needs)
         if DetectorInput.HARDENED_FEATURES in needs:
-            branches = [cast(Branch, branch) for branch in self.branches.values()]
-            features = [branch.encoder(_own(images, branch)) for branch in branches]
-            logits = torch.stack([branch.head(rows) for branch, rows in zip(branches, features, strict=True)])
             # The benign branch is left out: attacks that transfer to it move its features along with the victim's.
             hardened_features = torch.cat(features[:-1], dim=1)
-        else:
-            logits = self.branch_logits(images)
         if DetectorInput.REFERENCE in needs:
             assert self.reference is not None
             reference_features = self.reference.encoder(_own(images, self.reference))
@@ -125,6 +147,18 @@ class BranchEnsemble(nn.Module):
             reference_features=reference_features,
             blurred_features=blurred_features,
         )
+
+    def _look(self, images: Tensor, *, features: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits `(B, N, K)`, and the features of every branch if they are asked for or compared."""
+        if not features and self.abstain_above is None:
+            return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()]), []
+        branches = [cast(Branch, branch) for branch in self.branches.values()]
+        rows = [branch.encoder(_own(images, branch)) for branch in branches]
+        logits = [branch.head(each) for branch, each in zip(branches, rows, strict=True)]
+        if self.abstain_above is not None:
+            silent = restoration_gap(rows[-2], rows[-1]) > self.abstain_above
+            logits[-1] = logits[-1].masked_fill(silent[:, None], 0)
+        return torch.stack(logits), rows
 
     def score(self, images: Tensor) -> Tensor:
         """Return the detection score of each image `(N,)`; larger is more suspicious. Differentiable.

@@ -19,6 +19,8 @@ class BranchReport:
         names: Names of the branches, in the order of the first axis of the tensors below.
         branch_labels: Class that each branch predicts, int64 `(B, N)`.
         branch_probabilities: Probability that each branch gives to the class it predicts, `(B, N)`.
+        abstains: Whether the benign branch prefers no class, bool `(N,)`: its encoder sees something else than the
+            encoder that was restored from the same public one.
         confidences: RFDM confidence of each branch, `(B, N)`.
         weights: Weight of each branch in the fusion, `(B, N)`; weights sum to 1 over the branches. None for a rule that
             does not average logits.
@@ -35,6 +37,7 @@ class BranchReport:
     names: tuple[str, ...]
     branch_labels: Tensor
     branch_probabilities: Tensor
+    abstains: Tensor
     confidences: Tensor
     weights: Tensor | None
     labels: Tensor
@@ -62,12 +65,17 @@ class BranchReport:
             f"  {'branch':<10} {'says':<14} {'probability':>11} {'confidence':>11}{'   weight' if weighed else ''}",
         ]
         lines += [
-            f"  {clean(role):<10} {clean(self.name(int(self.branch_labels[b, i]))):<14} "
+            f"  {clean(role):<10} {self._said(b, i):<14} "
             f"{self.branch_probabilities[b, i]:>11.1%} {self.confidences[b, i]:>11.3f}"
             + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
             for b, role in enumerate(self.names)
         ]
         return "\n".join(lines)
+
+    def _said(self, branch: int, i: int) -> str:
+        if branch == len(self.names) - 1 and self.abstains[i]:
+            return "abstains"
+        return clean(self.name(int(self.branch_labels[branch, i])))
 
     def _verdict(self, i: int) -> str:
         if self.scores is None or self.flagged is None or self.threshold is None:
@@ -109,6 +117,7 @@ def inspect_branches(
         names=names,
         branch_labels=branch.indices,
         branch_probabilities=branch.values,
+        abstains=(logits[-1] == 0).all(dim=-1) & (logits.shape[-1] > 1),
         confidences=fusion.confidence(logits),
         weights=fusion.weights(logits),
         labels=fused.indices,

@@ -55,6 +55,9 @@ class ZePAD(
         channels: Number of channels of the images.
         num_classes: Number of classes of the present task, or None before there is one.
         class_names: One name per class if the data set has names, or None.
+        abstain_above: Largest gap between restored and public features at which the benign branch speaks
+            (`zepad.functional.restoration_gap`); None lets it always speak. `fit_benign` sets it under the preset
+            `"private"` if the benign encoder stays as it is public. It may be set to None.
         threshold: Threshold of the detection score. Before `calibrate` it is the first threshold of the detector, or
             None if the detector has none.
         provenance: Recipes, data sizes and results of the steps that led to the weights.
@@ -338,11 +341,18 @@ class ZePAD(
         )
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)
+        held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
+        frozen = record.get("choice", record["config"])["freeze_encoder"]
+        abstain_above = None
+        if preset.abstains and frozen:
+            abstain_above = self._abstention(benign.encoder, loader if held_out is None else held_out)
         branches: dict[str, Branch] = {role: self.branch(role) for role in kept}
         branches |= {**fitted, "benign": benign}
         self._install(branches, num_classes, training.class_names(loader), stage="fitted")
+        self.abstain_above = abstain_above
         head_record = None if head_config is None else head_config.to_dict()
-        self.provenance = recorded(self.provenance, "benign", {**record, "head_config": head_record})
+        also = {"head_config": head_record, "abstain_above": abstain_above}
+        self.provenance = recorded(self.provenance, "benign", {**record, **also})
         return self
 
     @checked
@@ -372,10 +382,17 @@ class ZePAD(
         """
         self._require_ready("fit_heads")
         check_classes(num_classes)
-        classes = num_classes or training.count_classes(loader)
+        classes, abstain_above = num_classes or training.count_classes(loader), self.abstain_above
         branches = self._fit_heads(list(self.encoders), loader, config, classes, progress)
+        if abstain_above is not None:
+            abstain_above = self._abstention(self.encoder("benign"), loader)
         self._install(branches, classes, training.class_names(loader), stage="fitted")
-        record = {"config": config.to_dict(), "images": training.num_images(loader)}
+        self.abstain_above = abstain_above
+        record = {
+            "config": config.to_dict(),
+            "images": training.num_images(loader),
+            "abstain_above": abstain_above,
+        }
         self.provenance = recorded(self.provenance, "heads", record)
         return self
 
@@ -478,6 +495,7 @@ class ZePAD(
             fusion=self.fusion,
             detector=self.detector,
             threshold=self.threshold,
+            abstain_above=self.abstain_above,
             provenance=self.provenance,
             home=self._home,
         )
@@ -498,6 +516,7 @@ class ZePAD(
         for role, head in saved.heads.items():
             model._place(role, Branch(saved.encoders[role], head))
         model.detector, model.threshold = saved.detector, config.threshold
+        model.abstain_above = config.abstain_above
         model.stage, model.class_names, model.provenance = config.stage, config.class_names, config.provenance
         model._home = saved.home
         return model.eval()
@@ -551,5 +570,6 @@ class ZePAD(
         self.to(device_of(*branches.values()))
         self.stage, self.num_classes = stage, num_classes
         self._renew_detector(self.detector.rule)  # fitted state and threshold belong to the earlier branches
+        self.abstain_above = None
         self.class_names = names if names and len(names) == num_classes else None
         self.eval()

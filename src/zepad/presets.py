@@ -31,6 +31,8 @@ class Preset:
         benign: Settings of the benign branch.
         keeps_victim: Whether the model keeps a copy of the public victim, so that the benign branch can be trained
             against attacks on it.
+        abstains: Whether the benign branch abstains where its encoder, which stays as it is public, and the encoder
+            that was restored from the same public one see different things.
     """
 
     feared: str
@@ -40,6 +42,7 @@ class Preset:
     harden: HardenConfig = field(default_factory=HardenConfig)
     benign: BenignConfig = field(default_factory=BenignConfig)
     keeps_victim: bool = True
+    abstains: bool = False
 
 
 def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
@@ -66,6 +69,7 @@ PRESETS = {
         benign_objective=None,
         fusion=Bounded(vote=2.0),
         benign=BenignConfig(freeze_encoder=None),
+        abstains=True,
     ),
     "published": Preset(
         feared="has the public encoders and the hardened ones, neither heads nor the benign branch",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import detectors as known_detectors
 from . import fusion as fusion_rules
 from .arguments import checked
-from .calibration import calibrate
+from .calibration import calibrate, choose_abstention
 from .config import HardenConfig, check_budget
 from .data.given import Given
 from .detectors import Detector, FittedDetector
@@ -22,7 +23,7 @@ from .fusion import FusionRule
 from .modes import evaluating
 from .modules import Branch
 from .provenance import recorded, without
-from .types import REFERENCE, ROLES
+from .types import REFERENCE, ROLES, Loader
 
 _Self = TypeVar("_Self", bound="RoleEnsemble")
 
@@ -142,6 +143,7 @@ class RoleEnsemble(BranchEnsemble):
 
         * If the loader yields labels and the rule has settings to choose, the most robust ones that keep the benign
           accuracy are chosen (`FusionRule.calibrate`). Without labels they stay as they are.
+        * The benign branch of preset `"private"` abstains on one per cent of these images (`abstain_above`).
         * The threshold is set so that a benign image is flagged with probability at most `fpr`. A detector that must be
           fitted is fitted on `fit_loader`, or else on every second image, and the threshold is set on the others.
 
@@ -171,10 +173,13 @@ class RoleEnsemble(BranchEnsemble):
                 costs is logged; both are recorded in `provenance["calibration"]["fusion"]`.
         """
         channels = self._check("calibrate")
-        with evaluating(self):
+        before, batches = self.abstain_above, self._given(loader, channels).batches
+        with evaluating(self), self._restoring(before):
+            if before is not None and not isinstance(batches, Iterator):  # which could be read only once
+                self.abstain_above = self._abstention(self.encoder("benign"), batches)
             found = calibrate(
                 self.detector_inputs,
-                self._given(loader, channels).batches,
+                batches,
                 branch_logits=self.branch_logits,
                 fit_loader=None if fit_loader is None else self._given(fit_loader, channels).batches,
                 fusion=self.fusion,
@@ -189,7 +194,9 @@ class RoleEnsemble(BranchEnsemble):
             )
         self.fusion = found.fusion
         self.detector, self.threshold = found.detector.train(self.training), found.threshold
-        self.provenance = recorded(self.provenance, "calibration", found.record)
+        self.provenance = recorded(
+            self.provenance, "calibration", {**found.record, "abstain_above": self.abstain_above}
+        )
         return self
 
     @checked
@@ -213,6 +220,19 @@ class RoleEnsemble(BranchEnsemble):
             )
         self.provenance = recorded(self.provenance, "evaluation", report.summary())
         return self
+
+    def _abstention(self, benign: nn.Module, images: Loader | Tensor) -> float | None:
+        """Return the restoration gap above which this benign encoder should abstain; None where it should not."""
+        return choose_abstention(self.encoder("auxiliary"), benign, images, device=self.device)
+
+    @contextmanager
+    def _restoring(self, abstain_above: float | None) -> Iterator[None]:
+        """Set back what was changed if the block raises an error."""
+        try:
+            yield
+        except BaseException:
+            self.abstain_above = abstain_above
+            raise
 
     def _budget(self, eps: float | None) -> float:
         if eps is None:

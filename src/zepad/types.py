@@ -67,3 +67,15 @@ class Branched(Protocol):
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Return the fused logits, `(N, K)`."""
+
+
+@runtime_checkable
+class Abstaining(Branched, Protocol):
+    """A defense whose benign branch may abstain: a `ZePAD` or a `BranchEnsemble`."""
+
+    @property
+    def abstain_above(self) -> float | None:
+        """Restoration gap above which the benign branch abstains; None where it always speaks."""
+
+    def restoration_gap(self, images: Tensor) -> Tensor:
+        """Return the restoration gap `(N,)`, differentiable."""

@@ -38,7 +38,7 @@ from ..attacks import (
 from ..errors import InputError
 from ..fusion import RFDM
 from ..progress import stage
-from ..types import Branched, ImageModel, Loader
+from ..types import Abstaining, Branched, ImageModel, Loader
 from .attackers import Attacker, ThreatModel, against, the_model, universal_attacker
 
 _TARGETS = 3  # number of wrong classes that a targeted attack tries, the likeliest first
@@ -301,7 +301,8 @@ def white_box(
     On a model of several branches they also attack surrogates of it, because a fusion can hide its gradient: the mean
     of the branches' logits, the hardened branches together, each branch alone, the paper's fusion of the same branches,
     and all branches jointly towards one wrong class; with four classes or more, also the fused logits towards the
-    likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold.
+    likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold; where the
+    benign branch can abstain, one keeps the restoration gap below that at which it does.
 
     Args:
         model: The model to be evaluated, images to logits `(N, K)`.
@@ -344,6 +345,9 @@ def white_box(
     if model.threshold is not None:
         evading = DetectorEvading(eps=eps, steps=steps, score=model.score, threshold=model.threshold)
         attackers.append(row(f"detector-evading APGD-{steps}", evading))
+    if isinstance(model, Abstaining) and model.abstain_above is not None:
+        heard = DetectorEvading(eps=eps, steps=steps, score=model.restoration_gap, threshold=model.abstain_above)
+        attackers.append(row(f"APGD-{steps} that keeps the benign branch speaking", heard))
     return attackers
 
 

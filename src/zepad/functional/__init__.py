@@ -1,7 +1,7 @@
 """Pure functions of tensors: confidence, structure losses, norm balls and metrics. They depend on torch alone."""
 
 from .calibration import conformal_threshold
-from .detection import detection_score, smoothed
+from .detection import detection_score, restoration_gap, smoothed
 from .fusion import check_stacked, confidence, hardened_log_probabilities, log_confidence, mean_log_probabilities
 from .losses import boosted_cross_entropy, genetic_regularization, kl_divergence, structure_loss
 from .metrics import Count, attack_success_count, correct_count, fooling_count
@@ -21,6 +21,7 @@ __all__ = [
     "kl_divergence",
     "log_confidence",
     "mean_log_probabilities",
+    "restoration_gap",
     "smoothed",
     "structure_loss",
 ]

@@ -1,14 +1,17 @@
-"""Building blocks of detectors: blurred images and the paper's confidence gap. Larger scores are more suspicious."""
+"""Building blocks of detectors: blurred images, the paper's confidence gap, and the gap between restored features."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .fusion import check_stacked
 from .precision import accurate
+
+_SMALLEST = 1e-6  # norm of features below which they count as zero
 
 
 def smoothed(images: Tensor) -> Tensor:
@@ -62,3 +65,28 @@ def detection_score(logits: Tensor) -> Tensor:
     check_stacked(logits, branches=2)
     largest = accurate(logits).softmax(dim=-1).amax(dim=-1)
     return (largest[:-1].mean(dim=0) - largest[-1]).to(logits.dtype)
+
+
+def restoration_gap(restored: Tensor, public: Tensor) -> Tensor:
+    """Return how far the features of a restored encoder are from those of its public original, for each image.
+
+    Restoration teaches the hardened encoder the features that the public one gives the benign image. On a benign image
+    the two therefore agree; an adversarial example that was crafted on public encoders moves the public features alone.
+
+    Args:
+        restored: Features of the hardened encoder `(N, D)` of any float dtype.
+        public: Features of the public encoder that it was hardened from, `(N, D)`.
+
+    Returns:
+        Distances `|restored - public| / |public|` in the L2 norm, `(N,)`, zero or more, in the dtype of `public`; half
+        precision is computed in float32. Features that are all zero give a large, finite distance.
+
+    Examples:
+        >>> import torch
+        >>> restoration_gap(torch.tensor([[3.0, 4.0], [0.0, 4.0]]), torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+        tensor([0.0000, 0.6000])
+    """
+    given, original = accurate(restored), accurate(public)
+    distance: Tensor = torch.linalg.vector_norm(given - original, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(original, dim=-1)
+    return (distance / length.clamp_min(_SMALLEST)).to(public.dtype)

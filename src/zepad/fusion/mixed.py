@@ -30,6 +30,8 @@ class MixedNUTS(FusionRule):
     order of the classes and the benign branch decides. With two classes `h` is at most 0.71, so keep `bias` above -0.7
     there. The published formula behaves the same.
 
+    Where several classes are first in the benign branch, as for one that abstains, they share its vote.
+
     The one-hot vote has no gradient. Here it takes the gradient of the benign branch's softmax, so that gradient-based
     attacks are not weakened.
 
@@ -74,9 +76,11 @@ class MixedNUTS(FusionRule):
         robust = robust_transform(mean, scale=self.scale, power=self.power, bias=self.bias).log_softmax(dim=-1)
         weight = logits.new_tensor(self.benign_weight)
         robust = robust + torch.log1p(-weight)
-        benign = logits[-1].nan_to_num(nan=0.0).log_softmax(dim=-1) + weight.log()
-        one_hot = F.one_hot(benign.argmax(dim=-1), benign.shape[-1]).bool()
-        exact = torch.logaddexp(robust, torch.where(one_hot, weight.log(), -torch.inf))
+        said = logits[-1].nan_to_num(nan=0.0)
+        benign = said.log_softmax(dim=-1) + weight.log()
+        first = said == said.amax(dim=-1, keepdim=True)
+        share = weight.log() - first.sum(dim=-1, keepdim=True).to(weight.dtype).log()  # a tie shares the vote
+        exact = torch.logaddexp(robust, torch.where(first, share, -torch.inf))
         soft = torch.logaddexp(robust, benign)
         return exact.detach() + (soft - soft.detach())
 

@@ -158,9 +158,10 @@ class _Words:
 def _words(config: SavedConfig) -> _Words:
     rule, detector = config.fusion_rule, config.detector_rule
     threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
-    passes = len(ROLES) + detector.extra_passes()
+    passes, gap = len(ROLES) + detector.extra_passes(), config.abstain_above
+    silence = "" if gap is None else f"; the benign branch abstains above a restoration gap of {gap:.4g}"
     return _Words(
-        fusion=rule.summary(),
+        fusion=rule.summary() + silence,
         detector=f"{detector.summary()}, threshold {threshold}",
         fusion_guarantee=rule.guarantee(),
         detector_guarantee=detector.guarantee(),

@@ -23,7 +23,7 @@ from ..plugins import PluginRecord
 from ..schema import parse_json
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage
 
-FORMAT = 4
+FORMAT = 5
 """Version of the layout that is written. Formats 1 and 2 were never released."""
 
 
@@ -46,7 +46,12 @@ def _present_roles(by_role: dict[str, Any]) -> dict[str, Any]:
     return {REFERENCE if role == "sentinel" else role: value for role, value in by_role.items()}
 
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_format_3}
+def _from_format_4(values: dict[str, Any]) -> dict[str, Any]:
+    """The benign branch always spoke."""
+    return {**values, "abstain_above": None}
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_format_3, 4: _from_format_4}
 """By format, the function from the values of a config.json of that format to those of the next one."""
 
 _FORMER_ROLES: Mapping[int, Mapping[str, str]] = {3: {REFERENCE: "sentinel"}}
@@ -159,6 +164,7 @@ class SavedConfig(_JSONConfig):
         fusion: Name and settings of the fusion rule.
         detector: Name and settings of the detector.
         threshold: Threshold of the detection score, or None before there is one.
+        abstain_above: Restoration gap above which the benign branch abstains, or None.
         provenance: Recipes, data sizes and results of training, by step.
         files: Digest and size of each weight file, by name.
         base: Repository and commit that hold the encoders' files, or None if they are beside this config.
@@ -176,6 +182,7 @@ class SavedConfig(_JSONConfig):
     fusion: PluginRecord
     detector: PluginRecord
     threshold: float | None
+    abstain_above: float | None
     provenance: dict[str, dict[str, Any]]
     files: dict[str, SavedFile]
     base: Base | None = None
@@ -284,6 +291,8 @@ def _check(config: SavedConfig) -> None:
     classes, names = config.num_classes, config.class_names
     require(classes is None or 1 <= classes <= _MAX_WIDTH, "num_classes", classes, f"from 1 to {_MAX_WIDTH}, or null")
     require(names is None or len(names) == classes, "class_names", names, "one per class, or null")
+    gap = config.abstain_above
+    require(gap is None or gap >= 0, "abstain_above", gap, "a number of zero or more, or null")
     _check_encoders(config)
     _check_heads(config)
     _check_files(config)

@@ -69,6 +69,7 @@ def describe_model(
     fusion: FusionRule,
     detector: FittedDetector,
     threshold: float | None,
+    abstain_above: float | None,
     provenance: dict[str, Any],
     home: Home | None,
 ) -> SavedModel:
@@ -86,6 +87,7 @@ def describe_model(
         fusion: Fusion rule with its settings.
         detector: Detector, fitted or not.
         threshold: Threshold of the detection score, or None.
+        abstain_above: Restoration gap above which the benign branch abstains, or None.
         provenance: Recipes, data sizes and results of training, by step.
         home: Commit that holds the encoders, or None if they are not on the Hub.
 
@@ -110,6 +112,7 @@ def describe_model(
         fusion=fusion.record(),
         detector=detector.rule.record(),
         threshold=None if threshold is None else float(threshold),
+        abstain_above=None if abstain_above is None else float(abstain_above),
         provenance=provenance,
         files={},
     )

@@ -5,7 +5,7 @@ from .benign import train_benign
 from .callbacks import Callback, StopTraining, TrainingStatus
 from .hardening import harden, harden_branch
 from .heads import fit_heads
-from .loaders import class_names, count_classes, num_images
+from .loaders import class_names, count_classes, num_images, split
 from .tracking import Tracker
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "harden",
     "harden_branch",
     "num_images",
+    "split",
     "train_benign",
     "training_device",
     "use_device",
