@@ -25,6 +25,7 @@ from ladder import BASELINES, UNDEFENDED
 from zepad.presets import PRESETS
 
 HERE = Path(__file__).parent
+MODELS = (*UNDEFENDED, *PRESETS, *BASELINES)
 AUTOATTACKED = 200  # images: AutoAttack makes some thousands of passes of each
 
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100, help="epochs of pre-training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, help="local mirror of CIFAR-10; without it, it is downloaded")
+    parser.add_argument("--models", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--small", action="store_true", help="prove on the digits that every step runs")
     args = parser.parse_args()
     encoders, ladder = args.out / "encoders", args.out / "ladder"
@@ -66,7 +68,7 @@ def main() -> None:
     for method in ("barlow-twins", "simclr"):
         if not (encoders / f"resnet18-{method}.json").exists():
             step(f"pre-training by {method}", "pretrain_cifar.py", "--methods", method, *pretraining, folder=args.out)
-    for model in (*UNDEFENDED, *PRESETS, *BASELINES):
+    for model in args.models:
         step(f"ladder of {model}", "ladder.py", "--models", model, *measured, folder=args.out)
     step("table", "ladder.py", "--table", *measured, folder=args.out)
     table = (args.out / "table.log").read_text().rpartition("| per cent")

@@ -29,7 +29,7 @@ from zepad.modules import Branch
 
 def bench(args: argparse.Namespace, setting: str) -> Bench:
     """Return the data, encoders and attackers of one setting, in its own folder."""
-    own = {"setting": setting, "out": args.out / setting, "epochs": None, "attackers": "public", "autoattack": 0}
+    own = {"setting": setting, "out": args.out / setting, "attackers": "public", "autoattack": 0}
     return Bench(argparse.Namespace(**{**vars(args), **own}))
 
 
@@ -43,9 +43,8 @@ def rows(args: argparse.Namespace, task: str) -> dict[str, dict[str, float]]:
     found = {name: target.score(model, attacked) for name, model in undefended.items()}
     if task != args.source:
         # Heads are fitted to four fifths of the training images, the vote of the benign branch is chosen on the rest.
-        held_out, fitted = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(args.seed)).split(
-            [len(target.train) // 5, len(target.train) - len(target.train) // 5]
-        )
+        order = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(args.seed))
+        held_out, fitted = order.split([count := max(len(order) // 5, 20), len(order) - count])
         defense.fit_heads(target.loader(part(target.train, fitted)), HeadConfig(seed=args.seed), progress=False)
         found[f"{args.preset}, new heads"] = target.score(defense, attacked)
         defense.calibrate(DataLoader(part(target.train, held_out), batch_size=250))
@@ -73,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")

@@ -91,6 +91,7 @@ SETTINGS = {
     "imagenette": Setting("imagenette64", "cifar", 5000, 1000, 500, 300, 2000, 8 / 255, size=64),
     "transfer": Setting("digits", "cifar", 650, 650, 500, 250, 497, 8 / 255),  # far from the encoders' own data
     "tiny": Setting("digits", "digits", 64, 32, 16, 8, 16, 25 / 255),  # proves that the script runs
+    "tiny16": Setting("digits", "digits", 64, 32, 16, 8, 16, 25 / 255, size=16),
 }
 BASELINES: dict[str, Callable[[], object]] = {
     "PGD-AT": pgd_at,

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tiny import TinyEncoder
 from zepad.data import ImageDataset
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -31,6 +33,11 @@ RUNS = {
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
     "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --universal SSP --out runs"],
     "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --universal SSP --out runs"],
+    "harden_once": [
+        "harden_once.py --source tiny --tasks tiny tiny16 --epochs 1 --universal SSP --out runs",
+        "harden_once.py --source tiny --tasks tiny --table --out runs",
+    ],
+    "gpu": ["gpu.py --small --device cpu --epochs 1 --models private --out runs"],
     "public_encoders": ["public_encoders.py"],
     "checks": ["checks.py --runs 1"],
     "baselines": [
@@ -50,7 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scr
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
         patch.syspath_prepend(str(FOLDER))
-        for name in ("common", "public_encoders"):
+        for name in ("common", "ladder", "public_encoders"):
             patch.delitem(sys.modules, name, raising=False)
         capsys.readouterr()
         runpy.run_path(str(FOLDER / script), run_name="__main__")
@@ -72,6 +79,8 @@ def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(
         assert record["data"] == "digits"
         assert record["images"] == 64
         assert 0 <= record["adversarial_head"]["white_box"] <= record["adversarial_head"]["benign"] <= 1
+    elif name == "gpu":
+        assert "| private |" in Path("runs/results.md").read_text()
     elif name not in ("hardening", "benign_default", "pretrain_cifar"):
         assert "|---|" in printed
 
@@ -110,6 +119,45 @@ def test_a_shortcut_keeps_every_second_pixel_and_adds_empty_channels(public: Mod
     expected = torch.zeros(1, 32, 4, 4)
     expected[:, 8:24] = x[:, :, ::2, ::2]
     torch.testing.assert_close(block(x), expected)
+
+
+def test_encoders_without_labels_lie_beside_their_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, auxiliary = load(monkeypatch, "common").load_encoders("resnet20")
+    images = torch.rand(2, 3, 32, 32)
+    assert victim(images).shape == auxiliary(images).shape == (2, 64)
+    assert not torch.allclose(victim(images), auxiliary(images), atol=0.1)
+    for method in ("barlow-twins", "simclr"):
+        recipe = json.loads((FOLDER / "encoders" / f"resnet20-{method}.json").read_text())
+        assert (recipe["method"], recipe["images"]) == (method, 50_000)
+        assert 50 < recipe["linear probe, % of test images"] < 100
+
+
+def test_a_pre_training_that_was_cut_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(monkeypatch, "pretrain_cifar")
+    monkeypatch.setitem(module.ARCHITECTURES, "tiny", lambda: (TinyEncoder(), 8))
+    recipe = module.PretrainingRecipe(
+        method="simclr", encoder="tiny", data="noise", images=24, epochs=3, batch_size=8, hidden=8
+    )
+    images = torch.rand(24, 3, 8, 8)
+    uncut = module.pretrain(recipe, images, tmp_path / "uncut.pt").state_dict()
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.print", cut)  # after the first epoch, before its state is written
+        with pytest.raises(KeyboardInterrupt):
+            module.pretrain(recipe, images, tmp_path / "cut.pt")
+    saved = torch.save
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda *a: (saved(*a), patch.setattr("builtins.print", cut)))
+        with pytest.raises(KeyboardInterrupt):
+            module.pretrain(recipe, images, tmp_path / "cut.pt")
+    assert torch.load(tmp_path / "cut.pt", weights_only=True)["epoch"] == 1
+    resumed = module.pretrain(recipe, images, tmp_path / "cut.pt").state_dict()
+    assert all(torch.equal(uncut[key], resumed[key]) for key in uncut)
+    with pytest.raises(SystemExit, match="was begun with another recipe"):
+        module.pretrain(replace(recipe, epochs=4), images, tmp_path / "cut.pt")
 
 
 def test_the_published_checkpoint_and_the_mirror_give_the_same_encoder(
