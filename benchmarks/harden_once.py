@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, add_universal, part
+from common import MIRROR_HELP, add_universal
 from ladder import SETTINGS, UNDEFENDED, Bench, table
 from torch.utils.data import DataLoader
 
@@ -42,12 +42,9 @@ def rows(args: argparse.Namespace, task: str) -> dict[str, dict[str, float]]:
     undefended = {name: target.undefended(name) for name in UNDEFENDED}
     found = {name: target.score(model, attacked) for name, model in undefended.items()}
     if task != args.source:
-        # Heads are fitted to four fifths of the training images, the vote of the benign branch is chosen on the rest.
-        order = torch.randperm(len(target.train), generator=torch.Generator().manual_seed(args.seed))
-        held_out, fitted = order.split([count := max(len(order) // 5, 20), len(order) - count])
-        defense.fit_heads(target.loader(part(target.train, fitted)), HeadConfig(seed=args.seed), progress=False)
+        defense.fit_heads(target.loader(target.train), HeadConfig(seed=args.seed), progress=False)
         found[f"{args.preset}, new heads"] = target.score(defense, attacked)
-        defense.calibrate(DataLoader(part(target.train, held_out), batch_size=250))
+        defense.calibrate(DataLoader(target.others, batch_size=250))
         print(f"{task}: {defense.fusion}", flush=True)
     found[f"{args.preset}, {'as hardened' if task == args.source else 'new heads, calibrated'}"] = target.score(
         defense, attacked

@@ -95,7 +95,7 @@ KINDS = {
     "unseen": "another public encoder",
     "semi-black-box": "public victim",
     "both": "both public encoders",
-    "restrained": "both, features moved little",
+    "restrained": "both, features kept close",
     "semi-black-box+": "both public encoders",
     "replica": "repeats the whole training",
     "replica with labels": "repeats it with your labels",
@@ -167,7 +167,7 @@ def _board(entries: Sequence[Entry]) -> str:
 
 
 SUMMARY = ("cifar-undefended", "cifar-fusion-trades", "cifar-private", "cifar-published")
-SUMMARY_KINDS = ("six", "both", "replica", "published", "white-box")
+SUMMARY_KINDS = ("six", "both", "restrained", "replica", "published", "white-box")
 
 
 def summary(entries: Mapping[str, Entry]) -> str:
