@@ -1,4 +1,4 @@
-"""The CLIP example runs from two untrained models to a table, on images that ship with the package."""
+"""The examples run from start to end on images that ship with the package."""
 
 from __future__ import annotations
 
@@ -10,23 +10,38 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "clip_zero_shot.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder: Path, script: str, *options: str) -> str:
+    """Run an example in a folder and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_encoders_hardened_once_without_labels_defend_three_tasks(tmp_path: Path) -> None:
+    printed = run(tmp_path, "harden_once.py", "--limit", "200", "--epochs", "2", "--test-limit", "40")
+    tasks = [json.loads(line) for line in printed.splitlines()]
+    assert [found["task"] for found in tasks] == ["which digit", "even or odd", "below five"]
+    for found in tasks:
+        assert found["undefended"]["benign"] > 0.9
+        assert found["ZePAD"]["benign"] > 0.9
+        assert found["ZePAD"]["attacked"] > found["undefended"]["attacked"] + 0.15
 
 
 @pytest.mark.exhaustive
 def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
     quick = ["--clip-epochs", "10", "--epochs", "1", "--limit", "512", "--test-limit", "10", "--eps", "8"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *quick],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(run(tmp_path, "clip_zero_shot.py", *quick))
     assert (found["images"], found["eps"]) == (10, "8/255")
     undefended = found["undefended victim"]
     assert undefended["benign"] > 0.6, "the small CLIP learned the digits, or the attack shows nothing"
