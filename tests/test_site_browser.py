@@ -65,7 +65,7 @@ def test_search_finds_a_command(browser: Any, site: str) -> None:
     context = browser.new_context(viewport=DESKTOP)
     page = context.new_page()
     page.goto(site)
-    page.fill("[data-md-component=search-query]", "zepad evaluate")
+    page.locator("[data-md-component=search-query]").press_sequentially("zepad evaluate")  # the page listens to keys
     first = page.locator(".md-search-result__link").first
     first.wait_for()
     assert "/cli/" in first.get_attribute("href")
