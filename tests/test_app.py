@@ -161,6 +161,20 @@ def test_what_is_not_calibrated_says_so(calibrated: ZePAD) -> None:
     assert "not calibrated" in trial_section(found)
 
 
+def test_a_benign_branch_that_abstains_says_so(calibrated: ZePAD) -> None:
+    with torch.no_grad():
+        gap = float(calibrated.restoration_gap(image()[None]))
+    calibrated.abstain_above = 2 * gap
+    heard = try_attack(calibrated, attackers_for(calibrated).attackers["public victim"], image(), eps=EPS)
+    assert heard.branches["benign"].clean
+    calibrated.abstain_above = gap / 2
+    found = try_attack(calibrated, attackers_for(calibrated).attackers["public victim"], image(), eps=EPS)
+    assert found.branches["benign"].clean == ()
+    assert found.branches["victim"].clean == heard.branches["victim"].clean
+    assert "<td>abstains</td>" in trial_section(found)
+    assert "abstains" not in trial_section(heard)
+
+
 def test_a_score_not_above_the_threshold_is_not_flagged(calibrated: ZePAD) -> None:
     assert trial(calibrated, "public victim").flagged
     calibrated.threshold = trial(calibrated, "public victim").scores[1]

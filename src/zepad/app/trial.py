@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,8 @@ class Opinion:
     """What one classifier makes of the image before and after the attack.
 
     Attributes:
-        clean: Likeliest classes of the clean image, the likeliest first.
-        attacked: Likeliest classes of the attacked image, the likeliest first.
+        clean: Likeliest classes of the clean image, the likeliest first; none where the branch abstains.
+        attacked: Likeliest classes of the attacked image, the likeliest first; none where the branch abstains.
         weight: Weight of a branch in the decision on the attacked image, in [0, 1]; None for what is no branch, or
             where the fusion does not average.
     """
@@ -50,7 +51,8 @@ class Opinion:
     @property
     def changed(self) -> bool:
         """Whether the attack changed the decision."""
-        return self.clean[0].label != self.attacked[0].label
+        before, after = ([guess.label for guess in said[:1]] for said in (self.clean, self.attacked))
+        return before != after
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,7 +149,12 @@ def try_attack(defense: ZePAD, attacker: Attacker, image: Tensor, *, eps: float,
         undefended=None if plain is None else _opinion(plain, names),
         defended=_opinion(defense.predict_proba(both), names),
         branches={
-            name: _opinion(branches[b], names, None if report.weights is None else float(report.weights[b, 1]))
+            name: _opinion(
+                branches[b],
+                names,
+                None if report.weights is None else float(report.weights[b, 1]),
+                silent=report.abstains.tolist() if name == report.names[-1] else (False, False),
+            )
             for b, name in enumerate(report.names)
         },
         scores=None if report.scores is None else (float(report.scores[0]), float(report.scores[1])),
@@ -155,9 +162,15 @@ def try_attack(defense: ZePAD, attacker: Attacker, image: Tensor, *, eps: float,
     )
 
 
-def _opinion(probabilities: Tensor, names: tuple[str, ...] | None, weight: float | None = None) -> Opinion:
+def _opinion(
+    probabilities: Tensor,
+    names: tuple[str, ...] | None,
+    weight: float | None = None,
+    *,
+    silent: Sequence[bool] = (False, False),
+) -> Opinion:
     """Return the opinion of a classifier by its probabilities `(2, K)` for the clean and the attacked image."""
-    clean, attacked = (_guesses(row, names) for row in probabilities)
+    clean, attacked = (() if none else _guesses(row, names) for row, none in zip(probabilities, silent, strict=True))
     return Opinion(clean=clean, attacked=attacked, weight=weight)
 
 
