@@ -213,9 +213,11 @@ def from_ladder(folder: Path, *, setting: str, seeds: Sequence[int], model: str,
     return Entry(
         model=LADDER_NAMES.get(model, f"zepad, `{model}`"),
         data={"cifar10": "CIFAR-10", "digits": "digits", "imagenette64": "Imagenette"}[of.data],
-        encoders={"cifar": "a supervised ResNet-20 and ResNet-32", "digits": "the packaged Barlow Twins and SimCLR"}[
-            of.encoders
-        ],
+        encoders={
+            "cifar": "a supervised ResNet-20 and ResNet-32",
+            "digits": "the packaged Barlow Twins and SimCLR",
+            "resnet20": "ResNet-20s by Barlow Twins and SimCLR, without labels",
+        }[of.encoders],
         eps=f"{of.eps * 255:g}/255",
         protocol="the attackers of `benchmarks/ladder.py`",
         images={"benign": of.benign, "attacked": of.attacked},
