@@ -5,11 +5,11 @@
     python benchmarks/harden_once.py --out runs/ladder --table
 
 The encoders are hardened on the images of one setting of `ladder.py`, by a preset whose hardening takes no labels. Each
-other task fits new heads to them and to the frozen public encoder of the benign branch, trains nothing else, and lets
-`calibrate` choose the vote of the benign branch on images that the heads were not fitted to. One
-row per encoder keeps the head that was fitted to the *public* encoder, as whoever deployed a classifier before has it.
-The attackers have the public encoders and images of the task. Defenses, attacked images and fitted perturbations are
-those of `ladder.py --out OUT/SETTING`, and are found again there.
+other task fits new heads to them and to the frozen public encoder of the benign branch, and trains nothing else. A
+second row lets `calibrate` choose the vote of the benign branch, on images that no head was fitted to. One row for each
+encoder keeps the head that was fitted to the *public* encoder, as whoever deployed a classifier before has it. The
+attackers have the public encoders and images of the task. Defenses, attacked images and fitted perturbations are those
+of `ladder.py --out OUT/SETTING`, and are found again there.
 """
 
 from __future__ import annotations

@@ -101,7 +101,6 @@ BASELINES: dict[str, Callable[[], object]] = {
     "ZePAD's objective": zepad_recipe,
 }
 UNDEFENDED = ("public victim", "public auxiliary")
-VOTES = (0.0, 0.5, 1.0, 2.0, 3.0)
 GROUPS = (
     "six", "victim", "both", "restrained", "unseen", "replica", "published", "replica with labels", "white-box",
     "AutoAttack",
@@ -341,8 +340,9 @@ class Bench:
             hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
             attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
         rows, chosen = {}, (defense.fusion, defense.abstain_above)
+        gaps = dict.fromkeys((defense.abstain_above, None)) if votes else (defense.abstain_above,)
         for vote in votes or (None,):
-            for above in dict.fromkeys((chosen[1], None)) if votes else chosen[1:]:
+            for above in gaps:
                 defense.configure(fusion=chosen[0] if vote is None else Bounded(vote=vote)).abstain_above = above
                 shown = name if vote is None else f"{name}, vote {vote:g}"
                 shown += ", always speaking" if above != chosen[1] else ""
