@@ -203,6 +203,16 @@ def white_box(model: nn.Module, images: Tensor, labels: Tensor, eps: float, *, s
     return float(survives.float().mean())
 
 
+def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
+    """Return the images as the standard version of AutoAttack leaves them, by the package of its authors."""
+    from autoattack import AutoAttack  # not on PyPI: everything else does without
+
+    attack = AutoAttack(model, norm="Linf", eps=eps, seed=seed, device=images.device)
+    attacked: Tensor = attack.run_standard_evaluation(images, labels)
+    assert (attacked - images).abs().max() <= eps + 1e-6
+    return attacked
+
+
 def benign(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Return the accuracy on images as they are."""
     with torch.no_grad():

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import MIRROR_HELP, add_universal, cell, header, load_encoders, part, row, split, universal
+from common import MIRROR_HELP, add_universal, autoattack, cell, header, load_encoders, part, row, split, universal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -270,8 +270,6 @@ class Bench:
 
     def autoattack(self, heads: str, rule: str) -> None:
         """Run AutoAttack on the recommended fusion, and on each hardened branch alone."""
-        from autoattack import AutoAttack  # not on PyPI: the other actions do without
-
         defense, device = self.defense(heads), training_device()
         self.chosen(defense, rule)
         images, labels = self.attacked.images, self.attacked.labels
@@ -281,9 +279,7 @@ class Bench:
         for name, model in models.items():
             start = time.perf_counter()
             model.eval()
-            attack = AutoAttack(model, norm="Linf", eps=self.eps, seed=self.seed, device=device)
-            attacked = attack.run_standard_evaluation(images.to(device), labels.to(device)).cpu()
-            assert (attacked - images).abs().max() <= self.eps + 1e-6
+            attacked = autoattack(model, images.to(device), labels.to(device), eps=self.eps, seed=self.seed).cpu()
             benign = right(model, images, labels)
             results[name] = {
                 "images": len(labels),

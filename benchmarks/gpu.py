@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from ladder import BASELINES, UNDEFENDED
+from pretrain_cifar import LOSSES
 
 from zepad.presets import PRESETS
 
@@ -54,18 +55,19 @@ def main() -> None:
     encoders, ladder = args.out / "encoders", args.out / "ladder"
     args.out.mkdir(parents=True, exist_ok=True)
     common = ["--device", args.device, *(["--shared", args.shared] if args.shared else [])]
-    pretraining = ["--encoder", "resnet18", "--epochs", args.epochs, "--out", encoders, *common]
-    measured = ["--setting", "resnet18", "--encoders", encoders, "--seed", args.seed, "--out", ladder, *common]
+    pretraining = ["--encoder", "resnet18", "--out", encoders, *common]
+    measured = ["--seed", args.seed, "--out", ladder, *common]
     if args.small:
-        pretraining = ["--encoder", "resnet18", "--data", "digits", "--images", 64, "--epochs", 1, "--out", encoders]
-        pretraining += common
-        measured = ["--setting", "tiny", "--epochs", 1, "--universal", "UAP", "--seed", args.seed, "--out", ladder]
-        measured += common
+        pretraining += ["--data", "digits", "--images", 64, "--epochs", 1]
+        measured += ["--setting", "tiny", "--epochs", 1, "--universal", "UAP"]
+    else:
+        pretraining += ["--epochs", args.epochs]
+        measured += ["--setting", "resnet18", "--encoders", encoders]
     if importlib.util.find_spec("autoattack") is None:
         print("AutoAttack is left out: pip install git+https://github.com/fra31/auto-attack", flush=True)
     else:
         measured += ["--autoattack", 4 if args.small else AUTOATTACKED]
-    for method in ("barlow-twins", "simclr"):
+    for method in LOSSES:
         if not (encoders / f"resnet18-{method}.json").exists():
             step(f"pre-training by {method}", "pretrain_cifar.py", "--methods", method, *pretraining, folder=args.out)
     for model in args.models:

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, add_universal
-from ladder import SETTINGS, UNDEFENDED, Bench, table
+from ladder import SETTINGS, UNDEFENDED, Bench, add_bench_options, table
 from torch.utils.data import DataLoader
 
 from zepad import HeadConfig
@@ -64,15 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="*", choices=SETTINGS, default=["cifar", "transfer", "imagenette"])
     parser.add_argument("--preset", choices=("private", "published", "cautious"), default="private")
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
-    add_universal(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
-    parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
+    add_bench_options(parser)
     parser.add_argument("--table", action="store_true", help="only print the tables of all seeds that are there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

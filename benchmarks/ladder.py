@@ -25,7 +25,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import MIRROR_HELP, add_universal, cell, header, load_encoders, load_images, part, row, universal
+from common import (
+    MIRROR_HELP,
+    add_universal,
+    autoattack,
+    cell,
+    header,
+    load_encoders,
+    load_images,
+    part,
+    row,
+    universal,
+)
 from public_encoders import load_public
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -270,17 +281,6 @@ class Bench:
         """Return the attackers who know the whole model: those of the suite but for Square, with 20 steps each."""
         return [a for a in white_box(model, eps=self.setting.eps, num_classes=10, steps=20) if "Square" not in a.name]
 
-    def autoattack(self, model: nn.Module) -> float:
-        """Return the share of the first images that AutoAttack leaves, of those that were attacked."""
-        from autoattack import AutoAttack  # not on PyPI: the other attackers do without
-
-        count, eps = self.autoattacked, self.setting.eps
-        images, labels = self.images[:count], self.labels[:count]
-        attack = AutoAttack(model, norm="Linf", eps=eps, seed=self.seed, device=self.device)
-        attacked = attack.run_standard_evaluation(images, labels)
-        assert (attacked - images).abs().max() <= eps + 1e-6
-        return float((hits(model, images, labels) * hits(model, attacked, labels)).mean())
-
     def attacked(self, file: str, attackers: Callable[[], dict[str, list[Attacker]]]) -> dict[str, dict[str, Tensor]]:
         """Return the attacked images by group and attacker, crafted once: features in bfloat16 where that is native."""
         path = self.folder / "attacked" / f"{file} {self.split}.pt"
@@ -312,7 +312,10 @@ class Bench:
             if group == "white-box":
                 survived = {a.name: hits(model, self.craft(a, model), self.labels) for a in self.white_box(model)}
                 if self.autoattacked:
-                    scores["AutoAttack"] = 100 * self.autoattack(model)
+                    first, labels = self.images[: self.autoattacked], self.labels[: self.autoattacked]
+                    attacked_first = autoattack(model, first, labels, eps=self.setting.eps, seed=self.seed)
+                    kept = hits(model, first, labels) * hits(model, attacked_first, labels)
+                    scores["AutoAttack"] = 100 * kept.mean()
             each = {name: 100 * kept.mean() for name, kept in survived.items()}
             scores |= {f"{group}: {name}": value for name, value in each.items()}
             if each:
@@ -372,6 +375,19 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Let the caller state what a `Bench` is built from, its setting and attackers aside."""
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    add_universal(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
+    parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = (*UNDEFENDED, *PRESETS, *BASELINES)
@@ -383,21 +399,13 @@ def main() -> None:
         type=float,
         help="votes of the rule bounded, in place of the preset's; each also with a benign branch that always speaks",
     )
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument(
         "--attackers",
         choices=("all", "public"),
         default="all",
         help="all, or those alone who have nothing but the public encoders: no copy is trained for them",
     )
-    add_universal(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, help=MIRROR_HELP)
-    parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
+    add_bench_options(parser)
     parser.add_argument("--autoattack", type=int, default=0, metavar="N", help="images that AutoAttack is run on")
     parser.add_argument("--table", action="store_true", help="only print the table of all seeds that are there")
     args = parser.parse_args()

@@ -341,10 +341,9 @@ class ZePAD(
         )
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)
-        held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
-        frozen = record.get("choice", record["config"])["freeze_encoder"]
         abstain_above = None
-        if preset.abstains and frozen:
+        if preset.abstains and record.get("choice", record["config"])["freeze_encoder"]:
+            held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
             abstain_above = self._abstention(benign.encoder, loader if held_out is None else held_out)
         branches: dict[str, Branch] = {role: self.branch(role) for role in kept}
         branches |= {**fitted, "benign": benign}

@@ -38,6 +38,7 @@ RUNS = {
         "harden_once.py --source tiny --tasks tiny --table --out runs",
     ],
     "gpu": ["gpu.py --small --device cpu --epochs 1 --models private --out runs"],
+    "training_time": ["training_time.py --setting tiny --epochs 1"],
     "public_encoders": ["public_encoders.py"],
     "checks": ["checks.py --runs 1"],
     "baselines": [
@@ -57,7 +58,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scr
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])
         patch.syspath_prepend(str(FOLDER))
-        for name in ("common", "ladder", "public_encoders"):
+        for name in ("common", "ladder", "pretrain_cifar", "public_encoders"):
             patch.delitem(sys.modules, name, raising=False)
         capsys.readouterr()
         runpy.run_path(str(FOLDER / script), run_name="__main__")
@@ -79,6 +80,10 @@ def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(
         assert record["data"] == "digits"
         assert record["images"] == 64
         assert 0 <= record["adversarial_head"]["white_box"] <= record["adversarial_head"]["benign"] <= 1
+    elif name == "training_time":
+        record = json.loads(printed)
+        assert record["images"] == 64
+        assert record["epochs"] == {"restoration, the default": 1, "the paper's objective": 1}
     elif name == "gpu":
         assert "| private |" in Path("runs/results.md").read_text()
     elif name not in ("hardening", "benign_default", "pretrain_cifar"):
