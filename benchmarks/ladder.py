@@ -375,6 +375,11 @@ def table(runs: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def read(file: Path) -> dict[str, dict[str, float]]:
+    """Return the rows that a file holds so far."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """Let the caller state what a `Bench` is built from, its setting and attackers aside."""
     parser.add_argument("--split", choices=("validation", "test"), default="test")
@@ -414,11 +419,11 @@ def main() -> None:
     if not args.table:
         bench = Bench(args)
         file = bench.folder / name
-        rows: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
         for model in args.models:
-            if model not in rows and f"{model}, victim branch alone" not in rows:
-                rows |= bench.rows(model, tuple(args.votes or ()))
-                file.write_text(json.dumps(rows, indent=1))
+            known = read(file)
+            if model not in known and f"{model}, victim branch alone" not in known:
+                rows = bench.rows(model, tuple(args.votes or ()))
+                file.write_text(json.dumps(read(file) | rows, indent=1))  # another run may have written since
     print(table([json.loads(file.read_text()) for file in sorted(args.out.glob(f"seed-*/{name}"))]), flush=True)
 
 
