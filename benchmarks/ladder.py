@@ -58,11 +58,12 @@ from zepad.evaluation import (
 from zepad.evaluation.kept import keeping
 from zepad.functional import restoration_gap
 from zepad.fusion import Bounded
+from zepad.modes import autocast
 from zepad.modules import Branch
 from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
 from zepad.presets import PRESETS
 from zepad.training import fit_heads, harden_branch
-from zepad.training.accelerator import autocast, use_device
+from zepad.training.accelerator import use_device
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,7 @@ class Bench:
                     threat_model="semi-black-box+",
                     attack=FeaturePGD(**common, distance=Restrained(limit)),
                     target=against(*self.public),
+                    precision="auto",
                 )
                 for limit in LIMITS
             ]
@@ -296,9 +298,8 @@ class Bench:
     def craft(self, attacker: Attacker, model: nn.Module | None) -> Tensor:
         """Return the images as one attacker leaves them."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        precision = "auto" if isinstance(attacker.attack, FeaturePGD) else "fp32"
         target, rows = attacker.target(model), torch.arange(len(self.labels)).split(100)
-        with autocast(self.device, precision):
+        with autocast(self.device, attacker.precision):
             done = [attacker.attack(target, self.images[c], self.labels[c], generator=generator) for c in rows]
         return torch.cat(done).float()
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zepad.demo.pretrain import barlow_twins_loss, simclr_loss
-from zepad.training.accelerator import autocast
+from zepad.modes import autocast
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"simclr": simclr_loss, "barlow-twins": barlow_twins_loss}
 OUTPUTS = {"simclr": 128, "barlow-twins": 1024}  # the loss of Barlow Twins wants many

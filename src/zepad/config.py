@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeGuard, TypeVar
 from .arguments import checked
 from .errors import ConfigError
 from .schema import STRICT
+from .types import Precision
 
-Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "exponential", "onecycle"]
 
 _Config = TypeVar("_Config", bound="_JSONConfig")

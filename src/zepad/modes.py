@@ -1,11 +1,15 @@
-"""The mode of a module: evaluation for a while, then back to what it was."""
+"""What holds for a while: the evaluation mode of a module, and the precision of forward passes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
+
+from .types import Precision
 
 
 @contextmanager
@@ -25,3 +29,28 @@ def evaluating(model: object) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True  # train() would also change the submodules, some of which are frozen
+
+
+def autocast(device: torch.device, precision: Precision) -> Any:
+    """Return the context manager in which forward passes have a precision.
+
+    Args:
+        device: Device that computes.
+        precision: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware computes in it.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if is_bf16(device, precision) else nullcontext()
+
+
+def is_bf16(device: torch.device, precision: Precision) -> bool:
+    """Return whether a precision is bfloat16 on a device."""
+    return precision == "bf16" or (precision == "auto" and has_native_bf16(device))
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since torch 2.10
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False

@@ -21,6 +21,9 @@ it.
 Stage: TypeAlias = Literal["built", "hardened", "fitted"]
 """Stage of a model. Each stage enables the next call."""
 
+Precision: TypeAlias = Literal["auto", "fp32", "bf16"]
+"""Precision of forward passes: float32, bfloat16, or bfloat16 where the hardware computes in it."""
+
 Loader: TypeAlias = Iterable[Any]
 """Anything that can be iterated more than once and yields batches: `(images, labels)`, or dicts of both."""
 

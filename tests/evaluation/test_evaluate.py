@@ -77,6 +77,20 @@ class Shift:
         return images + self.by
 
 
+class Watched(nn.Module):
+    """A classifier that notes in which precision it is asked, with and without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = classifier()
+        self.asked = {True: set(), False: set()}
+
+    def forward(self, images):
+        outputs = self.inside(images)
+        self.asked[torch.is_grad_enabled()].add(outputs.dtype)
+        return outputs
+
+
 def batches(images, labels, size):
     return list(zip(images.split(size), labels.split(size), strict=True))
 
@@ -708,3 +722,21 @@ def test_labels_beyond_the_logits_are_refused():
     images, labels = shades(12)
     with pytest.raises(InputError, match="labels must lie in"):
         run(lambda x: x.flatten(1)[:, :2], [(images, labels + 5)], [])
+
+
+def test_an_attack_in_bfloat16_stays_in_its_ball_and_is_judged_in_float32():
+    (images, labels), model = shades(12), Watched()
+    attack = PGD(eps=EPS, steps=4)
+    half = Attacker(name="half", threat_model="white-box", attack=attack, precision="bf16")
+    report = evaluate(model, batches(images, labels, 12), [half], sanity=False, progress=False)
+    assert model.asked == {True: {torch.bfloat16}, False: {torch.float32}}
+    assert report.provenance["attacks_in_bfloat16"] == 1
+    assert report.attacks[0].settings["precision"] == "bf16"
+    whole = replace(half, precision="fp32")
+    assert "precision" not in whole.settings  # states that were kept before there was a choice are found again
+    assert evaluate(model, batches(images, labels, 12), [whole], sanity=False).provenance["attacks_in_bfloat16"] == 0
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="precision must be"):
+        Attacker(name="x", threat_model="white-box", attack=PGD(eps=EPS), precision="fp8")

@@ -49,6 +49,20 @@ def test_an_ensemble_is_attacked_through_surrogates_jointly_and_past_its_detecto
     assert names(ensemble(threshold=0.1)) - names(ensemble()) == {"detector-evading APGD-3"}
 
 
+def test_attacks_on_features_run_in_bfloat16_where_it_is_native_and_attacks_on_decisions_never_do():
+    encoders = {"victim": branch(3), "auxiliary": branch(4)}
+    common = {"eps": 8 / 255, "steps": 2}
+    features = [
+        *semi_black_box(encoders["victim"], torch.rand(4, 3, 2, 2), universal={}, **common),
+        *semi_black_box_plus(*encoders.values(), torch.rand(4, 3, 2, 2), universal={}, **common),
+        *replica(encoders, {}, torch.rand(4, 3, 2, 2), universal={}, **common),
+        *published(encoders, **common),
+    ]
+    decisions = [*white_box(ensemble(), num_classes=CLASSES, **common), *replica_with_labels(encoders, **common)]
+    assert {attacker.precision for attacker in features} == {"auto"}
+    assert {attacker.precision for attacker in decisions} == {"fp32"}
+
+
 def test_two_classes_leave_out_what_compares_more():
     assert not any("-T-" in name or "DLR" in name for name in names(ensemble(), 2))
 

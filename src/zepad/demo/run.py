@@ -21,7 +21,7 @@ from ..evaluation import Attacker, EvalReport, evaluate, save_report, with_basel
 from ..evaluation.rendering.wording import attack_title
 from ..files import write_text, writing
 from ..model import ZePAD
-from ..training.accelerator import autocast
+from ..modes import autocast
 from ..training.checkpoints import prepare_folder
 from ..types import HARDENED_ROLES, REFERENCE, Branched, ImageModel
 

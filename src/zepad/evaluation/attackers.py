@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..arguments import check_fields, checked
 from ..attacks import Attack, UniversalPerturbation
 from ..config import require
-from ..types import ImageModel
+from ..types import ImageModel, Precision
 from .identity import describe
 
 ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "replica", "published", "white-box"]
@@ -78,6 +78,9 @@ class Attacker:
         target: Maps the evaluated model to what the attack is run on, by default the model itself. `against(encoder)`
             gives a fixed surrogate.
         notes: Further facts to record with the settings.
+        precision: Precision of the forward passes while the attack runs: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16
+            where the hardware computes in it. What the evaluated model says of the attacked images is asked in its own
+            precision.
 
     Examples:
         >>> from zepad.attacks import PGD
@@ -90,12 +93,13 @@ class Attacker:
     attack: Attack
     target: Callable[[Any], Any] = the_model
     notes: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         """Check the name and the threat model, and that the budget can be checked.
 
         Raises:
-            ConfigError: If the name is no Unicode text, or there is no such threat model or norm.
+            ConfigError: If the name is no Unicode text, or there is no such threat model, norm or precision.
         """
         check_fields(self)
         text = self.name.encode("utf-8", "replace").decode() == self.name
@@ -109,6 +113,8 @@ class Attacker:
         settings: dict[str, Any] = described if isinstance(described, dict) else {"attack": described}
         if self.target is not the_model:
             settings = {**settings, "target": describe(self.target)}
+        if self.precision != "fp32":
+            settings = {**settings, "precision": self.precision}
         return {**settings, "notes": describe(self.notes)} if self.notes else settings
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..modes import autocast
 from ..seeding import derive_seed
 from ..types import ImageModel
 from .attackers import Attacker
@@ -37,7 +38,7 @@ def craft(attacker: Attacker, model: ImageModel, images: Tensor, labels: Tensor,
     generator = torch.Generator(images.device).manual_seed(seed)
     target = attacker.target(model)
     start = time.perf_counter()
-    with count_passes(target) as counts:
+    with autocast(images.device, attacker.precision), count_passes(target) as counts:
         attacked = attacker.attack(target, images.clone(), labels.clone(), generator=generator)
     seconds = time.perf_counter() - start
     check_budget_kept(attacker, images, attacked)

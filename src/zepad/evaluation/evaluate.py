@@ -16,7 +16,7 @@ from ..arguments import checked
 from ..config import is_integer, require
 from ..errors import CheckpointError, EvaluationWarning, InputError
 from ..inputs import check_reiterable
-from ..modes import evaluating
+from ..modes import evaluating, is_bf16
 from ..progress import stage
 from ..types import ImageModel, Loader
 from .attackers import Attacker
@@ -145,7 +145,7 @@ def evaluate(
         checks=tuple(checks),
         confidences=confidence_histograms(benign, benign.predictions),
         samples=tuple(sample for run in runs for sample in run.samples),
-        provenance=_provenance(model, fingerprint, seconds=time.perf_counter() - start + kept),
+        provenance=_provenance(model, attackers, fingerprint, seconds=time.perf_counter() - start + kept),
         scores=score_histogram(benign.predictions, ends),
         score_range=ends,
         training=_learning_curves(model),
@@ -251,7 +251,10 @@ def _kept(state: State, part: Part, attacker: Attacker, benign: Benign) -> tuple
         raise state.damaged(part, str(error)) from error
 
 
-def _provenance(model: ImageModel, fingerprint: Fingerprint, *, seconds: float) -> dict[str, Any]:
+def _provenance(
+    model: ImageModel, attackers: Sequence[Attacker], fingerprint: Fingerprint, *, seconds: float
+) -> dict[str, Any]:
+    device = torch.device(device_of(model) or "cpu")
     return {
         "model_digest": fingerprint.model_digest,
         "weights_digest": fingerprint.weights_digest,
@@ -263,7 +266,8 @@ def _provenance(model: ImageModel, fingerprint: Fingerprint, *, seconds: float) 
         "zepad": fingerprint.library_version,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "device": str(device_of(model) or "cpu"),
+        "device": str(device),
+        "attacks_in_bfloat16": sum(is_bf16(device, attacker.precision) for attacker in attackers),
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
     }

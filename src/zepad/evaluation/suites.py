@@ -408,7 +408,10 @@ class _Suite:
         return self._attacker(f"feature PGD-{self.steps}{suffix}", FeaturePGD(eps=self.eps, steps=self.steps), encoders)
 
     def _attacker(self, name: str, attack: Attack, encoders: tuple[ImageModel, ...]) -> Attacker:
-        return Attacker(name=name, threat_model=self.threat_model, attack=attack, target=against(*encoders))
+        # An attack on features takes the sign of a gradient, for which bfloat16 is precise enough.
+        return Attacker(
+            name=name, threat_model=self.threat_model, attack=attack, target=against(*encoders), precision="auto"
+        )
 
 
 class _Stacked(nn.Module):

@@ -1,9 +1,8 @@
-"""The device, the precision and the processes of training, by Accelerate."""
+"""The device and the processes of training, by Accelerate."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwa
 from torch.utils.data import DataLoader
 
 from ..arguments import check_device
-from ..config import Precision
 from ..errors import ConfigError, InputError, StageError
 from ..types import Loader
 
@@ -63,28 +61,6 @@ def use_device(name: str) -> torch.device:
     if (wanted.type, wanted.index or 0) != (used.type, used.index or 0):
         raise StageError(f"this process has trained on {used} before, and cannot on {name}. Start another process.")
     return used
-
-
-def autocast(device: torch.device, precision: Precision) -> Any:
-    """Return the context manager in which forward passes have a precision.
-
-    Args:
-        device: Device that computes.
-        precision: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware computes in it.
-    """
-    if precision == "fp32" or (precision == "auto" and not has_native_bf16(device)):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since torch 2.10
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
 
 
 def prepare_loader(accelerator: Accelerator, loader: Loader) -> Loader:

@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from accelerate.utils import broadcast_object_list
 
+from ..modes import autocast
 from ..modules import Branch
 from ..objectives import Adaptation, Batch, Recipe
 from ..objectives.benign import benign_objective
 from ..seeding import derive_seed, seeded
 from ..types import Loader
-from .accelerator import autocast, training_device
+from .accelerator import training_device
 from .loaders import random_part
 from .loop import train
 from .run import Run

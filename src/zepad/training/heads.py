@@ -15,12 +15,12 @@ from ..config import HeadConfig
 from ..encoders import Encoder
 from ..errors import InputError, TrainingError
 from ..inputs import check_reiterable, labelled_batches, num_batches
-from ..modes import evaluating
+from ..modes import autocast, evaluating
 from ..modules import MLPHead
 from ..progress import stage
 from ..seeding import derive_seed, seeded
 from ..types import Loader
-from .accelerator import autocast, make_accelerator, prepare_loader
+from .accelerator import make_accelerator, prepare_loader
 from .features import FeatureCache, shuffled_batches
 
 _MIN_EPOCHS, _MIN_UPDATES = 20, 200

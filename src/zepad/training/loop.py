@@ -20,6 +20,7 @@ from ..encoders import Encoder
 from ..errors import InputError, TrainingError
 from ..functional import Count, correct_count
 from ..inputs import num_batches
+from ..modes import autocast
 from ..modules import Branch, MLPHead
 from ..objectives import Batch, Objective, ObjectiveOutput
 from ..objectives.augmentation import augment_pair
@@ -27,7 +28,7 @@ from ..objectives.base import public_features
 from ..progress import Stage, stage
 from ..seeding import derive_seed, seeded
 from ..types import Loader
-from .accelerator import autocast, make_accelerator, prepare_loader
+from .accelerator import make_accelerator, prepare_loader
 from .callbacks import Reporter
 from .checkpoints import newest
 from .loaders import num_images

@@ -14,10 +14,11 @@ from ..attacks.universal.probe import fit_probe
 from ..encoders import Encoder
 from ..errors import HardeningWarning
 from ..functional import correct_count
+from ..modes import autocast
 from ..modules import Branch
 from ..seeding import derive_seed, seeded
 from ..types import Loader
-from .accelerator import autocast, make_accelerator, prepare_loader
+from .accelerator import make_accelerator, prepare_loader
 from .labels import unlabelled
 from .loaders import random_part
 from .run import Run

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..functional import Count, correct_count
+from ..modes import autocast
 from ..modules import Branch
 from ..types import Loader
-from .accelerator import autocast
 from .run import Run
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import Precision
 from ...digests import digest_tensor
+from ...modes import autocast
 from ...objectives import Member
-from ..accelerator import autocast
+from ...types import Precision
 
 _LEVELS = 127
 _MARGIN = 2.0**-23  # more than rounding adds to a pixel in [0, 1] plus a residual, in float32
