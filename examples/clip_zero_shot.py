@@ -7,6 +7,9 @@ The two CLIPs are small and trained here, on captions such as "a photo of a {cla
 downloaded. They saw the classes they are asked for: the numbers show what hardening keeps of them, and nothing about
 transfer to unseen classes. With public weights, `open_clip.create_model("ViT-B-32", pretrained=...)` takes the place of
 `small_clip`, and `--lr 1e-5` suits a large vision transformer.
+
+FARE stands beside the default, which restores the public features under attacks on the public towers. Both leave the
+text towers and their classifiers valid.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from zepad import HardenConfig, ZePAD, ZeroShotHead
-from zepad.attacks import APGD, FeaturePGD
+from zepad.attacks import APGD
 from zepad.data import load_data
-from zepad.evaluation import Attacker, evaluate
+from zepad.evaluation import Attacker, evaluate, semi_black_box, semi_black_box_plus
 from zepad.modules import Branch
-from zepad.objectives import fare
+from zepad.objectives import Recipe, fare
 
 TEMPLATES = ("a photo of a {}.", "a picture of the {}.", "this is a {}.")
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -62,7 +65,7 @@ def train_clip(model: nn.Module, images: Tensor, labels: Tensor, captions: Tenso
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train two CLIPs, harden them on images without labels, and attack the zero-shot classifiers on test images."""
+    """Train two CLIPs, harden them by two objectives without a label, and attack the zero-shot classifiers."""
     torch.manual_seed(options.seed)
     train = load_data(options.train, "train", size=32, limit=options.limit)
     test = load_data(options.test, "test", size=32, limit=options.test_limit, seed=1)
@@ -75,33 +78,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     heads = {role: ZeroShotHead.from_text(m, tokenizer, train.classes, TEMPLATES) for role, m in clips.items()}
     heads["benign"] = heads["auxiliary"]  # the benign encoder starts as a copy of it
-    defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"], fusion="rfdm")
-    undefended = Branch(defense.encoder("victim"), heads["victim"]).eval()  # hardening will install another encoder
-
-    unlabelled = DataLoader(images, batch_size=128, shuffle=True)  # no label from here on
-    eps = options.eps / 255
-    recipe = HardenConfig(eps=eps, steps=5, epochs=options.epochs, lr=options.lr)
-    defense.harden(unlabelled, recipe, objective=fare())
-    defense.fit_zero_shot(heads, class_names=train.classes)
+    models: dict[str, nn.Module] = {}
+    for name, objective in (("FARE", fare()), ("restoration", None)):  # None: the objective of the default preset
+        defense = harden(clips, images, objective, options).fit_zero_shot(heads, class_names=train.classes)
+        models |= {f"{name}, hardened victim": defense.branch("victim"), f"{name}, ZePAD": defense}
+    public = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
+    undefended = Branch(public.encoder("victim"), heads["victim"]).eval()
     clips["victim"].visual.load_state_dict(defense.encoder("victim").backbone.state_dict())  # back into open_clip
 
-    loader = DataLoader(test, batch_size=100)
+    loader, eps = DataLoader(test, batch_size=100), options.eps / 255
     attackers = [
-        Attacker(
-            name="feature PGD-20 on the victim",
-            threat_model="semi-black-box",
-            attack=FeaturePGD(eps=eps, steps=20),
-            target=lambda _: undefended.encoder,
+        *semi_black_box(undefended.encoder, loader, eps=eps, universal={}, progress=False),
+        *semi_black_box_plus(
+            undefended.encoder, public.encoder("auxiliary"), loader, eps=eps, universal={}, progress=False
         ),
         Attacker(name="APGD-CE-20", threat_model="white-box", attack=APGD(eps=eps, steps=20)),
     ]
-    models = {"undefended victim": undefended, "hardened victim": defense.branch("victim"), "ZePAD": defense}
     found: dict[str, Any] = {"data": options.test, "images": len(test), "eps": f"{options.eps:g}/255"}
-    for name, model in models.items():
+    for name, model in {"undefended victim": undefended, **models}.items():
         report = evaluate(model, loader, attackers, name=name, data=options.test, sanity=False, progress=False)
         worst = {group: round(result.robust_accuracy.value, 4) for group, result in report.worst.items()}
         found[name] = {"benign": round(report.benign_accuracy.value, 4), **worst}
     return found
+
+
+def harden(clips: dict[str, nn.Module], images: Tensor, objective: Recipe | None, options: argparse.Namespace) -> ZePAD:
+    """Return a defense of two CLIPs, hardened on images without labels."""
+    loader = DataLoader(images, batch_size=128, shuffle=True)
+    config = HardenConfig(eps=options.eps / 255, steps=5, epochs=options.epochs, lr=options.lr, seed=options.seed)
+    defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
+    return defense.harden(loader, config, objective=objective, progress=False)
 
 
 def _all(data: Any) -> tuple[Tensor, Tensor]:
@@ -116,9 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="number of training images; all by default")
     parser.add_argument("--test-limit", type=int, help="number of test images; all by default")
     parser.add_argument("--eps", type=float, default=16, help="radius of the L-infinity ball, in 255ths")
-    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate of hardening")
+    parser.add_argument("--lr", type=float, help="learning rate of hardening; by default one that suits the encoder")
     parser.add_argument("--clip-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, help="number of epochs of hardening; by default enough for 900 updates")
+    parser.add_argument("--epochs", type=int, help="number of epochs of hardening; by default that of the objective")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(run(parser.parse_args(arguments)), indent=1))
 

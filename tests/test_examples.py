@@ -46,5 +46,7 @@ def test_two_clips_are_trained_hardened_and_attacked(tmp_path: Path) -> None:
     undefended = found["undefended victim"]
     assert undefended["benign"] > 0.6, "the small CLIP learned the digits, or the attack shows nothing"
     assert undefended["white-box"] < undefended["benign"]
-    for name in ("hardened victim", "ZePAD"):
-        assert set(found[name]) == {"benign", "semi-black-box", "white-box", "all"}
+    for objective in ("restoration", "FARE"):
+        for model in ("hardened victim", "ZePAD"):
+            scores = found[f"{objective}, {model}"]
+            assert set(scores) == {"benign", "semi-black-box", "semi-black-box+", "white-box", "all"}
