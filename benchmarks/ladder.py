@@ -6,12 +6,12 @@
     python benchmarks/ladder.py --setting resnet20 --out runs/ladder-resnet20 --threads 1
     python benchmarks/ladder.py --setting cifar --out runs/ladder-cifar --table
 
-A defense is a preset of `ZePAD.from_encoders`, or one encoder hardened by a baseline's objective for the same number of
-updates. The replica attacker repeats the whole training, benign branch included, with his own seed on other images of
-the same kind. Models, banks, copies and attacked images are kept in the folder, so that a run that was cut goes on.
-`--split validation` attacks other images than the tables do: settings are chosen there. `--autoattack N` adds the
-standard version of AutoAttack by its authors (`pip install git+https://github.com/fra31/auto-attack`) on the first N of
-the attacked images.
+A defense is a preset of `ZePAD.from_encoders`, the default preset with a family of attacks left out of its bank, or one
+encoder hardened by a baseline's objective for the same number of updates. The replica attacker repeats the whole
+training, benign branch included, with his own seed on other images of the same kind. Models, banks, copies and attacked
+images are kept in the folder, so that a run that was cut goes on. `--split validation` attacks other images than the
+tables do: settings are chosen there. `--autoattack N` adds the standard version of AutoAttack by its authors
+(`pip install git+https://github.com/fra31/auto-attack`) on the first N of the attacked images.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from zepad.functional import restoration_gap
 from zepad.fusion import Bounded
 from zepad.modes import autocast
 from zepad.modules import Branch
-from zepad.objectives import fare, gen_af, pgd_at, trades, zepad_recipe
+from zepad.objectives import DAEMixture, FlipCrop, fare, gen_af, pgd_at, restoration, trades, zepad_recipe
 from zepad.presets import PRESETS
 from zepad.training import fit_heads, harden_branch
 from zepad.training.accelerator import use_device
@@ -111,6 +111,11 @@ BASELINES: dict[str, Callable[[], object]] = {
     "FARE": fare,
     "Gen-AF": gen_af,
     "ZePAD's objective": zepad_recipe,
+}
+# The default, trained on a bank that lacks a family of attacks. The five universal attacks are in no bank.
+LEFT_OUT: dict[str, DAEMixture] = {
+    "private without MI-DI": DAEMixture(variants=({},)),
+    "private without PGD": DAEMixture(variants=({"steps": 10, "momentum": 1.0, "diversity": 0.5},)),
 }
 UNDEFENDED = ("public victim", "public auxiliary")
 GROUPS = (
@@ -179,7 +184,7 @@ class Bench:
         """Return a trained defense and the seconds that its training took, less what was found in the folder.
 
         Args:
-            preset: Name of the preset.
+            preset: Name of the preset, or of one whose bank lacks a family of attacks.
             attacker: Whether the replica attacker trains it, with another seed on other images.
         """
         name = f"{preset} (replica)" if attacker else preset
@@ -191,13 +196,16 @@ class Bench:
             return ZePAD.from_pretrained(folder, **encoders).to(self.device), json.loads(record.read_text())
         loader = self.loader(self.others if attacker else self.train)
         seed = self.seed + 1000 if attacker else self.seed
-        defense = ZePAD.from_encoders(*self.public, preset=preset, num_classes=10)
+        defense = ZePAD.from_encoders(*self.public, preset=preset.split()[0], num_classes=10)
         places = {"bank_dir": self.folder / "banks", "resume": True, "progress": False}
         start = time.perf_counter()
         harden = replace(defense.preset.harden, eps=self.setting.eps, seed=seed, epochs=self.epochs)
-        recipe = defense.preset.objective(harden).name  # presets that harden alike share the hardened encoders
-        hardened = f"{hashlib.sha256(recipe.encode()).hexdigest()[:8]}{' (replica)' if attacker else ''}"
-        defense.harden(loader, harden, checkpoint_dir=self.folder / "epochs" / hardened, **places)
+        recipe = defense.preset.objective(harden)
+        if preset in LEFT_OUT:
+            recipe = restoration(static=LEFT_OUT[preset], own_eps=harden.eps / 2, augmentation=FlipCrop(padding=0))
+        digest = hashlib.sha256(recipe.name.encode()).hexdigest()[:8]  # presets that harden alike share the encoders
+        checkpoints = self.folder / "epochs" / f"{digest}{' (replica)' if attacker else ''}"
+        defense.harden(loader, harden, objective=recipe, checkpoint_dir=checkpoints, **places)
         benign = replace(defense.preset.benign, seed=seed, epochs=self.epochs)
         defense.fit_benign(loader, benign, checkpoint_dir=self.folder / "epochs" / f"{name} benign", **places)
         seconds = time.perf_counter() - start
@@ -396,7 +404,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = (*UNDEFENDED, *PRESETS, *BASELINES)
+    models = (*UNDEFENDED, *PRESETS, *LEFT_OUT, *BASELINES)
     parser.add_argument("--setting", choices=SETTINGS, default="digits")
     parser.add_argument("--models", nargs="*", choices=models, default=[*UNDEFENDED, *PRESETS])
     parser.add_argument(

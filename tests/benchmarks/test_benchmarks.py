@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import runpy
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,10 @@ RUNS = {
     "attack_agreement": ["attack_agreement.py --images 64 --test-images 8 --epochs 1 --steps 2 --queries 5"],
     "pretrain_cifar": ["pretrain_cifar.py --data digits --images 64 --epochs 1 --out encoders"],
     "public_defense": ["public_defense.py --setting tiny --epochs 1 --methods restoration --universal SSP --out runs"],
-    "ladder": ["ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --universal SSP --out runs"],
+    "ladder": [
+        "ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --universal SSP --out runs",
+        "ladder.py --setting tiny --epochs 1 --models 'private without PGD' --attackers public --universal --out runs",
+    ],
     "harden_once": [
         "harden_once.py --source tiny --tasks tiny tiny16 --epochs 1 --universal SSP --out runs",
         "harden_once.py --source tiny --tasks tiny --table --out runs",
@@ -74,7 +78,7 @@ def test_a_benchmark_runs_on_the_packaged_data_without_a_mirror(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZEPAD_DATA", "no data")
     for command in RUNS[name]:
-        printed = run(monkeypatch, capsys, *command.split())
+        printed = run(monkeypatch, capsys, *shlex.split(command))
     if name == "recipe":
         record = json.loads(printed)
         assert record["data"] == "digits"
