@@ -64,6 +64,7 @@ from zepad.objectives import DAEMixture, FlipCrop, fare, gen_af, pgd_at, restora
 from zepad.presets import PRESETS
 from zepad.training import fit_heads, harden_branch
 from zepad.training.accelerator import use_device
+from zepad.types import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ LEFT_OUT: dict[str, DAEMixture] = {
 }
 UNDEFENDED = ("public victim", "public auxiliary")
 GROUPS = (
-    "six", "victim", "both", "restrained", "unseen", "replica", "published", "replica with labels", "white-box",
-    "AutoAttack",
+    "six", "victim", "both", "third", "restrained", "unseen", "replica", "published", "replica with labels",
+    "white-box", "AutoAttack",
 )  # fmt: skip
 LIMITS = (0.4, 0.6, 0.8)  # of the attackers who know that features are compared
 
@@ -170,6 +171,7 @@ class Bench:
         self.images, self.labels = self.test.images[: self.setting.attacked], self.test.labels[: self.setting.attacked]
         encoders = load_encoders(self.setting.encoders, args.shared, args.encoders)
         self.public: tuple[Encoder, Encoder] = (encoders[0].to(self.device), encoders[1].to(self.device))
+        self.third = {} if args.benign is None else {args.benign: load_public(args.benign, args.shared).to(self.device)}
         self.unseen = {}
         if self.setting.encoders == "cifar":
             self.unseen = {"cifar-resnet44": load_public("cifar-resnet44", args.shared).to(self.device)}
@@ -180,6 +182,10 @@ class Bench:
         """Return a shuffled training loader."""
         return DataLoader(data, batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(self.seed))
 
+    def title(self, model: str) -> str:
+        """Return the name of a model, with the encoder that its benign branch begins with where that is a third one."""
+        return " with ".join([model, *(self.third if model in PRESETS else ())])
+
     def defense(self, preset: str, *, attacker: bool = False) -> tuple[ZePAD, float]:
         """Return a trained defense and the seconds that its training took, less what was found in the folder.
 
@@ -187,16 +193,17 @@ class Bench:
             preset: Name of the preset, or of one whose bank lacks a family of attacks.
             attacker: Whether the replica attacker trains it, with another seed on other images.
         """
-        name = f"{preset} (replica)" if attacker else preset
+        name = f"{self.title(preset)} (replica)" if attacker else self.title(preset)
         folder = self.folder / "models" / name
         record = folder / "seconds.json"
         if record.exists():
-            modules = zip(("victim", "auxiliary"), self.public, strict=True)
+            modules = zip(("victim", "auxiliary", "benign"), (*self.public, *self.third.values()), strict=False)
             encoders = dict(modules) if self.setting.encoders != "digits" else {}  # those can be rebuilt by their names
             return ZePAD.from_pretrained(folder, **encoders).to(self.device), json.loads(record.read_text())
         loader = self.loader(self.others if attacker else self.train)
         seed = self.seed + 1000 if attacker else self.seed
-        defense = ZePAD.from_encoders(*self.public, preset=preset.split()[0], num_classes=10)
+        benign = next(iter(self.third.values()), None)
+        defense = ZePAD.from_encoders(*self.public, benign=benign, preset=preset.split()[0], num_classes=10)
         places = {"bank_dir": self.folder / "banks", "resume": True, "progress": False}
         start = time.perf_counter()
         harden = replace(defense.preset.harden, eps=self.setting.eps, seed=seed, epochs=self.epochs)
@@ -272,11 +279,30 @@ class Bench:
             ]
         }
 
+    def third_attackers(self) -> dict[str, list[Attacker]]:
+        """Return the attackers who know which third public encoder the benign branch began with."""
+        plain = FeaturePGD(eps=self.setting.eps, steps=20)
+        attacks = {"PGD-20": plain, "MI-DI-30": replace(plain, steps=30, momentum=1.0, diversity=0.5)}
+        targets = {**{name: (each,) for name, each in self.third.items()}, "all": (*self.public, *self.third.values())}
+        return {
+            "third": [
+                Attacker(
+                    name=f"feature {name} ({of})",
+                    threat_model="semi-black-box+",
+                    attack=attack,
+                    target=against(*encoders),
+                    precision="auto",
+                )
+                for of, encoders in targets.items()
+                for name, attack in attacks.items()
+            ]
+        }
+
     def own_attackers(
         self, hardened: Mapping[str, nn.Module], copies: Mapping[str, Branch]
     ) -> dict[str, list[Attacker]]:
         """Return the attackers who repeat the training of a defense, or have its hardened encoders."""
-        eps, public = self.setting.eps, dict(zip(("public victim", "public auxiliary"), self.public, strict=True))
+        eps, public = self.setting.eps, {**dict(zip(UNDEFENDED, self.public, strict=True)), **self.third}
         images = Subset(self.others, range(min(len(self.others), self.setting.surrogate_images)))
         loader = DataLoader(images, batch_size=128)
         attacks = universal_feature_attack(eps=eps, seed=self.seed)
@@ -350,7 +376,10 @@ class Bench:
             copy, _ = self.defense(name, attacker=True)
             copies = {role: copy.branch(role) for role in ("victim", "auxiliary", "benign")}
             hardened = {role: defense.encoder(role) for role in ("victim", "auxiliary")}
-            attacked |= self.attacked(name, lambda: self.own_attackers(hardened, copies))
+            attacked |= self.attacked(self.title(name), lambda: self.own_attackers(hardened, copies))
+        if self.third:
+            attacked |= self.attacked(f"public with {', '.join(self.third)}", self.third_attackers)
+        name = self.title(name)
         rows, chosen = {}, (defense.fusion, defense.abstain_above)
         gaps = dict.fromkeys((defense.abstain_above, None)) if votes else (defense.abstain_above,)
         for vote in votes or (None,):
@@ -361,8 +390,9 @@ class Bench:
                 known = self.repeats and (defense.fusion, above) == chosen
                 rows[shown] = {**self.score(defense, {**attacked, **({"white-box": {}} if known else {})})}
                 rows[shown]["seconds"] = round(seconds)
-        for role in ("victim", "auxiliary", "benign"):
-            rows[f"{name}, {role} branch alone"] = self.score(defense.branch(role), attacked)
+        for role in defense.heads:
+            if role != REFERENCE:
+                rows[f"{name}, {role} branch alone"] = self.score(defense.branch(role), attacked)
         return rows
 
 
@@ -399,6 +429,7 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help="number of passes, in place of the recipes' own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--benign", help="third public encoder that the benign branch begins with: cifar-resnet56")
     parser.add_argument("--encoders", type=Path, help="folder that pretrain_cifar.py wrote, for the ResNet-18s")
 
 
@@ -429,8 +460,8 @@ def main() -> None:
         bench = Bench(args)
         file = bench.folder / name
         for model in args.models:
-            known = read(file)
-            if model not in known and f"{model}, victim branch alone" not in known:
+            known, title = read(file), bench.title(model)
+            if title not in known and f"{title}, victim branch alone" not in known:
                 rows = bench.rows(model, tuple(args.votes or ()))
                 file.write_text(json.dumps(read(file) | rows, indent=1))  # another run may have written since
     print(table([json.loads(file.read_text()) for file in sorted(args.out.glob(f"seed-*/{name}"))]), flush=True)

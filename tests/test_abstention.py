@@ -169,7 +169,7 @@ def test_only_a_public_benign_encoder_of_the_private_preset_abstains() -> None:
     assert above is not None
     assert defense.provenance["benign"]["abstain_above"] == above
     assert defended(freeze=False).abstain_above is None
-    assert defended(preset="published").abstain_above is None
+    assert defended(preset="paper").abstain_above is None
     torch.manual_seed(3)
     assert defended(benign=TinyEncoder(5)).abstain_above is None
     assert defense.harden(loader(), HardenConfig(eps=EPS, epochs=1), progress=False).abstain_above is None

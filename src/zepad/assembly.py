@@ -15,7 +15,7 @@ from .encoders import Encoder, EncoderLike, Preprocessing
 from .encoders.given import as_encoder, examine
 from .errors import InputError, InputWarning
 from .training.copies import check_state
-from .types import REFERENCE, Role
+from .types import MEMORY, REFERENCE, Role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ def assemble(
     *,
     preprocess: Preprocessing | None,
     with_reference: bool,
+    with_memory: bool,
 ) -> Assembly:
     """Copy the encoders of a defense and check that they fit together.
 
@@ -58,6 +59,7 @@ def assemble(
             is never copied for it, because attacks are crafted on its weights.
         preprocess: Preprocessing of encoders that do not define their own.
         with_reference: Whether to keep a copy of the victim as the undefended reference.
+        with_memory: Whether to keep a copy of the benign encoder as its memory.
 
     Returns:
         The assembled encoders.
@@ -81,6 +83,8 @@ def assemble(
     copies: dict[str, Role] = {} if benign is not None else {"benign": "auxiliary"}
     if with_reference:
         copies[REFERENCE] = "victim"
+    if with_memory:
+        copies[MEMORY] = "auxiliary" if benign is None else "benign"
     for role, source in copies.items():
         encoders[role], shapes[role] = copy.deepcopy(encoders[source]), shapes[source]
     _warn_of_repeated({role: encoders[role] for role in given if given[role] is not None})

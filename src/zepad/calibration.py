@@ -20,6 +20,7 @@ from .finite import check_finite
 from .functional import conformal_threshold, correct_count, restoration_gap
 from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches, split_batch
+from .modules import Branch
 from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
@@ -81,6 +82,35 @@ def choose_abstention(
             break
     above = float(torch.cat(gaps).quantile(1 - _ABSTAINING))
     return above if above < _UNRELATED else None  # also where it is NaN
+
+
+def choose_recall(benign: Branch, memory: Branch, loader: Loader | Tensor, *, device: torch.device) -> float:
+    """Return the restoration gap above which a memory should abstain.
+
+    It is exceeded on one per cent of the benign images, as in `choose_abstention`. It is zero, so that the memory never
+    speaks, where the features do not agree on benign images, or labels say that the memory is no better than the
+    branch.
+
+    Args:
+        benign: Benign branch, which was trained to resist adversarial examples.
+        memory: Its encoder as it was public, with a head.
+        loader: Benign images, with labels or without, which the benign encoder should not have been trained on.
+        device: Device that images are moved to.
+    """
+    hits: list[Tensor] = []
+    for batch in iter_batches(loader):
+        if not has_labels(batch) or sum(map(len, hits)) >= _COMPARED:
+            break
+        images, labels = split_batch(batch)
+        for chunk, given in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
+            with torch.no_grad():
+                said = torch.stack([branch(chunk.to(device)).argmax(dim=1) for branch in (benign, memory)], dim=1)
+            hits.append(said.cpu() == given[:, None])
+    if hits:
+        of_branch, of_memory = torch.cat(hits).sum(dim=0).tolist()
+        if of_memory <= of_branch:
+            return 0.0
+    return choose_abstention(benign.encoder, memory.encoder, loader, device=device) or 0.0
 
 
 class Floor(NamedTuple):

@@ -19,7 +19,7 @@ from .detectors import Detector, DetectorInput, DetectorInputs, FittedDetector
 from .encoders import Encoder
 from .errors import StageError
 from .finite import check_finite
-from .functional import restoration_gap, smoothed
+from .functional import mean_log_probabilities, restoration_gap, smoothed
 from .fusion import FusionRule
 from .inputs import image_batches
 from .inspection import BranchReport, inspect_branches
@@ -40,9 +40,12 @@ class BranchEnsemble(nn.Module):
         detector: Detector, or the name of a registered one; the paper's by default.
         threshold: Threshold of the detection score; None flags nothing.
         reference: The undefended victim with a head, for a detector that needs it.
-        abstain_above: Restoration gap above which the benign branch abstains; None lets it always speak. It needs
-            branches that are `Branch` objects, where the last hardened one is restored from the encoder of the benign
-            one, as the auxiliary of a `ZePAD` is.
+        memory: The benign encoder as it was before it was trained to resist adversarial examples, with a head. The
+            benign branch then is the mean of the two, in probability.
+        abstain_above: Restoration gap above which the memory abstains or, without a memory, the benign branch; None
+            lets it always speak. It needs branches that are `Branch` objects. The gap is that between the features of
+            the memory and of the benign branch or, without a memory, of the benign branch and of the last hardened one,
+            which must be restored from the benign encoder, as the auxiliary of a `ZePAD` is.
 
     Attributes:
         branches: The branches by name.
@@ -50,8 +53,9 @@ class BranchEnsemble(nn.Module):
         detector: The detector with its fitted state.
         threshold: Threshold of the detection score, or None.
         reference: The undefended victim with a head, or None.
-        abstain_above: Largest restoration gap (`zepad.functional.restoration_gap`) between the last hardened encoder
-            and the benign one at which the benign branch speaks; None lets it always speak.
+        memory: The benign encoder as it was public, with a head, or None.
+        abstain_above: Largest restoration gap (`zepad.functional.restoration_gap`) at which the memory speaks or,
+            without a memory, the benign branch; None lets it always speak.
         class_names: One name per class, or None if they are unknown.
 
     Raises:
@@ -74,6 +78,7 @@ class BranchEnsemble(nn.Module):
         detector: Detector | str = "gap",
         threshold: float | None = None,
         reference: Branch | None = None,
+        memory: Branch | None = None,
         abstain_above: float | None = None,
     ) -> None:
         super().__init__()
@@ -84,8 +89,10 @@ class BranchEnsemble(nn.Module):
         require(known, "abstain_above", abstain_above, "a finite number of zero or more, or None")
         compared = len(branches) >= 2 and all(isinstance(branch, Branch) for branch in branches.values())
         require(abstain_above is None or compared, "abstain_above", abstain_above, "None without two Branch objects")
+        require(memory is None or compared, "memory", memory, "None without Branch objects")
         self.branches = nn.ModuleDict(branches)
         self.reference = reference
+        self.memory = memory
         self.fusion = _fusion.resolve(fusion, argument="fusion")
         self.detector = FittedDetector(_detectors.resolve(detector, argument="detector"))
         self.threshold = threshold
@@ -109,16 +116,19 @@ class BranchEnsemble(nn.Module):
     def branch_logits(self, images: Tensor) -> Tensor:
         """Return the logits of every branch `(B, N, K)`. Differentiable.
 
-        Where the benign branch abstains its logits are zero, so that it prefers no class under any fusion rule.
+        Where the benign branch abstains its logits are zero, so that it prefers no class under any fusion rule. With a
+        memory its logits are the logarithm of the mean of both probabilities, in which a memory that abstains prefers
+        no class.
         """
         return self._look(images, features=False)[0]
 
     def restoration_gap(self, images: Tensor) -> Tensor:
-        """Return how far the last hardened encoder's features are from the benign one's, `(N,)`. Differentiable.
+        """Return how far the features of a public encoder are from those of the one made from it, `(N,)`.
 
-        The benign branch abstains where this exceeds `abstain_above`.
+        The public encoder is the memory or, without a memory, that of the benign branch, which the last hardened
+        encoder is then compared with. It abstains where this exceeds `abstain_above`. Differentiable.
         """
-        restored, public = [cast(Branch, branch) for branch in self.branches.values()][-2:]
+        restored, public = self._compared()
         return restoration_gap(restored.encoder(_own(images, restored)), public.encoder(_own(images, public)))
 
     def fuse(self, logits: Tensor) -> Tensor:
@@ -150,15 +160,29 @@ class BranchEnsemble(nn.Module):
 
     def _look(self, images: Tensor, *, features: bool) -> tuple[Tensor, list[Tensor]]:
         """Return the logits `(B, N, K)`, and the features of every branch if they are asked for or compared."""
-        if not features and self.abstain_above is None:
+        if not features and self.abstain_above is None and self.memory is None:
             return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()]), []
         branches = [cast(Branch, branch) for branch in self.branches.values()]
         rows = [branch.encoder(_own(images, branch)) for branch in branches]
         logits = [branch.head(each) for branch, each in zip(branches, rows, strict=True)]
-        if self.abstain_above is not None:
-            silent = restoration_gap(rows[-2], rows[-1]) > self.abstain_above
-            logits[-1] = logits[-1].masked_fill(silent[:, None], 0)
+        if self.memory is not None:
+            public = self.memory.encoder(_own(images, self.memory))
+            recalled = self._unless_far(self.memory.head(public), rows[-1], public)
+            logits[-1] = mean_log_probabilities(torch.stack([logits[-1], recalled]))
+        else:
+            logits[-1] = self._unless_far(logits[-1], rows[-2], rows[-1]) if len(rows) > 1 else logits[-1]
         return torch.stack(logits), rows
+
+    def _unless_far(self, logits: Tensor, restored: Tensor, public: Tensor) -> Tensor:
+        """Return the logits of a public encoder, zero where the features of the restored one are far from its own."""
+        if self.abstain_above is None:
+            return logits
+        return logits.masked_fill((restoration_gap(restored, public) > self.abstain_above)[:, None], 0)
+
+    def _compared(self) -> tuple[Branch, Branch]:
+        """Return the branches between whose features the restoration gap is, the public one last."""
+        *_, last = branches = [cast(Branch, branch) for branch in self.branches.values()]
+        return (branches[-2], last) if self.memory is None else (last, self.memory)
 
     def score(self, images: Tensor) -> Tensor:
         """Return the detection score of each image `(N,)`; larger is more suspicious. Differentiable.

@@ -29,9 +29,10 @@ from .presets import RECOMMENDED, Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
 from .training.callbacks import Callback
-from .types import HARDENED_ROLES, REFERENCE, ROLES, Loader, Role, Stage
+from .types import HARDENED_ROLES, MEMORY, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
 
+_ORIGINALS: dict[str, Role] = {REFERENCE: "victim", MEMORY: "benign"}  # whose public encoder, and text, it has
 _NEXT_CALL = {"built": "harden(loader)", "hardened": "fit_benign(loader)", "fitted": "predict(images)"}
 
 
@@ -55,9 +56,11 @@ class ZePAD(
         channels: Number of channels of the images.
         num_classes: Number of classes of the present task, or None before there is one.
         class_names: One name per class if the data set has names, or None.
-        abstain_above: Largest gap between restored and public features at which the benign branch speaks
-            (`zepad.functional.restoration_gap`); None lets it always speak. `fit_benign` sets it under the preset
-            `"private"` if the benign encoder stays as it is public. It may be set to None.
+        memory: The benign encoder as it was public, with a head, which joins the benign branch under the presets
+            `"published"` and `"cautious"`; None under the others.
+        abstain_above: Largest gap between restored and public features (`zepad.functional.restoration_gap`) at which
+            the memory speaks or, under the preset `"private"` if the benign encoder stays as it is public, the benign
+            branch; None lets it always speak. `fit_benign` sets it. It may be set to None.
         threshold: Threshold of the detection score. Before `calibrate` it is the first threshold of the detector, or
             None if the detector has none.
         provenance: Recipes, data sizes and results of the steps that led to the weights.
@@ -152,7 +155,14 @@ class ZePAD(
         chosen = find_preset(preset)
         rule, scores = resolve_rule(chosen.fusion if fusion is None else fusion), resolve_detector(detector)
         keeps_victim = chosen.keeps_victim or scores.needs_reference()
-        parts = assemble(victim, auxiliary, benign, preprocess=preprocess, with_reference=keeps_victim)
+        parts = assemble(
+            victim,
+            auxiliary,
+            benign,
+            preprocess=preprocess,
+            with_reference=keeps_victim,
+            with_memory=chosen.remembers,
+        )
         model = cls(
             parts.encoders,
             channels=parts.channels,
@@ -329,7 +339,7 @@ class ZePAD(
             loader,
             config,
             objective=objective,
-            known=dict(self.encoders.items()),
+            known={role: encoder for role, encoder in self.encoders.items() if role != MEMORY},
             eps=eps,
             num_classes=num_classes,
             val_loader=val_loader,
@@ -341,10 +351,11 @@ class ZePAD(
         )
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)
-        abstain_above = None
-        if preset.abstains and record.get("choice", record["config"])["freeze_encoder"]:
+        abstain_above, memory = None, fitted.get(MEMORY)
+        frozen = record.get("choice", record["config"])["freeze_encoder"]
+        if (preset.abstains and frozen) or (memory is not None and not frozen):
             held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
-            abstain_above = self._abstention(benign.encoder, loader if held_out is None else held_out)
+            abstain_above = self._abstention(benign, memory, loader if held_out is None else held_out)
         branches: dict[str, Branch] = {role: self.branch(role) for role in kept}
         branches |= {**fitted, "benign": benign}
         self._install(branches, num_classes, training.class_names(loader), stage="fitted")
@@ -384,7 +395,7 @@ class ZePAD(
         classes, abstain_above = num_classes or training.count_classes(loader), self.abstain_above
         branches = self._fit_heads(list(self.encoders), loader, config, classes, progress)
         if abstain_above is not None:
-            abstain_above = self._abstention(self.encoder("benign"), loader)
+            abstain_above = self._abstention(branches["benign"], branches.get(MEMORY), loader)
         self._install(branches, classes, training.class_names(loader), stage="fitted")
         self.abstain_above = abstain_above
         record = {
@@ -418,7 +429,7 @@ class ZePAD(
         if class_names is not None and len(class_names) != classes:
             raise ConfigError(f"class_names must name {classes} classes; got {len(class_names)}.")
         branches = {
-            role: Branch(encoder, copy.deepcopy(checked["victim" if role == REFERENCE else role]))
+            role: Branch(encoder, copy.deepcopy(checked[_ORIGINALS.get(role, role)]))
             for role, encoder in self.encoders.items()
         }
         names = None if class_names is None else tuple(map(str, class_names))
@@ -517,7 +528,7 @@ class ZePAD(
         model.detector, model.threshold = saved.detector, config.threshold
         model.abstain_above = config.abstain_above
         model.stage, model.class_names, model.provenance = config.stage, config.class_names, config.provenance
-        model._home = saved.home
+        model._home, model._remembers = saved.home, MEMORY in config.encoders
         return model.eval()
 
     # helpers ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import detectors as known_detectors
 from . import fusion as fusion_rules
 from .arguments import checked
-from .calibration import calibrate, choose_abstention
+from .calibration import calibrate, choose_abstention, choose_recall
 from .config import HardenConfig, check_budget
 from .data.given import Given
 from .detectors import Detector, FittedDetector
@@ -23,7 +23,7 @@ from .fusion import FusionRule
 from .modes import evaluating
 from .modules import Branch
 from .provenance import recorded, without
-from .types import REFERENCE, ROLES, Loader
+from .types import MEMORY, REFERENCE, ROLES, Loader
 
 _Self = TypeVar("_Self", bound="RoleEnsemble")
 
@@ -41,15 +41,16 @@ class RoleEnsemble(BranchEnsemble):
 
     def __init__(self, encoders: Mapping[str, Encoder], *, fusion: FusionRule | str, detector: Detector | str) -> None:
         branches: dict[str, nn.Module] = {role: Branch(encoders[role]) for role in ROLES if role in encoders}
-        reference = Branch(encoders[REFERENCE]) if REFERENCE in encoders else None
-        super().__init__(branches, fusion=fusion, detector=detector, reference=reference)
+        reference, memory = (Branch(encoders[role]) if role in encoders else None for role in (REFERENCE, MEMORY))
+        super().__init__(branches, fusion=fusion, detector=detector, reference=reference, memory=memory)
         self.threshold = self.detector.rule.first_threshold
+        self._remembers = memory is not None  # a model that was loaded in part has lost it
         self.num_classes: int | None = None
         self.provenance: dict[str, Any] = {}
 
     @property
     def encoders(self) -> nn.ModuleDict:
-        """Encoders by role: victim, auxiliary, benign and, for some detectors, reference. A read-only view."""
+        """Encoders by role: victim, auxiliary, benign, and reference and memory if there are any. A read-only view."""
         return _View({role: branch.encoder for role, branch in self._parts().items()})
 
     @property
@@ -143,7 +144,8 @@ class RoleEnsemble(BranchEnsemble):
 
         * If the loader yields labels and the rule has settings to choose, the most robust ones that keep the benign
           accuracy are chosen (`FusionRule.calibrate`). Without labels they stay as they are.
-        * The benign branch of preset `"private"` abstains on one per cent of these images (`abstain_above`).
+        * The benign branch of preset `"private"`, and the memory of the other presets, abstains on one per cent of
+          these images (`abstain_above`). A memory that is no better than its branch always abstains.
         * The threshold is set so that a benign image is flagged with probability at most `fpr`. A detector that must be
           fitted is fitted on `fit_loader`, or else on every second image, and the threshold is set on the others.
 
@@ -176,7 +178,7 @@ class RoleEnsemble(BranchEnsemble):
         before, batches = self.abstain_above, self._given(loader, channels).batches
         with evaluating(self), self._restoring(before):
             if before is not None and not isinstance(batches, Iterator):  # which could be read only once
-                self.abstain_above = self._abstention(self.encoder("benign"), batches)
+                self.abstain_above = self._abstention(self.branch("benign"), self.memory, batches)
             found = calibrate(
                 self.detector_inputs,
                 batches,
@@ -221,9 +223,11 @@ class RoleEnsemble(BranchEnsemble):
         self.provenance = recorded(self.provenance, "evaluation", report.summary())
         return self
 
-    def _abstention(self, benign: nn.Module, images: Loader | Tensor) -> float | None:
-        """Return the restoration gap above which this benign encoder should abstain; None where it should not."""
-        return choose_abstention(self.encoder("auxiliary"), benign, images, device=self.device)
+    def _abstention(self, benign: Branch, memory: Branch | None, images: Loader | Tensor) -> float | None:
+        """Return the restoration gap above which the memory or this benign encoder should abstain; None for never."""
+        if memory is not None:
+            return choose_recall(benign, memory, images, device=self.device)
+        return choose_abstention(self.encoder("auxiliary"), benign.encoder, images, device=self.device)
 
     @contextmanager
     def _restoring(self, abstain_above: float | None) -> Iterator[None]:
@@ -246,7 +250,7 @@ class RoleEnsemble(BranchEnsemble):
 
     def _require_whole(self, call: str) -> None:
         # Plain attributes, since forward passes here and is compiled.
-        whole = len(self.branches) == len(ROLES)
+        whole = len(self.branches) == len(ROLES) and (self.memory is not None or not self._remembers)
         if not whole or (self.reference is None and self.detector.rule.needs_reference()):
             raise StageError(
                 f"{call} needs all encoders, and this model was loaded with {', '.join(self.encoders)} alone. "
@@ -258,7 +262,8 @@ class RoleEnsemble(BranchEnsemble):
 
     def _parts(self) -> dict[str, Branch]:
         parts = {role: cast(Branch, branch) for role, branch in self.branches.items()}
-        return parts if self.reference is None else {**parts, REFERENCE: self.reference}
+        others = {REFERENCE: self.reference, MEMORY: self.memory}
+        return parts | {role: branch for role, branch in others.items() if branch is not None}
 
     def _part(self, role: str) -> Branch:
         parts = self._parts()
@@ -269,6 +274,8 @@ class RoleEnsemble(BranchEnsemble):
     def _place(self, role: str, branch: Branch) -> None:
         if role == REFERENCE:
             self.reference = branch
+        elif role == MEMORY:
+            self.memory = branch
         else:
             self.branches[role] = branch
 

@@ -11,11 +11,12 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
-Role: TypeAlias = Literal["victim", "auxiliary", "benign", "reference"]
-"""Role of an encoder: victim and auxiliary are hardened, benign is trained on clean data.
+Role: TypeAlias = Literal["victim", "auxiliary", "benign", "reference", "memory"]
+"""Role of an encoder: victim and auxiliary are hardened, benign is trained on local data.
 
 The reference is the undefended victim as it was published. It takes no part in the decision; only some detectors use
-it.
+it. The memory is the benign encoder as it was published, which joins the benign branch where that one is trained to
+resist adversarial examples.
 """
 
 Stage: TypeAlias = Literal["built", "hardened", "fitted"]
@@ -36,8 +37,9 @@ LossFn: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 ROLES: tuple[Role, ...] = ("victim", "auxiliary", "benign")
 HARDENED_ROLES: tuple[Role, ...] = ("victim", "auxiliary")
 REFERENCE: Role = "reference"
-ENCODER_ROLES: tuple[Role, ...] = (*ROLES, REFERENCE)
-"""Roles of the branches, followed by the reference, which only some detectors need."""
+MEMORY: Role = "memory"
+ENCODER_ROLES: tuple[Role, ...] = (*ROLES, REFERENCE, MEMORY)
+"""Roles of the branches, followed by those of encoders that not every model has."""
 
 
 @runtime_checkable

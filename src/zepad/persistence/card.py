@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ..config import _JSONConfig, is_hub_id, is_number, require
 from ..errors import CheckpointError
 from ..escaping import clean, escape_markdown
-from ..types import ROLES
+from ..types import MEMORY, ROLES
 from .config import SavedConfig
 
 # Exceptions that are raised by a provenance that zepad did not write.
@@ -158,8 +158,10 @@ class _Words:
 def _words(config: SavedConfig) -> _Words:
     rule, detector = config.fusion_rule, config.detector_rule
     threshold = "not set: calibrate it before use" if config.threshold is None else f"{config.threshold:.4g}"
-    passes, gap = len(ROLES) + detector.extra_passes(), config.abstain_above
-    silence = "" if gap is None else f"; the benign branch abstains above a restoration gap of {gap:.4g}"
+    remembers, gap = MEMORY in config.encoders, config.abstain_above
+    passes = len(ROLES) + remembers + detector.extra_passes()
+    who = "memory" if remembers else "benign branch"
+    silence = "" if gap is None else f"; the {who} abstains above a restoration gap of {gap:.4g}"
     return _Words(
         fusion=rule.summary() + silence,
         detector=f"{detector.summary()}, threshold {threshold}",

@@ -23,7 +23,7 @@ from ..plugins import PluginRecord
 from ..schema import parse_json
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage
 
-FORMAT = 5
+FORMAT = 6
 """Version of the layout that is written. Formats 1 and 2 were never released."""
 
 
@@ -51,7 +51,16 @@ def _from_format_4(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "abstain_above": None}
 
 
-_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {3: _from_format_3, 4: _from_format_4}
+def _from_format_5(values: dict[str, Any]) -> dict[str, Any]:
+    """No model had a memory."""
+    return values
+
+
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    3: _from_format_3,
+    4: _from_format_4,
+    5: _from_format_5,
+}
 """By format, the function from the values of a config.json of that format to those of the next one."""
 
 _FORMER_ROLES: Mapping[int, Mapping[str, str]] = {3: {REFERENCE: "sentinel"}}
@@ -164,7 +173,7 @@ class SavedConfig(_JSONConfig):
         fusion: Name and settings of the fusion rule.
         detector: Name and settings of the detector.
         threshold: Threshold of the detection score, or None before there is one.
-        abstain_above: Restoration gap above which the benign branch abstains, or None.
+        abstain_above: Restoration gap above which the memory, or else the benign branch, abstains, or None.
         provenance: Recipes, data sizes and results of training, by step.
         files: Digest and size of each weight file, by name.
         base: Repository and commit that hold the encoders' files, or None if they are beside this config.
@@ -300,8 +309,8 @@ def _check(config: SavedConfig) -> None:
 
 
 def _check_encoders(config: SavedConfig) -> None:
-    kept = config.detector_rule.needs_reference() or REFERENCE in config.encoders
-    wanted = ENCODER_ROLES if kept else ROLES
+    needed = (*ROLES, REFERENCE) if config.detector_rule.needs_reference() else ROLES
+    wanted = [role for role in ENCODER_ROLES if role in needed or role in config.encoders]
     _require_exactly(config.encoders, wanted, "encoders")
     for role, record in config.encoders.items():
         at, spec = f"encoders.{role}", record.spec
