@@ -95,6 +95,7 @@ KINDS = {
     "unseen": "another public encoder",
     "semi-black-box": "public victim",
     "both": "both public encoders",
+    "third": "the third public encoder, and all three",
     "restrained": "both, features kept close",
     "semi-black-box+": "both public encoders",
     "replica": "repeats the whole training",
@@ -193,9 +194,9 @@ def from_ladder(folder: Path, *, setting: str, seeds: Sequence[int], model: str,
         model: Name of the model in the run.
         file: File of the scores.
     """
-    from ladder import GROUPS, SETTINGS
+    from ladder import BASELINES, GROUPS, SETTINGS
 
-    of = SETTINGS[setting]
+    of, (trained, _, third) = SETTINGS[setting], model.partition(" with ")
     runs = [json.loads((folder / f"seed-{seed}" / file).read_text())[model] for seed in seeds]
     attacked = {
         kind: Attacked(
@@ -210,8 +211,16 @@ def from_ladder(folder: Path, *, setting: str, seeds: Sequence[int], model: str,
         if all(kind in run for run in runs)
     }
     public = " --attackers public" if file == "test-public.json" else ""
+    benign = f" --benign {third}" if third else ""
+    note = f"Trained on {of.images:,} images." if model not in LADDER_NAMES and of.images else ""
+    if third:
+        note += f" Its benign branch begins with a third public encoder, {third}."
+    if model in BASELINES:
+        shown = f"{model}, one encoder"
+    else:
+        shown = LADDER_NAMES.get(model, f"zepad, `{trained}`{', third encoder' if third else ''}")
     return Entry(
-        model=LADDER_NAMES.get(model, f"zepad, `{model}`"),
+        model=shown,
         data={"cifar10": "CIFAR-10", "digits": "digits", "imagenette64": "Imagenette"}[of.data],
         encoders={
             "cifar": "a supervised ResNet-20 and ResNet-32",
@@ -224,10 +233,10 @@ def from_ladder(folder: Path, *, setting: str, seeds: Sequence[int], model: str,
         seeds=list(seeds),
         command="\n".join(
             f"python benchmarks/ladder.py --setting {setting} --seed {seed} "
-            f'--models "{model}"{public} --out runs/ladder-{setting}'
+            f'--models "{trained}"{benign}{public} --out runs/ladder-{setting}'
             for seed in seeds
         ),
-        note=f"Trained on {of.images:,} images." if model not in LADDER_NAMES and of.images else "",
+        note=note,
         benign=score([run["benign"] for run in runs]),
         attacked=attacked,
     )

@@ -45,7 +45,7 @@ def test_harden_and_fit_benign_follow_the_preset(name: str) -> None:
 
 
 def test_own_adversaries_scale_with_the_radius_of_the_hardening() -> None:
-    for name, share in (("private", 0.5), ("published", 0.5), ("cautious", 1.0)):
+    for name, share in (("private", 0.5), ("published", 1.0), ("cautious", 1.0)):
         for eps in (2 / 255, 16 / 255):
             inner = PRESETS[name].objective(HardenConfig(eps=eps)).inner
             assert inner is not None

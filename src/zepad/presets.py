@@ -76,16 +76,16 @@ PRESETS = {
     ),
     "published": Preset(
         feared="has the public encoders and the hardened ones, neither heads nor the benign branch",
-        objective=_restored(0.5),
+        objective=_restored(1.0),
         benign_objective=_resistant(None),
-        fusion=Bounded(vote=2.0),
+        fusion=Bounded(vote=8.0),
         remembers=True,
     ),
     "cautious": Preset(
         feared="repeats the whole training on images of his own, or knows the whole model",
         objective=_restored(1.0),
         benign_objective=_resistant(0.5),
-        fusion=Bounded(vote=1.0),
+        fusion=Bounded(vote=4.0),
         remembers=True,
     ),
     "paper": Preset(

@@ -20,7 +20,8 @@ ThreatModel: TypeAlias = Literal["semi-black-box", "semi-black-box+", "replica",
 * `"semi-black-box"`: the public victim encoder, or another public encoder of its family.
 * `"semi-black-box+"`: both public encoders.
 * `"replica"`: the public encoders and this library, with which he repeats the hardening on images of his own.
-* `"published"`: the hardened encoders, as `push_to_hub` publishes them, without the heads and the benign branch.
+* `"published"`: the hardened encoders, as `push_to_hub` publishes them before `fit_benign`, without the heads and the
+  benign branch.
 * `"white-box"`: the whole deployed ensemble.
 """
 

@@ -93,7 +93,8 @@ class Pretrained(nn.Module, ModelHubMixin):
         """Publish the model in one commit, or not at all. Under several processes, call it on one.
 
         Publishing turns a private defense into a public encoder: everybody can then attack the hardened encoders
-        themselves, as the attackers of `zepad.evaluation.published` do.
+        themselves, as the attackers of `zepad.evaluation.published` do. A fitted model is published with its heads and
+        its benign branch, so that everybody knows it whole (white box); publish it before `fit_benign` to keep these.
 
         Args:
             repo_id: Repository `"user/name"`, created if need be. An existing one must be one of zepad's.
