@@ -119,12 +119,12 @@ def save(entry: Entry, path: Path) -> None:
 
 
 def score(values: Sequence[float]) -> Score:
-    """Return the score of one or more seeds.
+    """Return the score of one or more seeds, with the sample standard deviation, as in the other tables.
 
     >>> str(score([92.36])), str(score([1.0, 2.0, 3.0]))
-    ('92.4', '2.0 ± 0.8')
+    ('92.4', '2.0 ± 1.0')
     """
-    return Score(round(statistics.fmean(values), 2), round(statistics.pstdev(values), 2) if len(values) > 1 else None)
+    return Score(round(statistics.fmean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else None)
 
 
 def cell(entry: Entry, kind: str) -> str:
@@ -167,7 +167,7 @@ def _board(entries: Sequence[Entry]) -> str:
     return "\n\n".join(blocks)
 
 
-SUMMARY = ("cifar-undefended", "cifar-fusion-trades", "cifar-private", "cifar-published")
+SUMMARY = ("cifar-undefended", "cifar-fare", "cifar-private", "cifar-published")
 SUMMARY_KINDS = ("six", "both", "restrained", "replica", "published", "white-box")
 
 
