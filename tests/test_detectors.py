@@ -25,8 +25,9 @@ from zepad.fusion import fuse_logits
 from zepad.persistence import read_config
 from zepad.persistence.config import Base
 from zepad.persistence.contents import Home
-from zepad.types import ENCODER_ROLES, ROLES
+from zepad.types import REFERENCE, ROLES
 
+GUARDED = (*ROLES, REFERENCE)  # roles of a model whose detector needs the undefended victim
 IMAGES, LABELS = toy_data(80, seed=5)
 TRAINING = toy_data(48)
 NAMES = ("gap", "features", "combined")
@@ -132,12 +133,12 @@ def test_a_detector_that_needs_no_reference_keeps_none(detector):
 @pytest.mark.parametrize("name", KEPT)
 def test_the_reference_is_the_public_victim_before_and_after_hardening(name, public):
     model = ZePAD.from_encoders(*public, detector=name, preset="paper")
-    assert list(model.encoders) == list(ENCODER_ROLES)
+    assert list(model.encoders) == list(GUARDED)
     own = {id(parameter) for parameter in model.encoder("reference").parameters()}
     assert own.isdisjoint(map(id, public[0].parameters()))
     assert own.isdisjoint(map(id, model.encoder("victim").parameters()))
     fit_benign(harden(model))
-    assert set(model.heads) == set(ENCODER_ROLES)
+    assert set(model.heads) == set(GUARDED)
     for key, value in public[0].state_dict().items():
         assert torch.equal(model.encoder("reference").backbone.state_dict()[key], value)
     assert not torch.equal(model.encoder("victim").backbone.conv.weight, public[0].conv.weight)
@@ -154,7 +155,7 @@ def test_a_reference_changes_no_branch(public):
 
 def test_the_inputs_are_what_encoders_and_heads_say(guarded):
     seen = guarded.detector_inputs(IMAGES)
-    features = {role: guarded.encoder(role)(IMAGES) for role in ENCODER_ROLES}
+    features = {role: guarded.encoder(role)(IMAGES) for role in GUARDED}
     assert torch.equal(seen.logits, guarded.branch_logits(IMAGES))
     assert torch.equal(seen.reference_logits, guarded.branch("reference")(IMAGES))
     blurred = guarded.encoder("reference")(smoothed(IMAGES))
@@ -203,7 +204,7 @@ def test_new_heads_refit_that_of_the_reference_and_forget_the_detector(guarded, 
     before = guarded.heads["reference"]
     loader = DataLoader(TensorDataset(TRAINING[0], TRAINING[1] % 2), batch_size=16)
     guarded.fit_heads(loader, HeadConfig(epochs=2), progress=False)
-    assert set(guarded.heads) == set(ENCODER_ROLES)
+    assert set(guarded.heads) == set(GUARDED)
     assert guarded.heads["reference"] is not before
     assert guarded.branch("reference")(IMAGES).shape == (80, 2)
     assert all(torch.equal(value, encoders[key]) for key, value in guarded.encoders.state_dict().items())
@@ -342,7 +343,7 @@ def test_the_hardened_branches_are_safe_from_the_benign_one_in_a_whole_model(gua
 def test_every_detector_comes_back_bit_for_bit(guarded, tmp_path, name):
     calibrated(guarded, name, fusion="bounded").save_pretrained(tmp_path)
     files = {path.name for path in tmp_path.glob("*.safetensors")}
-    assert files == {f"{role}.safetensors" for role in (*ENCODER_ROLES, "heads")} | (
+    assert files == {f"{role}.safetensors" for role in (*GUARDED, "heads")} | (
         {"detector.safetensors"} if name in FITTED else set()
     )
     loaded = load(tmp_path)
@@ -428,8 +429,8 @@ def test_heads_alone_are_saved_with_the_references_and_the_detector(saved, guard
     guarded.save_pretrained(folder, heads_only=True)
     assert {path.name for path in folder.glob("*.safetensors")} == {"heads.safetensors", "detector.safetensors"}
     stored = {key.partition(".")[0] for key in read_tensors((folder / "heads.safetensors").read_bytes())}
-    assert stored == set(ENCODER_ROLES)
-    for role in ENCODER_ROLES:
+    assert stored == set(GUARDED)
+    for role in GUARDED:
         shutil.copyfile(saved / f"{role}.safetensors", folder / f"{role}.safetensors")
     assert_same(load(folder), guarded)
 

@@ -17,7 +17,7 @@ import two_processes
 import two_processes_accumulating
 from tiny import TinyEncoder
 from zepad import ZePAD
-from zepad.types import ENCODER_ROLES
+from zepad.types import REFERENCE, ROLES
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "harden_digits.py"
 TINY = Path(two_processes.__file__)
@@ -93,5 +93,5 @@ def test_the_example_gives_one_model_and_its_metrics_whoever_starts_it(tmp_path:
     assert one["benign_accuracy"] > 0.9
     assert ZePAD.from_pretrained(tmp_path / "two").stage == "fitted"
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    parts = {f"{part}.safetensors" for part in (*ENCODER_ROLES, "heads")}
+    parts = {f"{part}.safetensors" for part in (*ROLES, REFERENCE, "heads")}
     assert names == parts | {"README.md", "config.json"}
