@@ -185,7 +185,7 @@ def kept(theme: Theme) -> str:
     entries = recorded.load()
     models = [entries[name] for name in recorded.SUMMARY]
     colors = (theme.bad, theme.line, theme.blue, theme.good)
-    longest, y = WIDTH - 190, 0
+    longest, y = WIDTH - 260, 0
     elements = []
     for title, kind in (("no attack", None), *((recorded.KINDS[kind], kind) for kind in recorded.SUMMARY_KINDS)):
         y += 26
