@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +355,7 @@ def interrupt(command: list[str], until: str, folder: Path) -> list[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in the tests' own process: sums depend on it
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
         )
         try:
             for _ in range(2400):
