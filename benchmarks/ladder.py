@@ -60,7 +60,7 @@ from zepad.functional import restoration_gap
 from zepad.fusion import Bounded
 from zepad.modes import autocast
 from zepad.modules import Branch
-from zepad.objectives import DAEMixture, FlipCrop, fare, gen_af, pgd_at, restoration, trades, zepad_recipe
+from zepad.objectives import fare, gen_af, pgd_at, restoration, trades, zepad_recipe
 from zepad.presets import PRESETS
 from zepad.training import fit_heads, harden_branch
 from zepad.training.accelerator import use_device
@@ -113,11 +113,8 @@ BASELINES: dict[str, Callable[[], object]] = {
     "Gen-AF": gen_af,
     "ZePAD's objective": zepad_recipe,
 }
-# The default, trained on a bank that lacks a family of attacks. The five universal attacks are in no bank.
-LEFT_OUT: dict[str, DAEMixture] = {
-    "private without MI-DI": DAEMixture(variants=({},)),
-    "private without PGD": DAEMixture(variants=({"steps": 10, "momentum": 1.0, "diversity": 0.5},)),
-}
+# The default with one of the two variants of its mixture alone. The five universal attacks are in no bank.
+LEFT_OUT = {"private without MI-DI": 0, "private without PGD": 1}
 UNDEFENDED = ("public victim", "public auxiliary")
 GROUPS = (
     "six", "victim", "both", "third", "restrained", "unseen", "replica", "published", "replica with labels",
@@ -209,7 +206,8 @@ class Bench:
         harden = replace(defense.preset.harden, eps=self.setting.eps, seed=seed, epochs=self.epochs)
         recipe = defense.preset.objective(harden)
         if preset in LEFT_OUT:
-            recipe = restoration(static=LEFT_OUT[preset], own_eps=harden.eps / 2, augmentation=FlipCrop(padding=0))
+            kept = replace(recipe.static, variants=(recipe.static.variants[LEFT_OUT[preset]],))
+            recipe = restoration(static=kept, own_eps=recipe.inner.eps, augmentation=recipe.augmentation)
         digest = hashlib.sha256(recipe.name.encode()).hexdigest()[:8]  # presets that harden alike share the encoders
         checkpoints = self.folder / "epochs" / f"{digest}{' (replica)' if attacker else ''}"
         defense.harden(loader, harden, objective=recipe, checkpoint_dir=checkpoints, **places)

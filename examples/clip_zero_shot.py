@@ -29,7 +29,6 @@ from zepad import HardenConfig, ZePAD, ZeroShotHead
 from zepad.attacks import APGD
 from zepad.data import load_data
 from zepad.evaluation import Attacker, evaluate, semi_black_box, semi_black_box_plus
-from zepad.modules import Branch
 from zepad.objectives import Recipe, fare
 
 TEMPLATES = ("a photo of a {}.", "a picture of the {}.", "this is a {}.")
@@ -82,16 +81,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, objective in (("FARE", fare()), ("restoration", None)):  # None: the objective of the default preset
         defense = harden(clips, images, objective, options).fit_zero_shot(heads, class_names=train.classes)
         models |= {f"{name}, hardened victim": defense.branch("victim"), f"{name}, ZePAD": defense}
-    public = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
-    undefended = Branch(public.encoder("victim"), heads["victim"]).eval()
+    undefended, public = defense.branch("reference"), defense.encoder("benign")  # which hardening leaves alone
     clips["victim"].visual.load_state_dict(defense.encoder("victim").backbone.state_dict())  # back into open_clip
 
     loader, eps = DataLoader(test, batch_size=100), options.eps / 255
     attackers = [
         *semi_black_box(undefended.encoder, loader, eps=eps, universal={}, progress=False),
-        *semi_black_box_plus(
-            undefended.encoder, public.encoder("auxiliary"), loader, eps=eps, universal={}, progress=False
-        ),
+        *semi_black_box_plus(undefended.encoder, public, loader, eps=eps, universal={}, progress=False),
         Attacker(name="APGD-CE-20", threat_model="white-box", attack=APGD(eps=eps, steps=20)),
     ]
     found: dict[str, Any] = {"data": options.test, "images": len(test), "eps": f"{options.eps:g}/255"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, ConfigError, HardenConfig, StageError, ZePAD
+from zepad import BenignConfig, ConfigError, HardenConfig, InputError, StageError, ZePAD
 from zepad.calibration import choose_recall
 from zepad.ensemble import BranchEnsemble
 from zepad.evaluation import white_box
@@ -109,9 +109,8 @@ def test_a_memory_that_is_better_speaks_on_all_but_one_benign_image_in_a_hundred
     with torch.no_grad():
         gaps = (benign.encoder(images) - encoder(images)).norm(dim=1) / encoder(images).norm(dim=1)
     assert found == pytest.approx(float(gaps.quantile(0.99)), rel=1e-4)
-    assert choose_recall(benign, memory, images, device=CPU) == pytest.approx(
-        found, rel=1e-4
-    )  # no label, no comparison
+    unlabelled = choose_recall(benign, memory, images, device=CPU)
+    assert unlabelled == pytest.approx(found, rel=1e-4)
 
 
 def test_a_memory_that_is_no_better_or_has_other_features_never_speaks() -> None:
@@ -120,6 +119,17 @@ def test_a_memory_that_is_no_better_or_has_other_features_never_speaks() -> None
     right = DataLoader(TensorDataset(images, one(images).argmax(1)), batch_size=20)
     assert choose_recall(one, Branch(Bent(one.encoder), one.head), right, device=CPU) == 0.0
     assert choose_recall(Branch(nn.Flatten(), nn.Linear(192, 3)), other, images, device=CPU) == 0.0
+
+
+def test_each_encoder_sees_each_image_once_and_labels_that_are_none_are_refused() -> None:
+    images, seen = torch.rand(30, 3, 8, 8), []
+    benign, memory = branch(1).eval(), branch(2).eval()
+    for each in (benign, memory):
+        each.encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    choose_recall(benign, memory, [(images, torch.zeros(30, dtype=torch.int64))], device=CPU)
+    assert seen == [30, 30]
+    with pytest.raises(InputError, match="labels must be integer class indices"):
+        choose_recall(benign, memory, [(images, torch.rand(30))], device=CPU)
 
 
 # the model ------------------------------------------------------------------------------------------------------------

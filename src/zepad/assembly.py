@@ -84,7 +84,7 @@ def assemble(
     if with_reference:
         copies[REFERENCE] = "victim"
     if with_memory:
-        copies[MEMORY] = "auxiliary" if benign is None else "benign"
+        copies[MEMORY] = copies.get("benign", "benign")
     for role, source in copies.items():
         encoders[role], shapes[role] = copy.deepcopy(encoders[source]), shapes[source]
     _warn_of_repeated({role: encoders[role] for role in given if given[role] is not None})

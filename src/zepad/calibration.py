@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -70,18 +70,13 @@ def choose_abstention(
         a gap of one or more.
     """
     gaps: list[Tensor] = []
-    for batch in iter_batches(loader):
-        images = check_images(images_of(batch), source=loader)
-        for chunk in images[: _COMPARED - sum(map(len, gaps))].split(_CHUNK):
-            with torch.no_grad():
-                sides = restored(chunk.to(device)), public(chunk.to(device))
-            if sides[0].shape != sides[1].shape:
-                return None
-            gaps.append(restoration_gap(*sides).float().cpu())
-        if sum(map(len, gaps)) >= _COMPARED:
-            break
-    above = float(torch.cat(gaps).quantile(1 - _ABSTAINING))
-    return above if above < _UNRELATED else None  # also where it is NaN
+    for images, _ in _compared_images(loader, device):
+        with torch.no_grad():
+            sides = restored(images), public(images)
+        if sides[0].shape != sides[1].shape:
+            return None
+        gaps.append(restoration_gap(*sides).float().cpu())
+    return _rarely_exceeded(gaps)
 
 
 def choose_recall(benign: Branch, memory: Branch, loader: Loader | Tensor, *, device: torch.device) -> float:
@@ -97,20 +92,40 @@ def choose_recall(benign: Branch, memory: Branch, loader: Loader | Tensor, *, de
         loader: Benign images, with labels or without, which the benign encoder should not have been trained on.
         device: Device that images are moved to.
     """
-    hits: list[Tensor] = []
-    for batch in iter_batches(loader):
-        if not has_labels(batch) or sum(map(len, hits)) >= _COMPARED:
-            break
-        images, labels = split_batch(batch)
-        for chunk, given in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
-            with torch.no_grad():
-                said = torch.stack([branch(chunk.to(device)).argmax(dim=1) for branch in (benign, memory)], dim=1)
-            hits.append(said.cpu() == given[:, None])
-    if hits:
-        of_branch, of_memory = torch.cat(hits).sum(dim=0).tolist()
+    branches, gaps, right = (benign, memory), [], []
+    for images, labels in _compared_images(loader, device):
+        with torch.no_grad():
+            features = [branch.encoder(images) for branch in branches]
+            if features[0].shape != features[1].shape:
+                return 0.0
+            gaps.append(restoration_gap(*features).float().cpu())
+            if labels is not None:
+                said = [branch.head(each).argmax(dim=1) for branch, each in zip(branches, features, strict=True)]
+                right.append([int((each == labels).sum()) for each in said])
+    if right:
+        of_branch, of_memory = map(sum, zip(*right, strict=True))
         if of_memory <= of_branch:
             return 0.0
-    return choose_abstention(benign.encoder, memory.encoder, loader, device=device) or 0.0
+    return _rarely_exceeded(gaps) or 0.0
+
+
+def _compared_images(loader: Loader | Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield the first images of a loader in chunks on a device, with their labels where it has any."""
+    left = _COMPARED
+    for batch in iter_batches(loader):
+        images = check_images(images_of(batch), source=loader)
+        labels = check_labels(split_batch(batch)[1], count=len(images)) if has_labels(batch) else None
+        for rows in torch.arange(min(left, len(images))).split(_CHUNK):
+            yield images[rows].to(device), None if labels is None else labels[rows].to(device)
+        left -= len(images)
+        if left <= 0:
+            return
+
+
+def _rarely_exceeded(gaps: list[Tensor]) -> float | None:
+    """Return the gap that one benign image in a hundred exceeds; None where features have nothing in common."""
+    above = float(torch.cat(gaps).quantile(1 - _ABSTAINING))
+    return above if above < _UNRELATED else None  # also where it is NaN
 
 
 class Floor(NamedTuple):

@@ -169,8 +169,8 @@ class BranchEnsemble(nn.Module):
             public = self.memory.encoder(_own(images, self.memory))
             recalled = self._unless_far(self.memory.head(public), rows[-1], public)
             logits[-1] = mean_log_probabilities(torch.stack([logits[-1], recalled]))
-        else:
-            logits[-1] = self._unless_far(logits[-1], rows[-2], rows[-1]) if len(rows) > 1 else logits[-1]
+        elif len(rows) >= 2:
+            logits[-1] = self._unless_far(logits[-1], rows[-2], rows[-1])
         return torch.stack(logits), rows
 
     def _unless_far(self, logits: Tensor, restored: Tensor, public: Tensor) -> Tensor:

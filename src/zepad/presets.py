@@ -33,8 +33,6 @@ class Preset:
             against attacks on it.
         abstains: Whether the benign branch abstains where its encoder, which stays as it is public, and the encoder
             that was restored from the same public one see different things.
-        remembers: Whether the benign encoder as it was public joins the benign branch, and abstains where the two see
-            different things.
     """
 
     feared: str
@@ -45,7 +43,11 @@ class Preset:
     benign: BenignConfig = field(default_factory=BenignConfig)
     keeps_victim: bool = True
     abstains: bool = False
-    remembers: bool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the benign encoder as it was public joins the benign branch, which is trained to resist."""
+        return self.benign_objective is not None
 
 
 def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
@@ -79,14 +81,12 @@ PRESETS = {
         objective=_restored(1.0),
         benign_objective=_resistant(None),
         fusion=Bounded(vote=8.0),
-        remembers=True,
     ),
     "cautious": Preset(
         feared="repeats the whole training on images of his own, or knows the whole model",
         objective=_restored(1.0),
         benign_objective=_resistant(0.5),
         fusion=Bounded(vote=4.0),
-        remembers=True,
     ),
     "paper": Preset(
         feared="has the public victim alone",
