@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, ZePAD, protocols
+from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import PAPBase, UniversalFeatureAttack
 from zepad.encoders import Encoder
 from zepad.evaluation import EvalReport, statistics
@@ -25,8 +25,10 @@ from zepad.protocols import (
     ablation,
     matched,
     measure,
+    measuring,
     replica_branches,
     replica_of,
+    replicas,
     slug,
     train_replica,
     transfer,
@@ -52,7 +54,7 @@ FEW = replace(QUICK, plus=False, universal={})
 def _only_what_is_trained_and_attacked() -> Iterator[None]:
     """Neither sanity checks nor intervals depend on the experiment."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocols, "evaluate", partial(protocols.evaluate, sanity=False))
+        patch.setattr(measuring, "evaluate", partial(measuring.evaluate, sanity=False))
         patch.setattr(statistics, "_RESAMPLES", 20)
         yield
 
@@ -151,13 +153,13 @@ def test_a_replica_repeats_the_hardening_with_a_seed_and_images_of_its_own(defen
 def test_a_replica_is_trained_once_for_all_it_depends_on(defended, tmp_path, monkeypatch) -> None:
     public, _ = defended
     trained: list[Path] = []
-    original = protocols.harden
+    original = replicas.harden
 
     def spy(*args, checkpoint_dir, **settings):
         trained.append(checkpoint_dir)
         return original(*args, checkpoint_dir=checkpoint_dir, **settings)
 
-    monkeypatch.setattr(protocols, "harden", spy)
+    monkeypatch.setattr(replicas, "harden", spy)
 
     def train(**changes) -> dict[str, Encoder]:
         settings = {**public, "loader": OTHER, "harden_config": QUICK.harden, **changes}
@@ -265,7 +267,7 @@ def test_a_hardening_that_cannot_be_repeated_is_refused(defended) -> None:
 def test_a_replica_finds_the_recipe_by_the_record(defended, monkeypatch, recipe) -> None:
     public, defense = defended
     repeated: list[str] = []
-    monkeypatch.setattr(protocols, "train_replica", lambda *_, objective, **__: repeated.append(objective.name))
+    monkeypatch.setattr(replicas, "train_replica", lambda *_, objective, **__: repeated.append(objective.name))
     other = copy.deepcopy(defense)
     other.provenance["harden"]["method"] = recipe().name
     replica_of(other, public, OTHER)

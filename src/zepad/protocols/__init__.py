@@ -1,0 +1,22 @@
+"""Whole evaluations in one call: every attacker on one model or many, replicas, and the experiments of the paper."""
+
+from .experiments import ABLATION, ablation, matched, transfer
+from .measuring import measure, save_reports, slug, state_folder
+from .protocol import Protocol
+from .replicas import public_encoder, replica_branches, replica_of, train_replica
+
+__all__ = [
+    "ABLATION",
+    "Protocol",
+    "ablation",
+    "matched",
+    "measure",
+    "public_encoder",
+    "replica_branches",
+    "replica_of",
+    "save_reports",
+    "slug",
+    "state_folder",
+    "train_replica",
+    "transfer",
+]
