@@ -279,22 +279,9 @@ class Bench:
 
     def third_attackers(self) -> dict[str, list[Attacker]]:
         """Return the attackers who know which third public encoder the benign branch began with."""
-        plain = FeaturePGD(eps=self.setting.eps, steps=20)
-        attacks = {"PGD-20": plain, "MI-DI-30": replace(plain, steps=30, momentum=1.0, diversity=0.5)}
-        targets = {**{name: (each,) for name, each in self.third.items()}, "all": (*self.public, *self.third.values())}
-        return {
-            "third": [
-                Attacker(
-                    name=f"feature {name} ({of})",
-                    threat_model="semi-black-box+",
-                    attack=attack,
-                    target=against(*encoders),
-                    precision="auto",
-                )
-                for of, encoders in targets.items()
-                for name, attack in attacks.items()
-            ]
-        }
+        common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
+        known = semi_black_box_plus(*self.public, self.images, universal={}, further=self.third, **common)
+        return {"third": known[2:]}  # the first two know victim and auxiliary alone
 
     def own_attackers(
         self, hardened: Mapping[str, nn.Module], copies: Mapping[str, Branch]

@@ -18,7 +18,7 @@ from zepad.attacks import PAPBase, UniversalFeatureAttack
 from zepad.encoders import Encoder
 from zepad.evaluation import EvalReport, statistics
 from zepad.evaluation.attackers import THREAT_MODELS
-from zepad.objectives import fare, restoration, trades
+from zepad.objectives import DAEMixture, fare, restoration, static_adversarial_training, trades
 from zepad.protocols import (
     ABLATION,
     Protocol,
@@ -26,6 +26,7 @@ from zepad.protocols import (
     matched,
     measure,
     measuring,
+    public_encoder,
     replica_branches,
     replica_of,
     replicas,
@@ -128,6 +129,7 @@ def defended() -> tuple[dict[str, Encoder], ZePAD]:
 
 
 OTHER = make_loader(*toy_data(48, seed=4))
+UNLABELLED = DataLoader(OTHER.dataset.tensors[0], batch_size=12)
 
 
 def states(encoders) -> list[torch.Tensor]:
@@ -142,12 +144,83 @@ def test_a_replica_repeats_the_hardening_with_a_seed_and_images_of_its_own(defen
     public, defense = defended
     before = states(public)
     copies = replica_of(defense, public, OTHER, progress=False)
+    assert copies.pop("benign").state_dict().keys() == copies["auxiliary"].state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(before, states(public), strict=True))  # copied, never modified
     explicit = {"harden_config": QUICK.harden, "objective": None, "progress": False}
     assert same(copies, train_replica(*public.values(), OTHER, seed=QUICK.harden.seed + 1, **explicit))
     for changed in (public, train_replica(*public.values(), OTHER, seed=7, **explicit)):
         assert not same(copies, changed)
     assert not any(p.requires_grad or copies[role].training for role in copies for p in copies[role].parameters())
+
+
+@pytest.fixture(scope="module")
+def resistant() -> tuple[dict[str, Encoder], ZePAD]:
+    """Three public encoders, and a defense whose benign branch is trained against attacks on the others."""
+    victim, auxiliary = make_encoders()
+    third = TinyEncoder(5)
+    defense = ZePAD.from_encoders(victim, auxiliary, benign=third, preset="published")
+    public = {role: copy.deepcopy(defense.encoder(role)) for role in ("victim", "auxiliary", "benign")}
+    defense.harden(TRAIN, QUICK.harden, objective=SHORT, progress=False)
+    return public, defense.fit_benign(TRAIN, RESISTANT, objective=STATIC, head_config=QUICK.heads, progress=False)
+
+
+SHORT = restoration(static=DAEMixture(steps=1))
+STATIC = static_adversarial_training(static=DAEMixture(steps=1))
+RESISTANT = BenignConfig(epochs=1, lr=1e-2)
+RECIPES = {"objective": SHORT, "benign_objective": STATIC}
+
+
+def test_a_replica_repeats_the_benign_branch_against_the_copies(resistant, tmp_path) -> None:
+    public, defense = resistant
+    copies = replica_of(defense, public, OTHER, **RECIPES, folder=tmp_path, progress=False)
+    seed = QUICK.harden.seed + 1
+    alike = ZePAD.from_encoders(**public, preset="published")
+    alike.harden(OTHER, replace(QUICK.harden, seed=seed), objective=SHORT, progress=False)
+    alike.fit_benign(OTHER, replace(RESISTANT, seed=seed), objective=STATIC, progress=False)
+    assert copies.keys() == {"victim", "auxiliary", "benign"}
+    assert same(copies, {role: alike.encoder(role) for role in copies})
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("epoch-*.pt")}
+    assert len(files) == 3
+    assert same(copies, replica_of(defense, public, OTHER, **RECIPES, folder=tmp_path, progress=False))
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+
+
+def test_a_benign_branch_is_repeated_from_labels_where_its_encoder_was_trained(resistant, defended) -> None:
+    public, defense = resistant
+    assert replica_of(defense, public, UNLABELLED, **RECIPES, progress=False).keys() == {"victim", "auxiliary"}
+    public, tuned = defended
+    assert replica_of(tuned, public, OTHER, progress=False).keys() == {"victim", "auxiliary", "benign"}
+    frozen = copy.deepcopy(tuned)
+    frozen.fit_benign(TRAIN, BenignConfig(epochs=1, freeze_encoder=True), progress=False)
+    assert replica_of(frozen, public, OTHER, progress=False).keys() == {"victim", "auxiliary"}
+
+
+def test_a_benign_branch_that_cannot_be_repeated_is_refused_before_anything_is_trained(resistant, tmp_path) -> None:
+    public, defense = resistant
+    with pytest.raises(ConfigError, match="benign is not known"):
+        replica_of(defense, {role: public[role] for role in ("victim", "auxiliary")}, OTHER, **RECIPES)
+    with pytest.raises(ConfigError, match=r"benign branch was trained by static_adversarial_training\(.* benign_obj"):
+        replica_of(defense, public, OTHER, objective=SHORT, folder=tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_third_public_encoder_is_attacked_alone_and_with_the_others(resistant) -> None:
+    public, defense = resistant
+    settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": replace(FEW, plus=True)}
+    report = measure({"ZePAD": defense}, TEST, **settings)["ZePAD"]
+    assert [a.name for a in report.group("semi-black-box+")] == [
+        *(f"feature {name} (both encoders)" for name in ("PGD-20", "MI-DI-30")),
+        *(f"feature {name} (benign)" for name in ("PGD-20", "MI-DI-30")),
+        *(f"feature {name} (all encoders)" for name in ("PGD-20", "MI-DI-30")),
+    ]
+
+
+def test_a_public_encoder_that_the_model_keeps_is_given_back(resistant) -> None:
+    public, defense = resistant
+    for role in ("victim", "benign"):
+        assert same({role: public[role]}, {role: public_encoder(defense, role)})
+    with pytest.raises(ConfigError):
+        public_encoder(defense, "auxiliary")  # a module of the owner's
 
 
 def test_a_replica_is_trained_once_for_all_it_depends_on(defended, tmp_path, monkeypatch) -> None:
@@ -270,6 +343,7 @@ def test_a_replica_finds_the_recipe_by_the_record(defended, monkeypatch, recipe)
     monkeypatch.setattr(replicas, "train_replica", lambda *_, objective, **__: repeated.append(objective.name))
     other = copy.deepcopy(defense)
     other.provenance["harden"]["method"] = recipe().name
+    del other.provenance["benign"]
     replica_of(other, public, OTHER)
     replica_of(other, public, OTHER, objective=recipe())
     assert repeated == [recipe().name] * 2

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 VICTIM = typer.Option(metavar="SPEC", help="Public victim encoder; by default the first saved model's.")
 AUXILIARY = typer.Option(metavar="SPEC", help="Public auxiliary encoder; by default the saved model's.")
+BENIGN = typer.Option(
+    metavar="SPEC", help="Third public encoder, which the benign branch began with; by default the saved model's."
+)
 UNIVERSAL = typer.Option(metavar="NAMES", help="Universal attacks to fit, separated by commas; an empty text for none.")
 FIVE = "AdvEncoder,PAP,UAP,UAPGD,SSP"
 STEPS = typer.Option(min=1, metavar="NUMBER", help="Number of APGD steps.")
@@ -38,8 +41,8 @@ PERTURBATIONS = typer.Option(metavar="FILE", help="File that zepad attack wrote;
 REPLICA = typer.Option(
     "--replica",
     metavar="SOURCE",
-    help="Attack copies too that repeat the hardening of the model on these images, another data set than the model's. "
-    "This trains two encoders, once.",
+    help="Attack copies too that repeat the training of the model on these images, another data set than the model's. "
+    "This trains two or three encoders, once.",
 )
 
 
@@ -96,6 +99,7 @@ def evaluate(
     queries: Annotated[int, QUERIES] = 1000,
     victim: Annotated[str | None, VICTIM] = None,
     auxiliary: Annotated[str | None, AUXILIARY] = None,
+    benign: Annotated[str | None, BENIGN] = None,
     universal: Annotated[str, UNIVERSAL] = FIVE,
     perturbation: Annotated[list[Path] | None, PERTURBATIONS] = None,
     replica: Annotated[str | None, REPLICA] = None,
@@ -132,6 +136,7 @@ def evaluate(
             queries=queries,
             victim=victim,
             auxiliary=auxiliary,
+            benign=benign,
             universal=universal,
             perturbation=perturbation,
             replica=replica,
@@ -166,6 +171,7 @@ def compare(
     queries: Annotated[int, QUERIES] = 1000,
     victim: Annotated[str | None, VICTIM] = None,
     auxiliary: Annotated[str | None, AUXILIARY] = None,
+    benign: Annotated[str | None, BENIGN] = None,
     universal: Annotated[str, UNIVERSAL] = FIVE,
     perturbation: Annotated[list[Path] | None, PERTURBATIONS] = None,
     limit: Annotated[int | None, LIMIT] = None,
@@ -205,6 +211,7 @@ def compare(
                 queries=queries,
                 victim=victim,
                 auxiliary=auxiliary,
+                benign=benign,
                 universal=universal,
                 perturbation=perturbation,
                 limit=limit,
@@ -240,6 +247,7 @@ def _measure(
     queries: int,
     victim: str | None,
     auxiliary: str | None,
+    benign: str | None,
     universal: str,
     perturbation: list[Path] | None,
     replica: str | None = None,
@@ -256,7 +264,7 @@ def _measure(
     from ..protocols import Protocol, measure, replica_of, state_folder
 
     if replica is not None and not any(Path(name).is_dir() for name in names):
-        raise ConfigError("--replica repeats the hardening of a saved model, and an undefended encoder has none.")
+        raise ConfigError("--replica repeats the training of a saved model, and an undefended encoder has none.")
     budget, seed = parse_eps(eps), source.seed
     attacks = _chosen_attacks([name for name in universal.split(",") if name], budget, seed)
     protocol = Protocol(eps=budget, universal=attacks, steps=steps, queries=queries, seed=seed, progress=progress)
@@ -273,7 +281,7 @@ def _measure(
         else:
             models[shown[name]] = _undefended(name, _encoder(name), surrogate, classes, seed, progress)
     defense = next((model for model in models.values() if isinstance(model, ZePAD)), None)
-    given = {"victim": victim, "auxiliary": auxiliary}
+    given = {"victim": victim, "auxiliary": auxiliary, "benign": benign}
     for name, model in models.items():  # before anything is trained or crafted
         check_resumable(state_folder(out, name), model, test, seed=seed)
     public = _public_encoders(defense, {role: text for role, text in given.items() if text is not None})
@@ -332,10 +340,12 @@ def _chosen_attacks(names: list[str], eps: float, seed: int) -> dict[str, Univer
 
 def _public_encoders(defense: ZePAD | None, given: dict[str, str]) -> dict[str, Encoder]:
     """Return the public encoders: those given, and of the others those that a saved model holds or can name."""
-    from ..types import HARDENED_ROLES
+    from ..protocols.replicas import has_third
+    from ..types import HARDENED_ROLES, ROLES
 
     public: dict[str, Encoder] = {}
-    for role in HARDENED_ROLES:
+    third = defense is not None and has_third(defense)
+    for role in ROLES if third or "benign" in given else HARDENED_ROLES:
         saved = None if defense is None else defense.encoder(role).spec
         if role in given:
             public[role] = _encoder(given[role], saved)

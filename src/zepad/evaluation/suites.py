@@ -143,11 +143,12 @@ def semi_black_box_plus(
     *,
     eps: float,
     universal: Mapping[str, UniversalAttack] | None = None,
+    further: Mapping[str, ImageModel] = _NO_ENCODERS,
     steps: int = 20,
     seed: int = 0,
     progress: bool = True,
 ) -> list[Attacker]:
-    """Fit the same attackers on both public encoders at once.
+    """Fit the same attackers on both public encoders at once, and feature attacks on further ones.
 
     Args:
         victim: The public victim encoder, images to features `(N, D)`, as it was before any hardening.
@@ -155,13 +156,17 @@ def semi_black_box_plus(
         loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
         eps: L-infinity budget in [0, 1] pixel units.
         universal: Universal attacks by name; None takes those of `universal_attacks`.
+        further: Further public encoders by name, images to features, which the defense was built on, such as the one
+            that its benign branch began with. On each of them, and on all encoders at once, two attackers run the
+            feature attack, without and with momentum and input diversity.
         steps: Number of steps of the feature attack; with momentum and input diversity it takes half as many more.
         seed: Seed of the attacks.
         progress: Show progress bars.
 
     Returns:
-        One attacker for each universal attack, the feature attack, and the feature attack with momentum and input
-        diversity. They never query the evaluated model, so one list serves every model.
+        One attacker for each universal attack, the feature attack, the feature attack with momentum and input
+        diversity, and two attackers for each set of further encoders. They never query the evaluated model, so one list
+        serves every model.
 
     Raises:
         InputError: If images or labels do not fit the attacks.
@@ -170,7 +175,14 @@ def semi_black_box_plus(
     attacks = universal_attacks(eps=eps, seed=seed) if universal is None else universal
     encoders, suffix = (victim, auxiliary), " (both encoders)"
     fitted = suite.universal(attacks, encoders, loader, suffix, progress=progress)
-    return [*fitted, *suite.per_image(encoders, suffix)]
+    sets: dict[str, tuple[ImageModel, ...]] = {name: (encoder,) for name, encoder in further.items()}
+    if further:
+        sets["all encoders"] = (*encoders, *further.values())
+    return [
+        *fitted,
+        *suite.per_image(encoders, suffix),
+        *(attacker for name, members in sets.items() for attacker in suite.per_image(members, f" ({name})")),
+    ]
 
 
 @checked

@@ -65,8 +65,9 @@ def measure(
     Args:
         models: Images to logits `(N, K)`, by name.
         test_loader: Yields `(images, labels)` in a fixed order.
-        public: The public encoders as they were before any hardening: `"victim"` and, for attackers who know both,
-            `"auxiliary"`; whichever is missing is not attacked.
+        public: The public encoders as they were before any training: `"victim"`, for attackers who know both
+            `"auxiliary"`, and the third one that a benign branch began with, where there is one, as `"benign"`;
+            whichever is missing is not attacked.
         surrogate: The attacker's surrogate images with labels.
         num_classes: Number of classes of the task.
         data: Name of the data, shown in the reports.
@@ -198,7 +199,12 @@ def _shared_attackers(
         attackers += semi_black_box(public["victim"], surrogate, universal=attacks.on_public, others=others, **settings)
     if protocol.plus and {"victim", "auxiliary"} <= set(public):
         attackers += semi_black_box_plus(
-            public["victim"], public["auxiliary"], surrogate, universal=attacks.on_public, **settings
+            public["victim"],
+            public["auxiliary"],
+            surrogate,
+            universal=attacks.on_public,
+            further={role: encoder for role, encoder in public.items() if role not in HARDENED_ROLES},
+            **settings,
         )
     if copies:
         bare = {role: part.encoder if isinstance(part, Branch) else part for role, part in copies.items()}

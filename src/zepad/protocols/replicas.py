@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from ..arguments import checked
-from ..config import HardenConfig, HeadConfig
+from ..config import BenignConfig, HardenConfig, HeadConfig
 from ..encoders import Encoder, EncoderLike, build_encoder, probe
 from ..encoders.given import as_encoder
 from ..errors import ConfigError, InputError
@@ -28,10 +28,12 @@ from ..objectives import (
     static_adversarial_training,
     trades,
 )
+from ..objectives.benign import benign_recipe as clean_recipe
 from ..presets import PRESETS
-from ..training import fit_heads, harden
+from ..training import fit_heads, harden, train_benign
 from ..training.hardening import as_recipe
-from ..types import HARDENED_ROLES, REFERENCE, Loader, Role
+from ..training.loaders import is_labelled
+from ..types import HARDENED_ROLES, MEMORY, REFERENCE, ROLES, Loader, Role
 
 _RECIPES = (fare, gen_af, mart, pgd_at, restoration, static_adversarial_training, trades)
 _SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
@@ -43,7 +45,7 @@ def public_encoder(defense: ZePAD, role: Role) -> Encoder:
 
     Args:
         defense: The defense; not modified.
-        role: `"victim"`, which the defense may keep, or any other role that has a public encoder.
+        role: `"victim"` or `"benign"`, whose public encoders the defense may keep, or any other role that has one.
 
     Returns:
         A copy of the kept encoder, or one that its source builds again with its pre-trained weights, which may
@@ -54,8 +56,9 @@ def public_encoder(defense: ZePAD, role: Role) -> Encoder:
         CheckpointError: If a file of weights is damaged or of another layout.
         HubError: If the weights cannot be downloaded.
     """
-    if role == "victim" and defense.reference is not None:
-        return copy.deepcopy(defense.encoder(REFERENCE))
+    kept: dict[Role, Role] = {"victim": REFERENCE, "benign": MEMORY}
+    if role in kept and kept[role] in defense.encoders:
+        return copy.deepcopy(defense.encoder(kept[role]))
     return build_encoder(defense.encoder(role).spec, pretrained=True)
 
 
@@ -118,60 +121,113 @@ def replica_of(
     loader: Loader,
     *,
     objective: Objective | Recipe | None = None,
+    benign_objective: Recipe | None = None,
     seed: int | None = None,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Encoder]:
-    """Repeat the hardening that a defense records, by `train_replica`.
+    """Repeat the training that a defense records.
+
+    The hardening is repeated by `train_replica`. The benign branch is repeated too, against the copies, where the
+    defense trained its encoder and the attacker's images have labels.
 
     Args:
-        defense: The defense, hardened with whatever settings.
-        public: The public encoders that it was built on, `"victim"` and `"auxiliary"`; not modified.
-        loader: Yields the attacker's `(images, labels)`, which should not be those of the defense. Shuffle it.
-        objective: What the hardening minimised; None finds it by the record, if it is a recipe of `zepad.objectives`
-            with its default settings.
+        defense: The defense, trained with whatever settings.
+        public: The public encoders that it was built on, `"victim"`, `"auxiliary"` and, if its benign branch began with
+            a third one, `"benign"`; not modified.
+        loader: Yields the attacker's `(images, labels)`, which should not be those of the defense, or images alone.
+            Shuffle it.
+        objective: What the hardening minimised; None finds it by the record, if it is a recipe of a preset or one of
+            `zepad.objectives` with its default settings.
+        benign_objective: What the training of the benign branch minimised; None finds it in the same way.
         seed: The attacker's seed; None takes one more than the defense's.
         folder: Folder that keeps what is trained, as in `train_replica`.
         progress: Show progress bars.
 
     Returns:
-        The hardened copies by role, `"victim"` and `"auxiliary"`, frozen and in evaluation mode.
+        The copies by role, `"victim"`, `"auxiliary"` and, if it was repeated, `"benign"`, frozen and in evaluation
+        mode.
 
     Raises:
-        ConfigError: If a public encoder is missing, or the record names another recipe than `objective`, or one that
+        ConfigError: If a public encoder is missing, or the record names another recipe than the one given, or one that
             cannot be found.
         InputError: If an encoder, a batch or the folder does not fit.
         TrainingError: If the loss is not finite.
     """
-    missing = [role for role in HARDENED_ROLES if role not in public]
+    third = has_third(defense)
+    missing = [role for role in (ROLES if third else HARDENED_ROLES) if role not in public]
     if missing:
-        raise ConfigError(f"a replica is hardened from both public encoders; {' and '.join(missing)} is not known.")
+        raise ConfigError(f"a replica is trained from all public encoders; {' and '.join(missing)} is not known.")
     record = defense.provenance.get("harden", {})
     config = HardenConfig.from_dict(record.get("config", {}))
-    victim, auxiliary = (public[role] for role in HARDENED_ROLES)
-    return train_replica(
-        victim,
-        auxiliary,
-        loader,
-        config,
-        objective=_recorded_recipe(record.get("method"), config, objective),
-        seed=config.seed + 1 if seed is None else seed,
-        folder=folder,
-        progress=progress,
-    )
-
-
-def _recorded_recipe(method: str | None, config: HardenConfig, objective: Objective | Recipe | None) -> Recipe:
-    """Return the recipe of a recorded name: the one given, or else that of a preset or one with default settings."""
     known = [as_recipe(None, config), *(recipe() for recipe in _RECIPES)]
     known += [preset.objective(config) for preset in PRESETS.values()]
-    for recipe in known if objective is None else [as_recipe(objective, config)]:
+    given = None if objective is None else as_recipe(objective, config)
+    recipe = _recorded_recipe("defense was hardened", record.get("method"), known, objective=given)
+    seed = config.seed + 1 if seed is None else seed
+    fitted = defense.provenance.get("benign")
+    if fitted is not None and (_was_frozen(fitted) or not is_labelled(loader)):
+        fitted = None
+    own = None if fitted is None else _benign_recipe(fitted, config.eps, benign_objective)  # before anything trains
+    victim, auxiliary = (public[role] for role in HARDENED_ROLES)
+    copies = train_replica(
+        victim, auxiliary, loader, config, objective=recipe, seed=seed, folder=folder, progress=progress
+    )
+    if fitted is None:
+        return copies
+    began = as_encoder("benign", public["benign"] if third else auxiliary)
+    sources = {**copies, "benign": began}
+    if REFERENCE in defense.encoders:
+        sources[REFERENCE] = as_encoder(REFERENCE, victim)
+    benign_config = replace(BenignConfig.from_dict(fitted["config"]), seed=seed, freeze_encoder=False)
+    method = fitted["method"]
+    made_by = None if folder is None else digest([sources, digest_data(loader), benign_config, method, config.eps])
+    branch, _ = train_benign(
+        began,
+        loader,
+        benign_config,
+        objective=own,
+        known=sources,
+        eps=config.eps,
+        bank_dir=None if folder is None else Path(folder) / "bank",
+        checkpoint_dir=None if folder is None else Path(folder) / str(made_by)[:_SHOWN],
+        resume=folder is not None,
+        progress=progress,
+    )
+    return {**copies, "benign": cast(Encoder, branch.encoder).requires_grad_(False)}
+
+
+def has_third(defense: ZePAD) -> bool:
+    """Return whether the benign branch began with an encoder of another kind than the auxiliary's."""
+    own, auxiliary = (defense.encoder(role) for role in ("benign", "auxiliary"))
+    shapes = [{key: value.shape for key, value in encoder.state_dict().items()} for encoder in (own, auxiliary)]
+    return own.spec != auxiliary.spec or shapes[0] != shapes[1]
+
+
+def _was_frozen(record: Mapping[str, Any]) -> bool:
+    """Return whether a recorded benign branch kept its encoder as it was public."""
+    return bool(record.get("choice", record["config"])["freeze_encoder"])
+
+
+def _benign_recipe(record: Mapping[str, Any], eps: float, given: Recipe | None) -> Recipe | None:
+    """Return the recipe that a recorded benign branch was trained by; None where it saw clean images alone."""
+    if given is None and record["method"] == clean_recipe().name:
+        return None
+    own = [preset.benign_objective(eps) for preset in PRESETS.values() if preset.benign_objective is not None]
+    known = [*own, static_adversarial_training()]
+    return _recorded_recipe("benign branch was trained", record["method"], known, benign_objective=given)
+
+
+def _recorded_recipe(did: str, method: str | None, known: Sequence[Recipe], **given: Recipe | None) -> Recipe:
+    """Return the recipe of a recorded name: the one that was given by an argument's name, or else a known one."""
+    ((argument, own),) = given.items()
+    for recipe in known if own is None else [own]:
         if recipe.name == method:
             return recipe
     raise ConfigError(
-        f"the defense was hardened by {method}, which is "
-        + (f"not {as_recipe(objective, config).name}." if objective is not None else "no recipe of default settings.")
-        + " Pass that recipe to zepad.protocols.replica_of: objective=..."
+        f"the {did} by {method}, which is "
+        + (f"not {own.name}." if own is not None else "no recipe of default settings.")
+        + f" Pass that recipe to zepad.protocols.replica_of: {argument}=..."
     )
 
 
