@@ -23,7 +23,7 @@ from zepad.objectives import fare, gen_af
 @pytest.fixture(scope="module")
 def trained() -> ZePAD:
     loader = DataLoader(TensorDataset(*toy_data()), batch_size=16)
-    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     config = HardenConfig(epochs=3, steps=1)
     defense.harden(loader, config, objective=gen_af(probes=16, adaptation_epochs=2), progress=False)
     return defense.fit_benign(loader, BenignConfig(epochs=2), head_config=HeadConfig(epochs=1), progress=False)

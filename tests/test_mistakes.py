@@ -885,7 +885,7 @@ for name, kind, suite, error, remedy in (
         "HardenConfig",
     ),
     ("replica_of", "'folder', {}", lambda w: protocols.replica_of("folder", {}, DATA), InputError, "a ZePAD"),
-    ("replica_of", "{}", lambda w: protocols.replica_of(w.fitted, {}, DATA), ConfigError, "both public encoders"),
+    ("replica_of", "{}", lambda w: protocols.replica_of(w.fitted, {}, DATA), ConfigError, "all public encoders"),
     (
         "replica_branches",
         "{}, num_classes=3.0",

@@ -326,7 +326,7 @@ def undefended() -> Branch:
     """An encoder that has learnt the fragile data as they are: FARE has features worth keeping."""
     torch.manual_seed(0)
     loader = DataLoader(TensorDataset(*fragile_data()), batch_size=16, shuffle=True)
-    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder())
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preset="paper")
     defense.stage = "hardened"
     heads = HeadConfig(epochs=1)
     defense.fit_benign(loader, BenignConfig(epochs=10, lr=1e-2), head_config=heads, progress=False)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, ConfigError, HardenConfig, ZePAD
-from zepad.fusion import RFDM, Mean
-from zepad.objectives import fare, zepad_recipe
+from zepad.fusion import RFDM, Bounded, Mean
+from zepad.objectives import DAEMixture, fare, static_adversarial_training, zepad_recipe
 from zepad.presets import PRESETS, RECOMMENDED, find_preset
 from zepad.protocols import replica_of
 
@@ -61,6 +61,24 @@ def test_a_preset_that_is_saved_is_followed_after_loading(tmp_path: Path) -> Non
     assert loaded.fusion == PRESETS["published"].fusion
     loaded.harden(loader(), BRIEF, progress=False)
     assert loaded.provenance["harden"]["method"] == PRESETS["published"].objective(BRIEF).name
+
+
+@pytest.mark.parametrize(("stated", "then"), [(None, Bounded(vote=4.0)), (Bounded(vote=2.0), Bounded(vote=2.0))])
+def test_a_benign_branch_that_resists_has_a_larger_vote_unless_the_caller_states_one(
+    stated: Bounded | None, then: Bounded, tmp_path: Path
+) -> None:
+    encoders = TinyEncoder(), TinyEncoder()
+    defense = ZePAD.from_encoders(*encoders, num_classes=3, fusion=stated).harden(loader(), BRIEF, progress=False)
+    defense.save_pretrained(tmp_path)
+    defense = ZePAD.from_pretrained(tmp_path, victim=encoders[0], auxiliary=encoders[1])
+    assert defense.fusion == Bounded(vote=2.0)
+    cheap = {"objective": static_adversarial_training(static=DAEMixture(steps=1)), "progress": False}
+    defense.fit_benign(loader(), BenignConfig(epochs=1), **cheap)
+    assert defense.fusion == then
+    defense.fit_benign(loader(), BenignConfig(epochs=1, freeze_encoder=True), progress=False)
+    assert defense.fusion == Bounded(vote=2.0)
+    defense.configure(fusion=Bounded(vote=1.0)).fit_benign(loader(), BenignConfig(epochs=1), **cheap)
+    assert defense.fusion == Bounded(vote=1.0)
 
 
 def test_what_the_caller_states_wins() -> None:

@@ -20,7 +20,6 @@ from zepad.evaluation import EvalReport, statistics
 from zepad.evaluation.attackers import THREAT_MODELS
 from zepad.objectives import DAEMixture, fare, restoration, static_adversarial_training, trades
 from zepad.protocols import (
-    ABLATION,
     Protocol,
     ablation,
     matched,
@@ -30,10 +29,11 @@ from zepad.protocols import (
     replica_branches,
     replica_of,
     replicas,
-    slug,
     train_replica,
     transfer,
 )
+from zepad.protocols.experiments import ABLATION
+from zepad.protocols.measuring import slug
 
 EPS = 8 / 255
 QUICK = Protocol(

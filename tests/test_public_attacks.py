@@ -720,7 +720,6 @@ def test_a_resistant_benign_branch_resumes_to_the_same_weights(tmp_path: Path) -
     ("config", "recipe", "message"),
     [
         (BenignConfig(freeze_encoder=True), RECIPES["static"], "freeze_encoder is True"),
-        (BenignConfig(freeze_encoder=None), RECIPES["static"], "freeze_encoder is None"),
         (BenignConfig(), RECIPES["restoration"], "trains no head"),
         (BenignConfig(), pgd_at(), "budget of HardenConfig"),
     ],

@@ -42,8 +42,16 @@ from zepad.encoders.sources.registry import wrap_module
 from zepad.evaluation import accuracy
 from zepad.functional import structure_loss
 from zepad.modules import Branch, MLPHead, NoHead
-from zepad.objectives import Batch, ObjectiveOutput, fare, zepad_recipe
-from zepad.objectives.benign import benign_recipe
+from zepad.objectives import (
+    Batch,
+    DAEMixture,
+    ObjectiveOutput,
+    Recipe,
+    benign_recipe,
+    fare,
+    static_adversarial_training,
+    zepad_recipe,
+)
 from zepad.objectives.zepad import zepad_objective
 from zepad.seeding import derive_seed, seeded
 from zepad.training import fit_heads, harden, harden_branch, train_benign
@@ -203,6 +211,52 @@ def test_the_form_of_the_benign_branch_that_is_better_on_held_out_images_is_kept
         assert same(weights(chosen), weights(tuned))
     assert not any(part.training for part in chosen.modules())
     assert not any(parameter.requires_grad for parameter in chosen.encoder.parameters())
+
+
+def cheap() -> Recipe:
+    return static_adversarial_training(static=DAEMixture(steps=1))
+
+
+def harmful() -> Recipe:
+    """A recipe that learns wrong labels."""
+    good = cheap()
+
+    def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
+        return good.objective(branch, batch._replace(labels=(batch.labels + 1) % 3))
+
+    return replace(good, name="harmful", objective=objective)
+
+
+@pytest.mark.parametrize(
+    ("build_encoder", "settings", "objective", "kept"),
+    [
+        (blind, {"epochs": 40, "lr": 2e-2, "head_lr": 1e-2}, cheap, "resistant"),
+        (blind, {"epochs": 40, "lr": 2e-2, "head_lr": 1e-2}, harmful, "frozen"),
+        (TinyEncoder, {"epochs": 1}, cheap, "frozen"),
+    ],
+    ids=["resistant", "resistant but worse", "frozen"],
+)
+def test_an_encoder_that_is_worth_fine_tuning_is_trained_by_the_objective_and_kept_unless_it_serves_worse(
+    loader: DataLoader, build_encoder: Callable, settings: dict, objective: Callable, kept: str, tmp_path: Path
+) -> None:
+    encoder, config, recipe = build_encoder(), BenignConfig(freeze_encoder=None, **settings), objective()
+    branch, record = train_benign(
+        encoder, loader, config, objective=recipe, eps=8 / 255, checkpoint_dir=tmp_path, progress=False
+    )
+    rates = record["choice"]["accuracies"]
+    assert record["choice"]["freeze_encoder"] == (kept == "frozen")
+    assert record["method"] == ("benign" if kept == "frozen" else recipe.name)
+    pays = rates["fine_tuned"] > rates["frozen"]
+    assert pays == ("resistant" in rates) == (tmp_path / "resistant").exists() == (build_encoder is blind)
+    assert not pays or (rates["resistant"] < rates["frozen"]) == (kept == "frozen")
+    held_out = hold_out(loader, config.val_fraction, config.seed)[1]
+    assert accuracy(branch, held_out).rate == rates[kept]
+    if kept == "frozen":
+        assert same(weights(branch.encoder.backbone), weights(encoder))
+    else:
+        alone = replace(config, freeze_encoder=False)
+        same_objective, _ = train_benign(encoder, loader, alone, objective=recipe, eps=8 / 255, progress=False)
+        assert same(weights(branch), weights(same_objective))
 
 
 def test_the_benign_branch_is_fine_tuned_where_nothing_can_be_held_out_and_as_told_where_told() -> None:

@@ -236,7 +236,8 @@ class BenignConfig(_TrainingConfig):
             computes in it and float32 elsewhere.
         freeze_encoder: Whether the benign encoder stays as it is and its head alone is trained, as in the paper's
             example. None trains both forms and keeps the one that is more accurate on the held-out images: the frozen
-            one on a tie, the fine-tuned one where nothing can be held out.
+            one on a tie, the fine-tuned one where nothing can be held out. With an objective beside it, such as
+            that of a preset, the encoder that is worth fine-tuning is then trained by this objective instead.
     """
 
     freeze_encoder: bool | None = False

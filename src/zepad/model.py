@@ -134,7 +134,8 @@ class ZePAD(
             num_classes: Number of classes of the task; None takes it from the first loader.
             preprocess: Preprocessing of encoders that do not define their own; an `Encoder` keeps its own.
             fusion: Fusion rule: the name of a registered rule, such as `"bounded"`, or a rule with settings of your
-                own, such as `zepad.fusion.Bounded(vote=1.0)`. None takes that of the preset.
+                own, such as `zepad.fusion.Bounded(vote=1.0)`. None takes that of the preset, which may give a benign
+                branch that was trained to resist another weight.
             detector: Detector: the name of a registered detector, such as `"features"`, or a detector object. The
                 default is the paper's detector. For a detector that needs the undefended victim, a copy is kept.
 
@@ -172,7 +173,7 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        known = {"encoders": parts.origins, "preset": {"name": preset}}
+        known = {"encoders": parts.origins, "preset": {"name": preset, **({} if fusion is None else {"fusion": "own"})}}
         model.provenance = {name: value for name, value in known.items() if value}
         return model
 
@@ -294,8 +295,8 @@ class ZePAD(
             objective: A recipe such as `static_adversarial_training()`, with which the branch also resists adversarial
                 examples that others can craft beforehand: on the hardened encoders, on the benign encoder as it is
                 public, and on the undefended victim where the model keeps it, alone and all together. Their radius is
-                that of the hardening. None takes the recipe of the preset, or clean images alone where the config does
-                not fine-tune the encoder.
+                that of the hardening. None takes the recipe of the preset, or clean images alone where the config
+                freezes the encoder.
             head_config: Settings for fitting the heads of the hardened encoders on the same clean data. None keeps the
                 heads that `harden` trained on attacked images. They require the same task, and are more robust against
                 an attacker who knows the whole model (docs/recipe.md).
@@ -323,7 +324,7 @@ class ZePAD(
         self._require_accurate("fit_benign")
         preset, eps = self.preset, self._budget(None)
         config = preset.benign if config is None else config
-        if objective is None and preset.benign_objective is not None and config.freeze_encoder is False:
+        if objective is None and preset.benign_objective is not None and not config.freeze_encoder:
             objective = preset.benign_objective(eps)
         kept = HARDENED_ROLES if head_config is None else ()
         if not set(kept) <= set(self.heads):
@@ -360,6 +361,9 @@ class ZePAD(
         branches |= {**fitted, "benign": benign}
         self._install(branches, num_classes, training.class_names(loader), stage="fitted")
         self.abstain_above = abstain_above
+        if preset.resistant_fusion is not None and self._follows(preset):
+            resists = objective is not None and record["method"] == objective.name
+            self.fusion = preset.resistant_fusion if resists else preset.fusion
         head_record = None if head_config is None else head_config.to_dict()
         also = {"head_config": head_record, "abstain_above": abstain_above}
         self.provenance = recorded(self.provenance, "benign", {**record, **also})
@@ -556,6 +560,11 @@ class ZePAD(
         if self.stage != "fitted":
             raise StageError(f"{call} needs a fitted model; this one is {self.stage}. Call {self._next_call()} first.")
         self._require_whole(call)
+
+    def _follows(self, preset: Preset) -> bool:
+        """Return whether the fusion rule is one of the preset's, and none that the caller stated."""
+        stated = "fusion" in self.provenance.get("preset", {})
+        return not stated and self.fusion in (preset.fusion, preset.resistant_fusion)
 
     def _fit_heads(
         self, roles: Sequence[str], loader: Loader, config: HeadConfig, num_classes: int, progress: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .config import BenignConfig, HardenConfig
 from .errors import ConfigError
@@ -24,9 +25,10 @@ class Preset:
     Attributes:
         feared: The attacker that the preset is for, in words.
         objective: Function from the settings of the hardening to the recipe of victim and auxiliary.
-        benign_objective: Function from the radius of the hardening, in [0, 1] pixel units, to the recipe of the benign
-            branch; None trains it on clean images alone.
+        benign_objective: Function from the radius of the hardening, in [0, 1] pixel units, to the recipe of a benign
+            branch whose encoder is trained; None trains it on clean images alone.
         fusion: Fusion rule.
+        resistant_fusion: Fusion rule beside a benign branch that was trained to resist, where that is another one.
         harden: Settings of the hardening.
         benign: Settings of the benign branch.
         keeps_victim: Whether the model keeps a copy of the public victim, so that the benign branch can be trained
@@ -39,6 +41,7 @@ class Preset:
     objective: Callable[[HardenConfig], Recipe]
     benign_objective: Callable[[float], Recipe] | None
     fusion: FusionRule
+    resistant_fusion: FusionRule | None = None
     harden: HardenConfig = field(default_factory=HardenConfig)
     benign: BenignConfig = field(default_factory=BenignConfig)
     keeps_victim: bool = True
@@ -46,8 +49,8 @@ class Preset:
 
     @property
     def remembers(self) -> bool:
-        """Whether the benign encoder as it was public joins the benign branch, which is trained to resist."""
-        return self.benign_objective is not None
+        """Whether the benign encoder as it was public joins the benign branch, which is always trained to resist."""
+        return self.benign_objective is not None and self.benign.freeze_encoder is False
 
 
 def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
@@ -55,10 +58,10 @@ def _restored(own: float) -> Callable[[HardenConfig], Recipe]:
     return lambda config: restoration(static=_MIXTURE, own_eps=own * config.eps, augmentation=_FLIP)
 
 
-def _resistant(own: float | None) -> Callable[[float], Recipe]:
+def _resistant(own: float | None, **settings: Any) -> Callable[[float], Recipe]:
     """Return the function that makes `static_adversarial_training()`; a flip could change what a label means."""
     return lambda eps: static_adversarial_training(
-        static=_MIXTURE, restoration_weight=_RESTORATION_WEIGHT, own_eps=None if own is None else own * eps
+        static=_MIXTURE, own_eps=None if own is None else own * eps, **settings
     )
 
 
@@ -71,21 +74,22 @@ PRESETS = {
     "private": Preset(
         feared="has the public encoders; the hardened weights stay with you",
         objective=_restored(0.5),
-        benign_objective=None,
+        benign_objective=_resistant(None, passes=10),
         fusion=Bounded(vote=2.0),
+        resistant_fusion=Bounded(vote=4.0),
         benign=BenignConfig(freeze_encoder=None),
         abstains=True,
     ),
     "published": Preset(
         feared="has the public encoders and the hardened ones, neither heads nor the benign branch",
         objective=_restored(1.0),
-        benign_objective=_resistant(None),
+        benign_objective=_resistant(None, restoration_weight=_RESTORATION_WEIGHT),
         fusion=Bounded(vote=8.0),
     ),
     "cautious": Preset(
         feared="repeats the whole training on images of his own, or knows the whole model",
         objective=_restored(1.0),
-        benign_objective=_resistant(0.5),
+        benign_objective=_resistant(0.5, restoration_weight=_RESTORATION_WEIGHT),
         fusion=Bounded(vote=4.0),
     ),
     "paper": Preset(

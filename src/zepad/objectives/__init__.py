@@ -6,6 +6,7 @@ registry: a `Recipe` of your own, or a plain function from `(Branch, Batch)` to 
 
 from .augmentation import Augmentation, FlipCrop
 from .base import Adaptation, Batch, Inner, Objective, ObjectiveOutput, Rates, Recipe
+from .benign import benign_recipe
 from .fare import fare
 from .gen_af import gen_af
 from .mart import mart
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectiveOutput",
     "Rates",
     "Recipe",
+    "benign_recipe",
     "fare",
     "gen_af",
     "mart",

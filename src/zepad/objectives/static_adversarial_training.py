@@ -21,6 +21,7 @@ def static_adversarial_training(
     own_eps: float | None = None,
     own_steps: int = 2,
     augmentation: Augmentation | None = None,
+    passes: int = 6,
 ) -> Recipe:
     """Return the recipe that learns a task under attacks on public encoders, as PubDef does for classifiers.
 
@@ -30,7 +31,7 @@ def static_adversarial_training(
     clean image, summed over features.
 
     All parts pass BatchNorm in one batch. The last epoch is kept, and `epochs=None` provides for 450 updates and at
-    least 6 passes.
+    least `passes` passes.
 
     Args:
         static: Mixture of attacks on the public encoders.
@@ -39,6 +40,7 @@ def static_adversarial_training(
         own_steps: Number of steps of the attack on the branch in training.
         augmentation: Random change of the images, the same for clean and attacked ones, such as `FlipCrop()`; None
             leaves them as they are.
+        passes: Least number of passes over the images where the config states no `epochs`.
 
     Raises:
         ConfigError: If a setting is out of range.
@@ -49,6 +51,7 @@ def static_adversarial_training(
     check_own(own_eps, own_steps)
     weight = restoration_weight
     require(is_number(weight) and weight >= 0, "restoration_weight", weight, "zero or more")
+    require(passes >= 1, "passes", passes, "at least 1")
 
     def objective(branch: Branch, batch: Batch) -> ObjectiveOutput:
         assert batch.static is not None
@@ -66,13 +69,13 @@ def static_adversarial_training(
     return Recipe(
         name=(
             f"static_adversarial_training(static={static}, restoration_weight={weight:g}, own_eps={own_eps}, "
-            f"own_steps={own_steps}, augmentation={augmentation})"
+            f"own_steps={own_steps}, augmentation={augmentation}, passes={passes})"
         ),
         objective=objective,
         inner=None if own_eps is None else Inner(eps=own_eps, steps=own_steps),
         choose_epoch=False,
         min_updates=450,
-        min_epochs=6,
+        min_epochs=passes,
         rates=Rates(schedule="onecycle"),
         static=static,
         needs_public_features=weight > 0,

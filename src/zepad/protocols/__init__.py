@@ -1,12 +1,11 @@
 """Whole evaluations in one call: every attacker on one model or many, replicas, and the experiments of the paper."""
 
-from .experiments import ABLATION, ablation, matched, transfer
-from .measuring import measure, save_reports, slug, state_folder
+from .experiments import ablation, matched, transfer
+from .measuring import measure, save_reports, state_folder
 from .protocol import Protocol
 from .replicas import public_encoder, replica_branches, replica_of, train_replica
 
 __all__ = [
-    "ABLATION",
     "Protocol",
     "ablation",
     "matched",
@@ -15,7 +14,6 @@ __all__ = [
     "replica_branches",
     "replica_of",
     "save_reports",
-    "slug",
     "state_folder",
     "train_replica",
     "transfer",

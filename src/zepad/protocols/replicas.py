@@ -20,6 +20,7 @@ from ..modules import Branch
 from ..objectives import (
     Objective,
     Recipe,
+    benign_recipe,
     fare,
     gen_af,
     mart,
@@ -28,7 +29,6 @@ from ..objectives import (
     static_adversarial_training,
     trades,
 )
-from ..objectives.benign import benign_recipe as clean_recipe
 from ..presets import PRESETS
 from ..training import fit_heads, harden, train_benign
 from ..training.hardening import as_recipe
@@ -211,7 +211,7 @@ def _was_frozen(record: Mapping[str, Any]) -> bool:
 
 def _benign_recipe(record: Mapping[str, Any], eps: float, given: Recipe | None) -> Recipe | None:
     """Return the recipe that a recorded benign branch was trained by; None where it saw clean images alone."""
-    if given is None and record["method"] == clean_recipe().name:
+    if given is None and record["method"] == benign_recipe().name:
         return None
     own = [preset.benign_objective(eps) for preset in PRESETS.values() if preset.benign_objective is not None]
     known = [*own, static_adversarial_training()]

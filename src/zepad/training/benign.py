@@ -6,6 +6,7 @@ A recipe that also trains on static adversarial examples makes the branch resist
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def train_benign(
         loader: Loader that yields `(images, labels)`, images float `(N, C, H, W)` in [0, 1].
         config: Rates and length, and whether the encoder is fine-tuned, frozen, or the better of the two is kept.
         objective: A recipe such as `static_adversarial_training()`, whose branch also resists adversarial examples
-            that were crafted before; None trains on clean images alone.
+            that were crafted before; None trains on clean images alone. With `freeze_encoder=None` it is used where
+            fine-tuning on clean images serves better than the encoder as it is, and kept unless it serves worse.
         known: Encoders by name that such adversarial examples are crafted on, which are not modified; None takes the
             encoder itself, as it is before training, by the name `"benign"`.
         eps: Radius of these adversarial examples where the recipe states none, in [0, 1] pixel units.
@@ -71,8 +73,9 @@ def train_benign(
     Returns:
         The branch in evaluation mode on the training device, its encoder frozen, and the record for the provenance:
         `"config"`, name of the `"method"`, number of `"images"` and `"history"`, one record per epoch.
-        With `freeze_encoder=None` the history is that of the fine-tuned form, and `"choice"` holds the form that was
-        kept, the accuracies of both on the held-out images and the number of these.
+        With `freeze_encoder=None` the history of a frozen form is that of the fine-tuned one that it is better than,
+        and `"choice"` holds the form that was kept, the accuracies of all forms on the held-out images and the number
+        of these.
 
     Raises:
         InputError: If the encoder, a batch or the folder does not fit.
@@ -83,41 +86,55 @@ def train_benign(
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), benign memory preservation.
     """
-    recipe = benign_recipe(freeze_encoder=bool(config.freeze_encoder)) if objective is None else objective
     if objective is not None:
-        _check_recipe(recipe, config)
+        _check_recipe(objective, config)
     folder = checkpoint_folder(checkpoint_dir, resume=resume)
     check_reiterable(loader)
     copied = copy_encoder("benign", encoder)
-    classes = num_classes or count_classes(loader)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
-    sources = {"benign": copied} if known is None else known
-    with static_daes(
-        recipe.static, sources, train_loader, config, eps=eps, folder=bank_dir, progress=progress
-    ) as static:
-        run = Run.on(
-            copied,
-            name="fit benign",
-            stage="benign",
-            branch="benign",
-            index=ROLES.index("benign"),
-            recipe=recipe,
-            config=config,
-            num_classes=classes,
-            static=static,
-            checkpoint_dir=folder / "benign" if folder else None,
-            resume=resume,
-            progress=progress,
-            callbacks=callbacks,
-        )
-        branch = starting_branch(copied, run)
-        history = train(branch, run, train_loader, chosen_by)
-    settings = {**resolved_settings(config, run.recipe), "lr": run.lr}
-    record = {"config": settings, "method": recipe.name, "images": num_images(loader), "history": history}
-    if config.freeze_encoder is None:
-        frozen = None if chosen_by is None else _fit_frozen(copy_encoder("benign", encoder), run, train_loader)
-        branch, record["choice"] = _choose(branch, frozen, run, history, chosen_by)
-    return branch, record
+
+    def fit(config: BenignConfig, objective: Recipe | None, name: str) -> tuple[Branch, dict[str, Any], Run]:
+        recipe = benign_recipe(freeze_encoder=bool(config.freeze_encoder)) if objective is None else objective
+        sources = {"benign": copied} if known is None else known
+        with static_daes(
+            recipe.static, sources, train_loader, config, eps=eps, folder=bank_dir, progress=progress
+        ) as static:
+            run = Run.on(
+                copied,
+                name="fit benign",
+                stage="benign",
+                branch="benign",
+                index=ROLES.index("benign"),
+                recipe=recipe,
+                config=config,
+                num_classes=num_classes or count_classes(loader),
+                static=static,
+                checkpoint_dir=folder / name if folder else None,
+                resume=resume,
+                progress=progress,
+                callbacks=callbacks,
+            )
+            branch = starting_branch(copy_encoder("benign", encoder), run)
+            history = train(branch, run, train_loader, chosen_by)
+        settings = {**resolved_settings(config, run.recipe), "lr": run.lr}
+        record = {"config": settings, "method": recipe.name, "images": num_images(loader), "history": history}
+        return branch, record, run
+
+    if config.freeze_encoder is not None:
+        return fit(config, objective, "benign")[:2]
+    # Fine-tuning on clean images is cheap, and tells whether the encoder is worth training at all.
+    tuned, record, run = fit(config, None, "benign")
+    frozen = None if chosen_by is None else _fit_frozen(copy_encoder("benign", encoder), run, train_loader)
+    choice = _choose(frozen, run, record["history"], chosen_by)
+    if objective is not None and not choice["freeze_encoder"]:
+        resistant, own, run = fit(replace(config, freeze_encoder=False), objective, "resistant")
+        if chosen_by is not None:
+            rates = choice["accuracies"]
+            rates["resistant"] = _accuracy(resistant, run, chosen_by)
+            choice["freeze_encoder"] = rates["resistant"] < rates["frozen"]
+        if not choice["freeze_encoder"]:
+            tuned, record = resistant, own
+    return (frozen if frozen is not None and choice["freeze_encoder"] else tuned), {**record, "choice": choice}
 
 
 def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
@@ -126,9 +143,9 @@ def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
     Raises:
         ConfigError: If it trains no head, its attack states no budget, or the encoder is to be frozen.
     """
-    if config.freeze_encoder is not False:
+    if config.freeze_encoder:
         raise ConfigError(
-            f"freeze_encoder is {config.freeze_encoder}, and an objective of your own trains the encoder. Pass "
+            "freeze_encoder is True, and an objective of your own trains the encoder. Pass "
             "BenignConfig(freeze_encoder=False), or no objective."
         )
     if not recipe.trains_head:
@@ -158,21 +175,21 @@ def _fit_frozen(encoder: Encoder, run: Run, loader: Loader) -> Branch:
     return Branch(encoder, heads["benign"]).eval()
 
 
-def _choose(
-    tuned: Branch, frozen: Branch | None, run: Run, history: list[dict[str, float]], loader: Loader | None
-) -> tuple[Branch, dict[str, Any]]:
-    """Return the form with the higher accuracy on the held-out images, and what is recorded of the choice."""
+def _choose(frozen: Branch | None, run: Run, history: list[dict[str, float]], loader: Loader | None) -> dict[str, Any]:
+    """Return the record of the form with the higher accuracy on the held-out images."""
     if frozen is None or loader is None:
-        return tuned, {"freeze_encoder": False, "held_out_images": 0}
+        return {"freeze_encoder": False, "held_out_images": 0}
+    # The best epoch was chosen on these very images, so its accuracy is too high to compare with; the last was not.
+    rates = {"fine_tuned": history[-1]["val_benign_accuracy"], "frozen": _accuracy(frozen, run, loader)}
+    return {
+        "freeze_encoder": rates["frozen"] >= rates["fine_tuned"],
+        "held_out_images": num_images(loader),
+        "accuracies": rates,
+    }
+
+
+def _accuracy(branch: Branch, run: Run, loader: Loader) -> float:
+    """Return the benign accuracy of a branch on held-out images."""
     accelerator = make_accelerator(run.config.seed)
     with seeded(derive_seed(run.config.seed)):  # iterating draws from the caller's generator
-        rates = validate(frozen, run, prepare_loader(accelerator, loader), accelerator, seed=0)
-    # The best epoch was chosen on these very images, so its accuracy is too high to compare with; the last was not.
-    tuned_rate, frozen_rate = history[-1]["val_benign_accuracy"], rates["val_benign_accuracy"]
-    freeze = frozen_rate >= tuned_rate
-    record = {
-        "freeze_encoder": freeze,
-        "held_out_images": num_images(loader),
-        "accuracies": {"fine_tuned": tuned_rate, "frozen": frozen_rate},
-    }
-    return (frozen if freeze else tuned), record
+        return validate(branch, run, prepare_loader(accelerator, loader), accelerator, seed=0)["val_benign_accuracy"]
