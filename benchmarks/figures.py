@@ -176,7 +176,7 @@ def method(theme: Theme) -> str:
         text(second - 100, 392, "predicted class", theme.ink, bold=True),
         text(second + 100, 392, "flagged as attacked?", theme.ink, bold=True),
     ]
-    title = "Two public encoders are hardened, a third is trained on clean images, and the three are fused"
+    title = "Two public encoders are hardened, a third keeps the accuracy on clean images, and the three are fused"
     return svg(404, title, elements, theme)
 
 

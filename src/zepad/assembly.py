@@ -55,7 +55,7 @@ def assemble(
     Args:
         victim: The public encoder to protect.
         auxiliary: A second public encoder.
-        benign: The encoder that is trained on clean local data alone, or None for a copy of the auxiliary. The victim
+        benign: The encoder of the benign branch, or None for a copy of the auxiliary. The victim
             is never copied for it, because attacks are crafted on its weights.
         preprocess: Preprocessing of encoders that do not define their own.
         with_reference: Whether to keep a copy of the victim as the undefended reference.

@@ -30,7 +30,7 @@ _ABSTAINING = 0.01  # share of benign images on which the benign branch abstains
 _UNRELATED = 1.0  # restoration gap from which on two encoders have nothing in common: that of features at right angles
 _CLEARLY = 0.05  # by which the benign branch must be better than the victim to set the floor
 _MODELS: dict[str, str] = {"benign": "the benign branch alone", REFERENCE: "the undefended victim"}
-"""Names in messages of the models that were trained on clean images alone."""
+"""Names in messages of the models that no hardening has cost accuracy."""
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +133,9 @@ class Floor(NamedTuple):
 
     Attributes:
         accuracy: The floor in [0, 1].
-        owner: Role of the clean-trained model whose accuracy it is, `"benign"` or `"reference"`; None where the caller
+        owner: Role of the unhardened model whose accuracy it is, `"benign"` or `"reference"`; None where the caller
             asked for it.
-        clean_accuracies: Benign accuracy of every clean-trained model at hand on the same images, by role.
+        clean_accuracies: Benign accuracy of every unhardened model at hand on the same images, by role.
     """
 
     accuracy: float
@@ -215,7 +215,7 @@ def calibrate(
 
 
 def choose_floor(validation: ValidationLogits, undefended: Tensor | None, *, benign_floor: float | None) -> Floor:
-    """Return the benign accuracy to keep: the caller's, or that of a clean-trained model.
+    """Return the benign accuracy to keep: the caller's, or that of an unhardened model.
 
     That model is the undefended victim where it was kept, unless the benign branch is more than five points better, as
     on a task far from the public data. A floor at the last points of the benign branch, which a few hundred images can

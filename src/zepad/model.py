@@ -125,7 +125,7 @@ class ZePAD(
                 string that names an encoder and its pre-trained weights (`"timm:resnet18"`). The classifier of a timm
                 or torchvision model is removed in the copy.
             auxiliary: A second public encoder, preferably pre-trained by another method.
-            benign: The encoder that is trained on clean local data alone. None takes a copy of the auxiliary. The
+            benign: The encoder of the benign branch, which keeps the accuracy. None takes a copy of the auxiliary. The
                 victim is never copied for it, because attacks are crafted on its weights.
             preset: How `harden` and `fit_benign` train and which fusion rule is used where nothing else is said, by the
                 attacker that is feared: `"private"` for one who has the public encoders, `"published"` for one who has

@@ -1,4 +1,4 @@
-"""The second stage: the benign encoder is trained on clean images, or kept as it is where that serves better.
+"""The second stage: the benign encoder is trained, or kept as it is where that serves better.
 
 A recipe that also trains on static adversarial examples makes the branch resist what others can craft beforehand.
 """
