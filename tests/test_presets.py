@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, ConfigError, HardenConfig, ZePAD
 from zepad.fusion import RFDM, Bounded, Mean
-from zepad.objectives import DAEMixture, fare, static_adversarial_training, zepad_recipe
+from zepad.objectives import DAEMixture, benign_recipe, fare, static_adversarial_training, zepad_recipe
 from zepad.presets import PRESETS, RECOMMENDED, find_preset
 from zepad.protocols import replica_of
 
@@ -75,7 +75,11 @@ def test_a_benign_branch_that_resists_has_a_larger_vote_unless_the_caller_states
     cheap = {"objective": static_adversarial_training(static=DAEMixture(steps=1)), "progress": False}
     defense.fit_benign(loader(), BenignConfig(epochs=1), **cheap)
     assert defense.fusion == then
-    defense.fit_benign(loader(), BenignConfig(epochs=1, freeze_encoder=True), progress=False)
+    defense.fit_benign(loader(), BenignConfig(epochs=1), objective=benign_recipe(), progress=False)
+    assert defense.fusion == Bounded(vote=2.0)
+    defense.fit_benign(loader(), BenignConfig(epochs=1), **cheap).fit_benign(
+        loader(), BenignConfig(epochs=1, freeze_encoder=True), progress=False
+    )
     assert defense.fusion == Bounded(vote=2.0)
     defense.configure(fusion=Bounded(vote=1.0)).fit_benign(loader(), BenignConfig(epochs=1), **cheap)
     assert defense.fusion == Bounded(vote=1.0)

@@ -362,7 +362,7 @@ class ZePAD(
         self._install(branches, num_classes, training.class_names(loader), stage="fitted")
         self.abstain_above = abstain_above
         if preset.resistant_fusion is not None and self._follows(preset):
-            resists = objective is not None and record["method"] == objective.name
+            resists = objective is not None and objective.static is not None and record["method"] == objective.name
             self.fusion = preset.resistant_fusion if resists else preset.fusion
         head_record = None if head_config is None else head_config.to_dict()
         also = {"head_config": head_record, "abstain_above": abstain_above}
