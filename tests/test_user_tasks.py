@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, ZePAD
+from zepad.objectives import benign_recipe
 
 CLASSES = ("blue", "green", "red")
 QUICK = {"config": HardenConfig(epochs=1, steps=1), "progress": False}
@@ -365,7 +366,8 @@ def defended(tmp_path_factory: pytest.TempPathFactory) -> tuple[ZePAD, Path]:
     defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder(), preprocess=Preprocessing(size=(16, 16)))
     loader = DataLoader(torch.utils.data.TensorDataset(*toy_data(96)[:1], 2 - toy_data(96)[1]), batch_size=16)
     defense.harden(loader, HardenConfig(epochs=12, steps=1, eps=2 / 255), progress=False)
-    defense.fit_benign(loader, BenignConfig(epochs=12), head_config=HeadConfig(epochs=60), progress=False)
+    config = {"objective": benign_recipe(), "head_config": HeadConfig(epochs=60), "progress": False}
+    defense.fit_benign(loader, BenignConfig(epochs=12), **config)
     defense.class_names = CLASSES
     return defense.calibrate(toy_data(96, seed=5)[0], fpr=0.05), folder
 
