@@ -63,7 +63,10 @@ def test_a_preset_that_is_saved_is_followed_after_loading(tmp_path: Path) -> Non
     assert loaded.provenance["harden"]["method"] == PRESETS["published"].objective(BRIEF).name
 
 
-@pytest.mark.parametrize(("stated", "then"), [(None, Bounded(vote=4.0)), (Bounded(vote=2.0), Bounded(vote=2.0))])
+@pytest.mark.parametrize(
+    ("stated", "then"),
+    [(None, Bounded(vote=4.0)), pytest.param(Bounded(vote=2.0), Bounded(vote=2.0), marks=pytest.mark.slow)],
+)
 def test_a_benign_branch_that_resists_has_a_larger_vote_unless_the_caller_states_one(
     stated: Bounded | None, then: Bounded, tmp_path: Path
 ) -> None:

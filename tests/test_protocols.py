@@ -204,6 +204,7 @@ def test_a_benign_branch_that_cannot_be_repeated_is_refused_before_anything_is_t
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_third_public_encoder_is_attacked_alone_and_with_the_others(resistant) -> None:
     public, defense = resistant
     settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": replace(FEW, plus=True)}
@@ -223,6 +224,7 @@ def test_a_public_encoder_that_the_model_keeps_is_given_back(resistant) -> None:
         public_encoder(defense, "auxiliary")  # a module of the owner's
 
 
+@pytest.mark.slow
 def test_a_replica_is_trained_once_for_all_it_depends_on(defended, tmp_path, monkeypatch) -> None:
     public, _ = defended
     trained: list[Path] = []

@@ -236,6 +236,7 @@ def harmful() -> Recipe:
     ],
     ids=["resistant", "resistant but worse", "frozen"],
 )
+@pytest.mark.slow
 def test_an_encoder_that_is_worth_fine_tuning_is_trained_by_the_objective_and_kept_unless_it_serves_worse(
     loader: DataLoader, build_encoder: Callable, settings: dict, objective: Callable, kept: str, tmp_path: Path
 ) -> None:
