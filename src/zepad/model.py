@@ -28,6 +28,7 @@ from .persistence.pretrained import Pretrained
 from .presets import RECOMMENDED, Preset, find_preset
 from .provenance import recorded
 from .roles import RoleEnsemble, resolve_detector, resolve_rule
+from .training.benign import was_frozen
 from .training.callbacks import Callback
 from .types import HARDENED_ROLES, MEMORY, REFERENCE, ROLES, Loader, Role, Stage
 from .zero_shot import ZeroShotHead, check_heads
@@ -353,7 +354,7 @@ class ZePAD(
         others = [role for role in self.encoders if role not in (*kept, "benign")]
         fitted = self._fit_heads(others, loader, head_config or HeadConfig(seed=config.seed), num_classes, progress)
         abstain_above, memory = None, fitted.get(MEMORY)
-        frozen = record.get("choice", record["config"])["freeze_encoder"]
+        frozen = was_frozen(record)
         if (preset.abstains and frozen) or (memory is not None and not frozen):
             held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
             abstain_above = self._abstention(benign, memory, loader if held_out is None else held_out)
@@ -362,7 +363,7 @@ class ZePAD(
         self._install(branches, num_classes, training.class_names(loader), stage="fitted")
         self.abstain_above = abstain_above
         if preset.resistant_fusion is not None and self._follows(preset):
-            resists = objective is not None and objective.static is not None and record["method"] == objective.name
+            resists = objective is not None and objective.static is not None and not frozen
             self.fusion = preset.resistant_fusion if resists else preset.fusion
         head_record = None if head_config is None else head_config.to_dict()
         also = {"head_config": head_record, "abstain_above": abstain_above}

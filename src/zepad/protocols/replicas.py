@@ -31,6 +31,7 @@ from ..objectives import (
 )
 from ..presets import PRESETS
 from ..training import fit_heads, harden, train_benign
+from ..training.benign import was_frozen
 from ..training.hardening import as_recipe
 from ..training.loaders import is_labelled
 from ..types import HARDENED_ROLES, MEMORY, REFERENCE, ROLES, Loader, Role
@@ -166,7 +167,7 @@ def replica_of(
     recipe = _recorded_recipe("defense was hardened", record.get("method"), known, objective=given)
     seed = config.seed + 1 if seed is None else seed
     fitted = defense.provenance.get("benign")
-    if fitted is not None and (_was_frozen(fitted) or not is_labelled(loader)):
+    if fitted is not None and (was_frozen(fitted) or not is_labelled(loader)):
         fitted = None
     own = None if fitted is None else _benign_recipe(fitted, config.eps, benign_objective)  # before anything trains
     victim, auxiliary = (public[role] for role in HARDENED_ROLES)
@@ -202,11 +203,6 @@ def has_third(defense: ZePAD) -> bool:
     own, auxiliary = (defense.encoder(role) for role in ("benign", "auxiliary"))
     shapes = [{key: value.shape for key, value in encoder.state_dict().items()} for encoder in (own, auxiliary)]
     return own.spec != auxiliary.spec or shapes[0] != shapes[1]
-
-
-def _was_frozen(record: Mapping[str, Any]) -> bool:
-    """Return whether a recorded benign branch kept its encoder as it was public."""
-    return bool(record.get("choice", record["config"])["freeze_encoder"])
 
 
 def _benign_recipe(record: Mapping[str, Any], eps: float, given: Recipe | None) -> Recipe | None:

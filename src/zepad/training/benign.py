@@ -91,11 +91,12 @@ def train_benign(
     folder = checkpoint_folder(checkpoint_dir, resume=resume)
     check_reiterable(loader)
     copied = copy_encoder("benign", encoder)
+    sources = {"benign": copied} if known is None else known
+    classes = num_classes or count_classes(loader)
     train_loader, chosen_by = split(loader, val_loader, config.val_fraction, config.seed)
 
     def fit(config: BenignConfig, objective: Recipe | None, name: str) -> tuple[Branch, dict[str, Any], Run]:
         recipe = benign_recipe(freeze_encoder=bool(config.freeze_encoder)) if objective is None else objective
-        sources = {"benign": copied} if known is None else known
         with static_daes(
             recipe.static, sources, train_loader, config, eps=eps, folder=bank_dir, progress=progress
         ) as static:
@@ -107,7 +108,7 @@ def train_benign(
                 index=ROLES.index("benign"),
                 recipe=recipe,
                 config=config,
-                num_classes=num_classes or count_classes(loader),
+                num_classes=classes,
                 static=static,
                 checkpoint_dir=folder / name if folder else None,
                 resume=resume,
@@ -135,6 +136,11 @@ def train_benign(
         if not choice["freeze_encoder"]:
             tuned, record = resistant, own
     return (frozen if frozen is not None and choice["freeze_encoder"] else tuned), {**record, "choice": choice}
+
+
+def was_frozen(record: Mapping[str, Any]) -> bool:
+    """Return whether a recorded benign branch kept its encoder as it was public."""
+    return bool(record.get("choice", record["config"])["freeze_encoder"])
 
 
 def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
