@@ -307,11 +307,13 @@ class Bench:
         path = self.folder / "attacked" / f"{file} {self.split}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+            start = time.perf_counter()
             found = {
                 group: {attacker.name: self.craft(attacker, None) for attacker in members}
                 for group, members in attackers().items()
             }
             torch.save(found, path)
+            print(f"{file}: attacked in {time.perf_counter() - start:.0f} s", flush=True)
         return torch.load(path, weights_only=True, map_location=self.device)
 
     def craft(self, attacker: Attacker, model: nn.Module | None) -> Tensor:
@@ -330,7 +332,9 @@ class Bench:
         for group, members in attacked.items():
             survived = {name: hits(model, images, self.labels) for name, images in members.items()}
             if group == "white-box":
+                start = time.perf_counter()
                 survived = {a.name: hits(model, self.craft(a, model), self.labels) for a in self.white_box(model)}
+                print(f"white box: attacked in {time.perf_counter() - start:.0f} s", flush=True)
                 if self.autoattacked:
                     first, labels = self.images[: self.autoattacked], self.labels[: self.autoattacked]
                     attacked_first = autoattack(model, first, labels, eps=self.setting.eps, seed=self.seed)
