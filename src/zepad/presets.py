@@ -75,7 +75,7 @@ PRESETS = {
         feared="has the public encoders; the hardened weights stay with you",
         objective=_restored(0.5),
         benign_objective=_resistant(None, passes=10),
-        fusion=Bounded(vote=2.0),
+        fusion=Bounded(vote=3.0),
         resistant_fusion=Bounded(vote=4.0),
         benign=BenignConfig(freeze_encoder=None),
         abstains=True,
