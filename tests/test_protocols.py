@@ -204,6 +204,20 @@ def test_a_benign_branch_that_cannot_be_repeated_is_refused_before_anything_is_t
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("width", [None, 8, 5], ids=["none", "of the auxiliary's kind", "of another kind"])
+def test_a_third_public_encoder_is_known_of(width: int | None, tmp_path: Path) -> None:
+    victim, auxiliary = make_encoders()
+    third = None if width is None else TinyEncoder(width)
+    defense = ZePAD.from_encoders(victim, auxiliary, benign=third, num_classes=3)
+    assert replicas.has_third(defense) == (third is not None)
+    defense.save_pretrained(tmp_path)
+    given = {} if third is None else {"benign": third}
+    loaded = ZePAD.from_pretrained(tmp_path, victim=victim, auxiliary=auxiliary, **given)
+    assert replicas.has_third(loaded) == (third is not None)
+    del loaded.provenance["preset"]  # as models of earlier versions come
+    assert replicas.has_third(loaded) == (width == 5)
+
+
 @pytest.mark.slow
 def test_a_third_public_encoder_is_attacked_alone_and_with_the_others(resistant) -> None:
     public, defense = resistant

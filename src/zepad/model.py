@@ -174,7 +174,8 @@ class ZePAD(
             detector=scores,
             shared_architecture=parts.shared_architecture,
         )
-        known = {"encoders": parts.origins, "preset": {"name": preset, **({} if fusion is None else {"fusion": "own"})}}
+        stated = {name: "own" for name, value in {"benign": benign, "fusion": fusion}.items() if value is not None}
+        known = {"encoders": parts.origins, "preset": {"name": preset, **stated}}
         model.provenance = {name: value for name, value in known.items() if value}
         return model
 

@@ -199,7 +199,10 @@ def replica_of(
 
 
 def has_third(defense: ZePAD) -> bool:
-    """Return whether the benign branch began with an encoder of another kind than the auxiliary's."""
+    """Return whether the benign branch began with an encoder of its own, not with a copy of the auxiliary."""
+    if defense.provenance.get("preset", {}).get("benign") == "own":
+        return True
+    # Models of earlier versions do not say so: an encoder of another kind than the auxiliary is no copy of it.
     own, auxiliary = (defense.encoder(role) for role in ("benign", "auxiliary"))
     shapes = [{key: value.shape for key, value in encoder.state_dict().items()} for encoder in (own, auxiliary)]
     return own.spec != auxiliary.spec or shapes[0] != shapes[1]
