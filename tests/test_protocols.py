@@ -16,12 +16,16 @@ from tiny import TinyEncoder, toy_data
 from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, HeadConfig, ZePAD
 from zepad.attacks import PAPBase, UniversalFeatureAttack
 from zepad.encoders import Encoder
+from zepad.ensemble import BranchEnsemble
 from zepad.evaluation import EvalReport, statistics
 from zepad.evaluation.attackers import THREAT_MODELS
-from zepad.objectives import DAEMixture, fare, restoration, static_adversarial_training, trades
+from zepad.fusion import RFDM
+from zepad.objectives import DAEMixture, fare, restoration, static_adversarial_training, trades, zepad_recipe
+from zepad.presets import PRESETS
 from zepad.protocols import (
     Protocol,
     ablation,
+    experiments,
     matched,
     measure,
     measuring,
@@ -103,6 +107,31 @@ def test_all_models_meet_the_same_public_attackers(taken_apart) -> None:
     assert len(zepad.group("published")) == 6  # the universal feature attack among them
     assert not undefended.group("published")
     assert len(zepad.group("white-box")) > len(undefended.group("white-box")) == 3
+
+
+@pytest.fixture
+def trained(monkeypatch) -> dict[str, torch.nn.Module]:
+    """The models that an experiment trains. Nobody attacks them."""
+    models: dict[str, torch.nn.Module] = {}
+    monkeypatch.setattr(experiments, "measure", lambda given, *_, **__: models.update(given) or {})
+    return models
+
+
+def test_an_ablation_takes_parts_of_the_papers_method_away_and_changes_nothing_else(trained) -> None:
+    ablation(*make_encoders(), TRAIN, TEST, protocol=FEW)
+    assert tuple(trained) == ABLATION
+    assert [m.fusion for m in trained.values() if isinstance(m, BranchEnsemble)] == [RFDM()] * 4
+    assert trained["all"].provenance["harden"]["method"] == zepad_recipe().name
+
+
+@pytest.mark.parametrize("experiment", [matched, partial(transfer, task_loader=TRAIN)], ids=["matched", "transfer"])
+def test_an_experiment_trains_the_preset_that_is_named(experiment, trained) -> None:
+    loader = {"tune_loader" if isinstance(experiment, partial) else "train_loader": TRAIN}
+    experiment(*make_encoders(), **loader, test_loader=TEST, preset="paper", protocol=FEW)
+    assert trained["ZePAD"].preset is PRESETS["paper"]
+    assert trained["ZePAD"].provenance["harden"]["method"] == zepad_recipe().name
+    with pytest.raises(ConfigError, match="preset must be one of private, published, cautious, paper; got 'none'"):
+        experiment(*make_encoders(), **loader, test_loader=TEST, preset="none", protocol=FEW)
 
 
 def test_a_folder_of_other_models_is_refused(tmp_path) -> None:

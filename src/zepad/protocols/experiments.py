@@ -14,6 +14,7 @@ from ..ensemble import BranchEnsemble
 from ..evaluation import EvalReport
 from ..model import ZePAD
 from ..modules import Branch
+from ..presets import RECOMMENDED
 from ..training import fit_heads
 from ..types import HARDENED_ROLES, Loader
 from .measuring import measure, save_reports
@@ -29,6 +30,7 @@ def matched(
     train_loader: Loader,
     test_loader: Loader,
     *,
+    preset: str = RECOMMENDED,
     protocol: Protocol = Protocol(),
     folder: str | Path | None = None,
 ) -> dict[str, EvalReport]:
@@ -39,6 +41,7 @@ def matched(
         auxiliary: The second public encoder; not modified.
         train_loader: Yields `(images, labels)`; hardens, fits heads, and is the attacker's surrogate data.
         test_loader: Yields `(images, labels)` in a fixed order; only scored.
+        preset: How the defense is trained and fused, by the attacker that is feared (`zepad.presets.PRESETS`).
         protocol: Budgets of the attacks and settings of training.
         folder: Folder for a report of each model, in folders named by model; what is found is kept as it comes in
             `folder/state`, and an interrupted evaluation goes on from there.
@@ -47,10 +50,11 @@ def matched(
         Reports by model: `"undefended"` and `"ZePAD"`.
 
     Raises:
+        ConfigError: If there is no preset of that name.
         InputError: If images, labels or encoders do not fit.
         CheckpointError: If `folder` holds evaluations of other models, data or attackers.
     """
-    public, defense = _tuned(victim, auxiliary, train_loader, protocol)
+    public, defense = _tuned(victim, auxiliary, train_loader, preset, protocol)
     models = {"undefended": _undefended(public["victim"], train_loader, defense, protocol), "ZePAD": defense}
     return _measure_tuned(models, public, defense, train_loader, test_loader, "matched", protocol, folder)
 
@@ -63,6 +67,7 @@ def transfer(
     task_loader: Loader,
     test_loader: Loader,
     *,
+    preset: str = RECOMMENDED,
     protocol: Protocol = Protocol(),
     folder: str | Path | None = None,
 ) -> dict[str, EvalReport]:
@@ -77,6 +82,7 @@ def transfer(
         tune_loader: Yields `(images, labels)` of the data the encoders are hardened on.
         task_loader: Yields `(images, labels)` of the downstream task.
         test_loader: Yields `(images, labels)` of the same task in a fixed order; only scored.
+        preset: How the defense is trained and fused, by the attacker that is feared (`zepad.presets.PRESETS`).
         protocol: Budgets of the attacks and settings of training.
         folder: Folder for a report of each model, in folders named by model; what is found is kept as it comes in
             `folder/state`, and an interrupted evaluation goes on from there.
@@ -85,10 +91,11 @@ def transfer(
         Reports by model: `"undefended"` and `"ZePAD"`.
 
     Raises:
+        ConfigError: If there is no preset of that name.
         InputError: If images, labels or encoders do not fit.
         CheckpointError: If `folder` holds evaluations of other models, data or attackers.
     """
-    public, defense = _tuned(victim, auxiliary, tune_loader, protocol)
+    public, defense = _tuned(victim, auxiliary, tune_loader, preset, protocol)
     defense.fit_heads(task_loader, protocol.heads, progress=protocol.progress)
     models = {"undefended": _undefended(public["victim"], task_loader, defense, protocol), "ZePAD": defense}
     return _measure_tuned(models, public, defense, tune_loader, test_loader, "transfer", protocol, folder)
@@ -109,7 +116,7 @@ def ablation(
     One defense is trained and taken apart: `"nothing"` is the undefended classifier, `"no adversarial tuning"` fuses
     the two public encoders as they are with the benign branch, `"no MPAE"` fuses one hardened encoder with the benign
     branch (the paper does not say what is left; this is our reading), `"no BMP"` fuses the two hardened branches, and
-    `"all"` is ZePAD.
+    `"all"` is ZePAD. The defense is trained by the objective of the paper, and its fusion stays the same throughout.
 
     Args:
         victim: The public encoder; not modified.
@@ -130,16 +137,16 @@ def ablation(
     References:
         ZePAD (ICLR 2026, arXiv 2602.11204), ablation study.
     """
-    public, defense = _tuned(victim, auxiliary, train_loader, protocol)
+    public, defense = _tuned(victim, auxiliary, train_loader, "paper", protocol)
     clean = _with_heads(public, train_loader, defense, protocol)
     benign = defense.branch("benign")
     hardened: dict[str, Branch] = {role: defense.branch(role) for role in HARDENED_ROLES}
-    threshold = defense.threshold
+    fusion, threshold = defense.fusion, defense.threshold
     models: dict[str, nn.Module] = {
         "nothing": clean["victim"],
-        "no adversarial tuning": BranchEnsemble({**clean, "benign": benign}, threshold=threshold),
-        "no MPAE": BranchEnsemble({"victim": hardened["victim"], "benign": benign}, threshold=threshold),
-        "no BMP": BranchEnsemble(hardened),
+        "no adversarial tuning": BranchEnsemble({**clean, "benign": benign}, fusion=fusion, threshold=threshold),
+        "no MPAE": BranchEnsemble({"victim": hardened["victim"], "benign": benign}, fusion=fusion, threshold=threshold),
+        "no BMP": BranchEnsemble(hardened, fusion=fusion),
         "all": defense,
     }
     assert tuple(models) == ABLATION
@@ -147,10 +154,10 @@ def ablation(
 
 
 def _tuned(
-    victim: EncoderLike, auxiliary: EncoderLike, loader: Loader, protocol: Protocol
+    victim: EncoderLike, auxiliary: EncoderLike, loader: Loader, preset: str, protocol: Protocol
 ) -> tuple[dict[str, Encoder], ZePAD]:
     """Return the public encoders as they were, and the defense built on copies of them."""
-    defense = ZePAD.from_encoders(victim, auxiliary)
+    defense = ZePAD.from_encoders(victim, auxiliary, preset=preset)
     public = {role: copy.deepcopy(defense.encoder(role)) for role in HARDENED_ROLES}
     defense.harden(loader, protocol.harden, progress=protocol.progress)
     defense.fit_benign(loader, protocol.benign, head_config=protocol.heads, progress=protocol.progress)
