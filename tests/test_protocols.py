@@ -124,7 +124,13 @@ def test_an_ablation_takes_parts_of_the_papers_method_away_and_changes_nothing_e
     assert trained["all"].provenance["harden"]["method"] == zepad_recipe().name
 
 
-@pytest.mark.parametrize("experiment", [matched, partial(transfer, task_loader=TRAIN)], ids=["matched", "transfer"])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(matched, id="matched"),
+        pytest.param(partial(transfer, task_loader=TRAIN), id="transfer", marks=pytest.mark.slow),
+    ],
+)
 def test_an_experiment_trains_the_preset_that_is_named(experiment, trained) -> None:
     loader = {"tune_loader" if isinstance(experiment, partial) else "train_loader": TRAIN}
     experiment(*make_encoders(), **loader, test_loader=TEST, preset="paper", protocol=FEW)
