@@ -159,7 +159,7 @@ def method(theme: Theme) -> str:
         arrow(second + 30, 80, third - 10, 136, edge),
         text(first + 8, 108, "harden", theme.blue, anchor="start", size=14),
         text(second - 8, 108, "harden", theme.blue, anchor="end", size=14),
-        text(WIDTH - 2, 104, "train on clean", theme.blue, anchor="end", size=14),
+        text(WIDTH - 2, 104, "keep or train", theme.blue, anchor="end", size=14),
         text(0, 160, "2  Your branches: the attacker has none of them", theme.ink, anchor="start", bold=True),
         *branch(first, "hardened", "victim + head"),
         *branch(second, "hardened", "auxiliary + head"),
