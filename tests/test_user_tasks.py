@@ -367,7 +367,7 @@ def defended(tmp_path_factory: pytest.TempPathFactory) -> tuple[ZePAD, Path]:
     loader = DataLoader(torch.utils.data.TensorDataset(*toy_data(96)[:1], 2 - toy_data(96)[1]), batch_size=16)
     defense.harden(loader, HardenConfig(epochs=12, steps=1, eps=2 / 255), progress=False)
     config = {"objective": benign_recipe(), "head_config": HeadConfig(epochs=60), "progress": False}
-    defense.fit_benign(loader, BenignConfig(epochs=12), **config)
+    defense.fit_benign(loader, BenignConfig(epochs=24), **config)
     defense.class_names = CLASSES
     return defense.calibrate(toy_data(96, seed=5)[0], fpr=0.05), folder
 
