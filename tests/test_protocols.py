@@ -240,7 +240,7 @@ def test_a_benign_branch_that_cannot_be_repeated_is_refused_before_anything_is_t
 
 
 @pytest.mark.parametrize("width", [None, 8, 5], ids=["none", "of the auxiliary's kind", "of another kind"])
-def test_a_third_public_encoder_is_known_of(width: int | None, tmp_path: Path) -> None:
+def test_a_third_public_encoder_is_recognised(width: int | None, tmp_path: Path) -> None:
     victim, auxiliary = make_encoders()
     third = None if width is None else TinyEncoder(width)
     defense = ZePAD.from_encoders(victim, auxiliary, benign=third, num_classes=3)

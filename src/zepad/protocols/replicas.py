@@ -200,7 +200,7 @@ def replica_of(
 
 def has_third(defense: ZePAD) -> bool:
     """Return whether the benign branch began with an encoder of its own, not with a copy of the auxiliary."""
-    if defense.provenance.get("preset", {}).get("benign") == "own":
+    if "benign" in defense.provenance.get("preset", {}):
         return True
     # Models of earlier versions do not say so: an encoder of another kind than the auxiliary is no copy of it.
     own, auxiliary = (defense.encoder(role) for role in ("benign", "auxiliary"))
