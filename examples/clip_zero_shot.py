@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def harden(clips: dict[str, nn.Module], images: Tensor, objective: Recipe | None, options: argparse.Namespace) -> ZePAD:
     """Return a defense of two CLIPs, hardened on images without labels."""
     loader = DataLoader(images, batch_size=128, shuffle=True)
-    config = HardenConfig(eps=options.eps / 255, steps=5, epochs=options.epochs, lr=options.lr, seed=options.seed)
+    config = HardenConfig(eps=options.eps / 255, epochs=options.epochs, lr=options.lr, seed=options.seed)
     defense = ZePAD.from_encoders(clips["victim"], clips["auxiliary"])
     return defense.harden(loader, config, objective=objective, progress=False)
 

@@ -28,6 +28,7 @@ from zepad import BenignConfig, ConfigError, EncoderSpec, HardenConfig, HeadConf
 from zepad.attacks import FeaturePGD
 from zepad.data import digits
 from zepad.encoders import build_encoder
+from zepad.encoders.given import as_encoder
 from zepad.modules import Branch, MLPHead
 from zepad.objectives import (
     Batch,
@@ -47,6 +48,7 @@ from zepad.training.bank.crafting import level, quantize
 from zepad.training.bank.reading import Images
 from zepad.training.bank.static import Banked, Streamed
 from zepad.training.loop import rate_factor
+from zepad.training.run import Run, resolved_settings
 
 EPS = 8 / 255
 QUICK = HardenConfig(eps=EPS, epochs=1, val_fraction=0.25)
@@ -527,6 +529,42 @@ def test_a_config_replaces_only_the_rates_that_it_states() -> None:
         rates.append([settings[name] for name in ("lr", "weight_decay", "schedule")])
     assert rates == [[1e-3, 0.0, "onecycle"], [0.5, 0.0, "cosine"]]
     assert (fare().rates.lr, fare().rates.schedule) == (2e-3, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stated", "radius", "steps", "step_size"),
+    [
+        (restoration(own_eps=EPS / 2), {}, EPS / 2, 2, EPS / 2),
+        (restoration(own_eps=EPS / 2, own_steps=4), {}, EPS / 2, 4, EPS / 4),
+        (restoration(own_eps=EPS / 2, own_steps=4), {"steps": 10}, EPS / 2, 10, EPS / 10),
+        (restoration(own_eps=EPS / 2), {"step_size": EPS / 8}, EPS / 2, 2, EPS / 8),
+        (static_adversarial_training(own_eps=EPS), {"steps": 1}, EPS, 1, 2 * EPS),
+        (pgd_at(), {}, EPS, 5, 2 * EPS / 5),
+        (pgd_at(), {"steps": 10, "step_size": EPS / 4}, EPS, 10, EPS / 4),
+    ],
+)
+def test_a_config_replaces_the_steps_that_it_states(
+    recipe: Recipe, stated: dict[str, Any], radius: float, steps: int, step_size: float
+) -> None:
+    config = HardenConfig(eps=EPS, **stated)
+    run = Run.on(
+        as_encoder("victim", TinyEncoder()),
+        name="harden",
+        stage="hardening",
+        branch="victim",
+        index=0,
+        recipe=recipe,
+        config=config,
+        num_classes=2,
+    )
+    assert run.attack is not None
+    assert (run.attack.eps, run.attack.steps) == (radius, steps)
+    assert run.attack.step_size == pytest.approx(step_size)
+    assert resolved_settings(config, recipe)["steps"] == steps
+
+
+def test_a_recipe_that_attacks_no_encoder_in_training_has_no_steps() -> None:
+    assert resolved_settings(HardenConfig(steps=7), restoration())["steps"] is None
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_zero() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tiny import TinyEncoder
-from zepad import ZePAD
+from zepad import HardenConfig, ZePAD
 from zepad.types import ENCODER_ROLES
 
 FORMAT_3 = Path(__file__).parent / "data" / "format3"
@@ -82,3 +83,23 @@ def test_saved_anew_it_is_still_the_same(name: str, tmp_path: Path) -> None:
     assert torch.equal(again.predict_proba(images), defense.predict_proba(images))
     assert torch.equal(again.detection_score(images), defense.detection_score(images))
     assert again.threshold == defense.threshold
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("restoration(own_eps=0.015, own_steps=2)", 2),
+        ("restoration(own_eps=None, own_steps=2)", None),
+        ("trades(beta=6)", 5),
+    ],
+)
+def test_steps_that_format_6_did_not_record_are_those_of_the_recipe(
+    method: str, steps: int | None, tmp_path: Path
+) -> None:
+    ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    record = {"config": HardenConfig(steps=5).to_dict(), "method": method}
+    values = {**json.loads(file.read_text()), "format": 6, "provenance": {"harden": record}}
+    file.write_text(json.dumps(values))
+    loaded = ZePAD.from_pretrained(tmp_path / "model", victim=TinyEncoder(), auxiliary=TinyEncoder())
+    assert loaded.provenance["harden"]["config"] == HardenConfig(steps=steps).to_dict()

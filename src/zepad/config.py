@@ -159,15 +159,16 @@ class HardenConfig(_TrainingConfig):
         precision: Precision of the forward passes: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware
             computes in it and float32 elsewhere.
         eps: L-infinity radius of the training attack in [0, 1] pixel units.
-        step_size: Length of one step of the training attack; None takes `2 * eps / steps`.
-        steps: Number of steps of the training attack. An objective whose attack has steps of its own, such as
-            `restoration(own_steps=2)` and with it the default preset, uses neither this nor `step_size`.
+        step_size: Length of one step of the training attack in [0, 1] pixel units; None takes twice the radius of this
+            attack, divided by its steps.
+        steps: Number of steps of the training attack. None takes the recipe's own: two for `restoration()`, and with it
+            the default preset, and 5 for most. A recipe that attacks no encoder in training needs none.
         structure_weight: Weight of the structure loss `L_f`, taken per row so that it means the same at any batch size.
     """
 
     eps: float = 8 / 255
     step_size: float | None = None
-    steps: int = 5
+    steps: int | None = None
     structure_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -185,7 +186,10 @@ class HardenConfig(_TrainingConfig):
             step_size,
             "in (0, 1], written 2 / 255",
         )
-        require(is_integer(self.steps) and self.steps >= 1, "steps", self.steps, "an integer of at least 1")
+        steps = self.steps
+        require(
+            steps is None or (is_integer(steps) and steps >= 1), "steps", steps, "an integer of at least 1, or None"
+        )
         require(is_number(weight) and weight >= 0, "structure_weight", weight, "zero or more")
 
     @classmethod

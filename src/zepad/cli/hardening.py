@@ -53,7 +53,8 @@ def harden(
     eps: Annotated[str | None, EPS] = None,
     epochs: Annotated[int | None, EPOCHS] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, metavar="NUMBER", help="Number of steps of the training attack.")
+        int | None,
+        typer.Option(min=1, metavar="NUMBER", help="Number of steps of the training attack, in place of the preset's."),
     ] = None,
     seed: Annotated[int | None, SEED] = None,
     config: Annotated[Path | None, CONFIG] = None,

@@ -172,4 +172,5 @@ def _hardening(record: Any) -> str:
     if not (isinstance(recipe, dict) and is_number(recipe.get("eps"))):
         return "in a way that zepad does not know"
     steps, images = recipe.get("steps"), record.get("images")
-    return clean(f"eps {recipe['eps'] * 255:.3g}/255, {steps} steps, {images} images")
+    attack = "" if steps is None else f"{steps} steps, "
+    return clean(f"eps {recipe['eps'] * 255:.3g}/255, {attack}{images} images")

@@ -115,7 +115,7 @@ def labels_as_targets(_: Branch) -> Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """The inner maximisation, `max loss(model(x + delta), targets)`, by a PGD whose budget and steps the config holds.
+    """The inner maximisation, `max loss(model(x + delta), targets)`, by PGD.
 
     Attributes:
         loss: Function from outputs and targets to one loss per image `(N,)`.
@@ -123,14 +123,14 @@ class Inner:
         targets: Function that is called once with the branch as it is before training, so that a recipe can keep what
             it needs of it, and returns the function that computes the targets of each batch.
         eps: Radius of the attack in [0, 1] pixel units; None takes that of the config.
-        steps: Number of steps of the attack; None takes that of the config.
+        steps: Number of steps of the attack where the config states none.
     """
 
     loss: LossFn = label_loss
     model: Callable[[Branch], ImageModel] = whole
     targets: Callable[[Branch], Targets] = labels_as_targets
     eps: float | None = None
-    steps: int | None = None
+    steps: int = 5
 
     def __post_init__(self) -> None:
         """Check the type of every field.
@@ -192,8 +192,8 @@ class Rates:
 class Recipe:
     """How one branch is trained: what is minimised, against which attack, and at which rates and length by default.
 
-    Seed and budget of the attack are settings of `HardenConfig` and `BenignConfig`, the same for every recipe; rates
-    and length that these state replace those of the recipe.
+    Seed and budget of the attack are settings of `HardenConfig` and `BenignConfig`, the same for every recipe. Rates,
+    length and steps of the attack that these state replace those of the recipe.
 
     Attributes:
         name: Name of the recipe with its settings, such as `"trades(beta=6)"`. A run resumes under the same name only.

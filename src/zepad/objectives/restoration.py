@@ -33,7 +33,7 @@ def restoration(
     Args:
         static: Mixture of attacks on the public encoders.
         own_eps: Radius of the attack on the encoder in training, in [0, 1] pixel units; None does without.
-        own_steps: Number of steps of the attack on the encoder in training.
+        own_steps: Number of steps of the attack on the encoder in training, where `HardenConfig` states none.
         augmentation: Random change of the images, the same for clean and attacked ones, such as `FlipCrop()`; None
             leaves them as they are.
 

@@ -37,7 +37,7 @@ def static_adversarial_training(
         static: Mixture of attacks on the public encoders.
         restoration_weight: Weight of the distance from the public features; zero leaves it out.
         own_eps: Radius of the attack on the branch in training, in [0, 1] pixel units; None does without.
-        own_steps: Number of steps of the attack on the branch in training.
+        own_steps: Number of steps of the attack on the branch in training, where `HardenConfig` states none.
         augmentation: Random change of the images, the same for clean and attacked ones, such as `FlipCrop()`; None
             leaves them as they are.
         passes: Least number of passes over the images where the config states no `epochs`.

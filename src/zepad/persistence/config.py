@@ -23,7 +23,7 @@ from ..plugins import PluginRecord
 from ..schema import parse_json
 from ..types import ENCODER_ROLES, HARDENED_ROLES, REFERENCE, ROLES, Role, Stage
 
-FORMAT = 6
+FORMAT = 7
 """Version of the layout that is written. Formats 1 and 2 were never released."""
 
 
@@ -56,10 +56,23 @@ def _from_format_5(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _from_format_6(values: dict[str, Any]) -> dict[str, Any]:
+    """The record of a hardening had 5 steps where the recipe attacked by steps of its own, or not at all."""
+    hardened = values.get("provenance", {}).get("harden", {})
+    method = str(hardened.get("method", ""))
+    own = re.search(r"own_steps=(\d+)", method)
+    if own is None or "config" not in hardened:
+        return values
+    steps = None if "own_eps=None" in method else int(own[1])
+    hardened = {**hardened, "config": {**hardened["config"], "steps": steps, "step_size": None}}
+    return {**values, "provenance": {**values["provenance"], "harden": hardened}}
+
+
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     3: _from_format_3,
     4: _from_format_4,
     5: _from_format_5,
+    6: _from_format_6,
 }
 """By format, the function from the values of a config.json of that format to those of the next one."""
 

@@ -159,7 +159,7 @@ def _check_recipe(recipe: Recipe, config: BenignConfig) -> None:
             f"{recipe.name} trains no head, which the benign branch needs. Take static_adversarial_training(), or "
             "harden the encoder by zepad.training.harden_branch and pass it as from_encoders(..., benign=encoder)."
         )
-    if recipe.inner is not None and (recipe.inner.eps is None or recipe.inner.steps is None):
+    if recipe.inner is not None and recipe.inner.eps is None:
         raise ConfigError(
             f"{recipe.name} attacks the branch in training by the budget of HardenConfig, which this stage has not. "
             "Take static_adversarial_training(own_eps=..., own_steps=...)."

@@ -92,12 +92,11 @@ class Run:
         inner = self.recipe.inner
         if inner is None:
             return None
-        config, eps, steps, step_size = self.config, inner.eps, inner.steps, None
-        if eps is None or steps is None:
-            assert isinstance(config, HardenConfig), "the budget of an inner attack is a setting of HardenConfig"
-            # A step size is made for one budget.
-            step_size = config.step_size if eps is None and steps is None else None
-            eps, steps = eps or config.eps, steps or config.steps
+        eps, steps, step_size = inner.eps, inner.steps, None
+        if isinstance(self.config, HardenConfig):
+            eps = self.config.eps if eps is None else eps
+            steps, step_size = self.config.steps or steps, self.config.step_size
+        assert eps is not None, "a recipe for the benign branch states its radius"
         return PGD(eps=eps, steps=steps, step_size=step_size or 2 * eps / steps)
 
     def batches(self, loader: Loader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,5 +137,8 @@ def resolved_rates(config: HardenConfig | BenignConfig, recipe: Recipe) -> Rates
 
 
 def resolved_settings(config: HardenConfig | BenignConfig, recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of a config, JSON-ready, with the recipe's learning rates where the config states none."""
-    return {**config.to_dict(), **asdict(resolved_rates(config, recipe))}
+    """Return the settings of a config, JSON-ready, with the recipe's rates and steps where the config states none."""
+    settings = {**config.to_dict(), **asdict(resolved_rates(config, recipe))}
+    if isinstance(config, HardenConfig):
+        settings["steps"] = None if recipe.inner is None else config.steps or recipe.inner.steps
+    return settings
