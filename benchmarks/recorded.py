@@ -1,6 +1,8 @@
 r"""Recorded measurements: one JSON file for each model, from which tables and figures are drawn.
 
     python benchmarks/recorded.py ladder runs/ladder-cifar --setting cifar --seeds 0 --model private --out private.json
+    python benchmarks/recorded.py ladder runs/ladder-cifar --setting cifar --seeds 2 --model private \
+        --beside private.json --out private.json
     python benchmarks/recorded.py report comparison/mine/report.json --command "zepad compare ..." \
         --encoders "timm:resnet18 and timm:resnet34" --out mine.json
 
@@ -12,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -125,6 +128,47 @@ def score(values: Sequence[float]) -> Score:
     ('92.4', '2.0 ± 1.0')
     """
     return Score(round(statistics.fmean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else None)
+
+
+def joined(first: Entry, second: Entry) -> Entry:
+    """Return the entry of the seeds of two entries of one model, such as runs on two machines.
+
+    Raises:
+        ValueError: If they measured different things, or share a seed.
+    """
+    same = first.model == second.model and first.comparable == second.comparable
+    attackers = [{kind: list(group.attackers) for kind, group in entry.attacked.items()} for entry in (first, second)]
+    if not same or attackers[0] != attackers[1] or set(first.seeds) & set(second.seeds):
+        raise ValueError(
+            f"{first.model} with seeds {first.seeds} and {second.model} with seeds {second.seeds} cannot be joined: "
+            "they must be one model under the same attackers, on as many images, with different seeds."
+        )
+    counts = len(first.seeds), len(second.seeds)
+
+    def pooled(one: Score, other: Score) -> Score:
+        return _pooled((one, other), counts)
+
+    return replace(
+        first,
+        seeds=[*first.seeds, *second.seeds],
+        command=f"{first.command}\n{second.command}",
+        benign=pooled(first.benign, second.benign),
+        attacked={
+            kind: Attacked(
+                worst=pooled(group.worst, second.attacked[kind].worst),
+                attackers={n: pooled(s, second.attacked[kind].attackers[n]) for n, s in group.attackers.items()},
+            )
+            for kind, group in first.attacked.items()
+        },
+    )
+
+
+def _pooled(scores: tuple[Score, Score], counts: tuple[int, int]) -> Score:
+    """Return mean and deviation of two samples together (Chan, Golub and LeVeque 1983, equations 2.1)."""
+    (one, other), (m, n) = scores, counts
+    apart = other.mean - one.mean
+    squares = (m - 1) * (one.deviation or 0) ** 2 + (n - 1) * (other.deviation or 0) ** 2 + apart**2 * m * n / (m + n)
+    return Score(round(one.mean + apart * n / (m + n), 2), round(math.sqrt(squares / (m + n - 1)), 2))
 
 
 def cell(entry: Entry, kind: str) -> str:
@@ -285,6 +329,7 @@ def main() -> None:
     ladder.add_argument("--setting", required=True)
     ladder.add_argument("--seeds", type=int, nargs="+", default=[0])
     ladder.add_argument("--model", required=True)
+    ladder.add_argument("--beside", type=Path, help="recorded file of other seeds, which these are joined to")
     ladder.add_argument("--file", default="test.json", help="test-public.json where only public attackers ran")
     report = kinds.add_parser("report", help="a report.json of zepad evaluate or zepad compare")
     report.add_argument("path", type=Path)
@@ -295,6 +340,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.kind == "ladder":
         entry = from_ladder(args.folder, setting=args.setting, seeds=args.seeds, model=args.model, file=args.file)
+        if args.beside is not None:
+            entry = joined(TypeAdapter(Entry).validate_json(args.beside.read_bytes()), entry)
     else:
         entry = from_report(args.path, command=args.command, encoders=args.encoders)
     save(entry, args.out)

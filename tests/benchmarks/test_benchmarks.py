@@ -8,12 +8,16 @@ import json
 import runpy
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tiny import TinyEncoder
@@ -221,3 +225,41 @@ def test_images_come_back_in_the_recorded_order(monkeypatch: pytest.MonkeyPatch)
     assert sorted(order.tolist()) == list(range(20))
     with pytest.raises(ValueError, match="1 of 1 recorded images"):
         common.order_by_digest(data, [-1])
+
+
+def recorded_entry(recorded: ModuleType, values: Sequence[float], seeds: Sequence[int], **changes: Any) -> Any:
+    score = recorded.score(values)
+    attacked = {"six": recorded.Attacked(worst=score, attackers={"UAP": score})}
+    known = {"model": "m", "data": "d", "encoders": "e", "eps": "8/255", "protocol": "p", "images": {"benign": 5}}
+    known |= {"seeds": list(seeds), "command": str(seeds), "note": "", "benign": score, "attacked": attacked}
+    return recorded.Entry(**{**known, **changes})
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=6), st.data())
+def test_seeds_that_are_recorded_one_after_the_other_are_those_recorded_at_once(
+    values: list[float], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        recorded = load(patch, "recorded")
+    cut, seeds = data.draw(st.integers(1, len(values) - 1)), range(len(values))
+    parts = [recorded_entry(recorded, values[part], seeds[part]) for part in (slice(cut), slice(cut, None))]
+    found, whole = recorded.joined(*parts), recorded_entry(recorded, values, seeds)
+    assert found.seeds == whole.seeds
+    for one, other in (
+        (found.benign, whole.benign),
+        (found.attacked["six"].worst, whole.attacked["six"].worst),
+        (found.attacked["six"].attackers["UAP"], whole.attacked["six"].attackers["UAP"]),
+    ):
+        assert one.mean == pytest.approx(other.mean, abs=0.011)  # what is recorded has two decimals
+        assert one.deviation == pytest.approx(other.deviation, abs=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [0]}, {"model": "another"}, {"eps": "4/255"}, {"attacked": {}}])
+def test_what_was_measured_in_another_way_is_not_joined(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = load(monkeypatch, "recorded")
+    with pytest.raises(ValueError, match="cannot be joined"):
+        recorded.joined(
+            recorded_entry(recorded, [1.0], [0]), recorded_entry(recorded, [1.0], **{"seeds": [1]} | changes)
+        )
