@@ -31,14 +31,18 @@ def evaluating(model: object) -> Iterator[None]:
             part.training = True  # train() would also change the submodules, some of which are frozen
 
 
-def autocast(device: torch.device, precision: Precision) -> Any:
+def autocast(device: torch.device, precision: Precision, *, cached: bool = True) -> Any:
     """Return the context manager in which forward passes have a precision.
 
     Args:
         device: Device that computes.
         precision: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16 where the hardware computes in it.
+        cached: Whether weights that are trained are converted once for the whole context, in which they must not
+            change.
     """
-    return torch.autocast(device.type, torch.bfloat16) if is_bf16(device, precision) else nullcontext()
+    if not is_bf16(device, precision):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=cached)
 
 
 def is_bf16(device: torch.device, precision: Precision) -> bool:

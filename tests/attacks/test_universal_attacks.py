@@ -131,6 +131,31 @@ def test_the_encoders_are_left_as_found_and_attacked_in_evaluation_mode(make, to
 
 
 @every_attack
+def test_the_encoders_are_asked_in_the_stated_precision(make, toy):
+    encoder, seen = TinyEncoder(), []
+    encoder.conv2.register_forward_hook(lambda *called: seen.append(called[-1].dtype))
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        seen.clear()
+        made = fit(make(precision=precision, epochs=1), encoder, loader_of(toy))
+        assert set(seen) == {dtype}
+        assert made.delta.dtype == torch.float32
+        assert made.norm == "patch" or made.delta.abs().max() <= torch.tensor(EPS)
+        assert made.provenance["precision"] == precision
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("make", [LABEL_FREE["advencoder"], LABEL_FREE["patch"]], ids=["advencoder", "patch"])
+def test_a_generator_in_bfloat16_learns_as_in_float32(make, toy):
+    """Autocast converts a weight once in its context unless told otherwise, and then an update is not seen."""
+    encoder = TinyEncoder()
+    whole, half, untrained = (
+        fit(make(epochs=epochs, lr=1e-2, precision=precision), encoder, loader_of(toy)).delta
+        for epochs, precision in ((20, "fp32"), (20, "bf16"), (1, "fp32"))
+    )
+    assert (half - whole).norm() < (untrained - whole).norm() / 2
+
+
+@every_attack
 def test_the_encoder_is_left_as_found_when_it_raises(make, toy):
     encoder, calls = used_encoder(), []
 

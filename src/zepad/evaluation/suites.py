@@ -67,11 +67,11 @@ def universal_attacks(*, eps: float, seed: int = 0) -> dict[str, UniversalAttack
         ['AdvEncoder', 'PAP', 'UAP', 'UAPGD', 'SSP']
     """
     return {
-        "AdvEncoder": AdvEncoder(eps=eps, seed=seed),
-        "PAP": PAPBase(eps=eps, seed=seed),
-        "UAP": UAP(eps=eps, seed=seed),
-        "UAPGD": UAPGD(eps=eps, seed=seed),
-        "SSP": SSP(eps=eps, seed=seed),
+        "AdvEncoder": AdvEncoder(eps=eps, seed=seed, precision="auto"),
+        "PAP": PAPBase(eps=eps, seed=seed, precision="auto"),
+        "UAP": UAP(eps=eps, seed=seed, precision="auto"),
+        "UAPGD": UAPGD(eps=eps, seed=seed, precision="auto"),
+        "SSP": SSP(eps=eps, seed=seed, precision="auto"),
     }
 
 
@@ -83,7 +83,7 @@ def universal_feature_attack(*, eps: float, seed: int = 0) -> dict[str, Universa
         eps: L-infinity budget in [0, 1] pixel units.
         seed: Seed of the attack.
     """
-    return {"universal feature attack": UniversalFeatureAttack(eps=eps, seed=seed)}
+    return {"universal feature attack": UniversalFeatureAttack(eps=eps, seed=seed, precision="auto")}
 
 
 @checked

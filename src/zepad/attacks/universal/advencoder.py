@@ -145,7 +145,7 @@ class _GeneratorAttack(_UniversalAttack):
             with torch.no_grad():
                 features = [accurate(encoder(images)) for encoder in encoders]
             with torch.enable_grad():
-                attacked = put(images, generator())
+                attacked = put(images, accurate(generator()))
                 loss = advencoder_loss(
                     images,
                     attacked,
@@ -158,7 +158,7 @@ class _GeneratorAttack(_UniversalAttack):
             optimizer.step()
         assert generator is not None
         with torch.no_grad():
-            return generator(), shape
+            return accurate(generator()), shape
 
     def _passes(self, attacker: AttackerImages, progress: bool) -> Iterator[Tensor]:
         batches = attacker.passes(
@@ -190,6 +190,8 @@ class AdvEncoder(_GeneratorAttack):
             and larger, and fewer in proportion to the number of pixels for smaller images, at least 64.
         latents: Number of noise vectors. None takes the published 256, scaled in the same way, at least 16.
         seed: Seed of the noise, of the generator and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
 
     References:
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280.
@@ -224,7 +226,7 @@ class AdvEncoder(_GeneratorAttack):
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
-        with crafting(encoders, self.seed):
+        with crafting(self, encoders, attacker):
             pattern, _ = self._train(
                 encoders,
                 self._passes(attacker, progress),
@@ -246,6 +248,8 @@ class AdvEncoderPatch(_GeneratorAttack):
             and larger, and fewer in proportion to the number of pixels for smaller images, at least 64.
         latents: Number of noise vectors. None takes the published 256, scaled in the same way, at least 16.
         seed: Seed of the noise, of the generator and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         area: Share of the image that the patch may cover, in (0, 1]. The side of the patch is rounded down to whole
             pixels, at least one.
 
@@ -282,7 +286,7 @@ class AdvEncoderPatch(_GeneratorAttack):
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
-        with crafting(encoders, self.seed):
+        with crafting(self, encoders, attacker):
             pattern, shape = self._train(encoders, self._passes(attacker, progress), self._side, _put_patch)
         patch = (pattern + 1) / 2
         delta = _in_corner(patch, shape).clamp(0, 1)

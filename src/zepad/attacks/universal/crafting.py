@@ -19,10 +19,10 @@ from ...errors import InputError
 from ...functional.precision import accurate
 from ...functional.projection import project_linf, random_linf, steepest_linf
 from ...inputs import check_images, check_labels, check_reiterable, has_labels, images_of, num_batches, split_batch
-from ...modes import evaluating
+from ...modes import autocast, evaluating
 from ...progress import stage
 from ...seeding import seeded
-from ...types import ImageModel, Loader
+from ...types import ImageModel, Loader, Precision
 from ..layers import capture_layers, find_layer
 
 Encoders: TypeAlias = ImageModel | Sequence[ImageModel]
@@ -33,15 +33,18 @@ _BATCH = 256  # batch size in which a tensor of images is read, that of the publ
 
 @dataclass(frozen=True, kw_only=True)
 class _UniversalAttack:
-    """Settings of every universal attack: the number of passes over the images, and the seed."""
+    """Settings of every universal attack: the number of passes over the images, the seed and the precision."""
 
     epochs: int | None = None
     seed: int = 0
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "at least 1, or None")
         require(0 <= self.seed < 2**63, "seed", self.seed, "an integer of zero or more")
+        known = ("auto", "fp32", "bf16")
+        require(self.precision in known, "precision", self.precision, '"auto", "fp32" or "bf16"')
 
     def _provenance(self, encoders: Sequence[ImageModel], images: AttackerImages, **more: Any) -> dict[str, Any]:
         """Return the provenance in JSON values, so that it is unchanged by saving and loading."""
@@ -80,6 +83,7 @@ class AttackerImages:
     """Images of the attacker, read as checked batches of one image size on the device of the encoders.
 
     Attributes:
+        device: Device of the encoders; None where they have no parameters, and images stay where they are.
         count: Number of images in one pass, known after the first pass.
         updates: Number of batches in one pass; None before the first pass if the loader has no length.
     """
@@ -93,7 +97,7 @@ class AttackerImages:
         self._shape: torch.Size | None = None
         parameters = (p for encoder in encoders if isinstance(encoder, nn.Module) for p in encoder.parameters())
         reference = next(parameters, None)
-        self._device = None if reference is None else reference.device
+        self.device = None if reference is None else reference.device
         self.count = 0
         self.updates = math.ceil(len(images) / _BATCH) if isinstance(images, Tensor) else num_batches(images)
 
@@ -153,7 +157,7 @@ class AttackerImages:
         for batch in self._raw():
             labels = split_batch(batch)[1] if has_labels(batch) else None
             images = check_images(images_of(batch), source=self._images)
-            images = images.to(self._device or images.device)
+            images = images.to(self.device or images.device)
             self._shape = self._shape or images.shape[1:]
             if images.shape[1:] != self._shape:
                 raise InputError(
@@ -183,12 +187,20 @@ def as_encoders(encoder: Encoders) -> tuple[ImageModel, ...]:
 
 
 @contextmanager
-def crafting(models: Iterable[object], seed: int) -> Iterator[None]:
-    """Put the models in evaluation mode and seed the global generators inside the context, and restore both after."""
+def crafting(attack: _UniversalAttack, models: Iterable[object], images: AttackerImages) -> Iterator[None]:
+    """Put the models in evaluation mode, seed the global generators and set the precision, and restore all three after.
+
+    Args:
+        attack: Attack whose seed and precision hold inside the context.
+        models: Encoders and head.
+        images: Images of the attacker.
+    """
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
-        stack.enter_context(seeded(seed))
+        stack.enter_context(seeded(attack.seed))
+        # What is trained inside, such as a generator, changes with every update, so that nothing may be converted once.
+        stack.enter_context(autocast(images.device or torch.device("cpu"), attack.precision, cached=False))
         yield
 
 

@@ -28,6 +28,8 @@ class UniversalFeatureAttack(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 5`.
         epochs: Number of passes over the attacker's images; None takes enough for 50 updates, and at least 5.
         seed: Seed of the random start and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
 
     References:
         Zhou et al., Downstream-agnostic Adversarial Examples, ICCV 2023, arXiv 2307.12280 (the feature term).
@@ -60,7 +62,7 @@ class UniversalFeatureAttack(_SignAttack):
                 distances.append(cosine_distance(accurate(one(attacked)), features).sum())
             return torch.stack(distances).mean()
 
-        with crafting(encoders, self.seed):
+        with crafting(self, encoders, attacker):
             batches = attacker.passes(
                 self.epochs, least_epochs=5, least_updates=50, name=type(self).__name__, progress=progress
             )

@@ -47,6 +47,8 @@ class PAPBase(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
         epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
         seed: Seed of the random start and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module. The
             paper attacks the first stage; None chooses the stage.
 
@@ -89,7 +91,7 @@ class PAPBase(_SignAttack):
                 progress,
                 least_updates=_TRIAL_UPDATES,
             )
-            moved[stage] = _distance_moved(encoders, AttackerImages(images, encoders), trial, self.seed)
+            moved[stage] = _distance_moved(self, encoders, AttackerImages(images, encoders), trial)
         return max(moved, key=moved.__getitem__, default=STAGES[0])
 
 
@@ -102,6 +104,8 @@ class PAPFuse(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
         epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
         seed: Seed of the random start and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         layers: Two layers whose mean squared activations are added: stages or names of modules.
 
     References:
@@ -151,6 +155,8 @@ class PAPUGS(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
         epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
         seed: Seed of the random start, of the noise images and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
         noise_mean: Range of the mean of a noise image, in [0, 1] pixel units.
         noise_std: Range of the standard deviation of a noise image, in [0, 1] pixel units.
@@ -223,11 +229,11 @@ def gaussian_images(
 
 
 def _distance_moved(
-    encoders: Sequence[ImageModel], attacker: AttackerImages, perturbation: UniversalPerturbation, seed: int
+    attack: _SignAttack, encoders: Sequence[ImageModel], attacker: AttackerImages, perturbation: UniversalPerturbation
 ) -> float:
     """Return the mean cosine distance of clean and attacked features over the attacker's images and the encoders."""
     total = torch.zeros(())
-    with crafting(encoders, seed), torch.no_grad():
+    with crafting(attack, encoders, attacker), torch.no_grad():
         for images in attacker.one_pass():
             attacked = perturbation.apply(images)
             for encoder in encoders:
@@ -247,7 +253,7 @@ def _raise_activations(
 ) -> UniversalPerturbation:
     encoders = as_encoders(encoder)
     attacker = AttackerImages(images, encoders)
-    with crafting(encoders, attack.seed), capture_all(encoders, layers) as read:
+    with crafting(attack, encoders, attacker), capture_all(encoders, layers) as read:
         batches = attacker.passes(
             attack.epochs, least_epochs=1, least_updates=least_updates, name=type(attack).__name__, progress=progress
         )

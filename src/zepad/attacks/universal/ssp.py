@@ -42,6 +42,8 @@ class SSP(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
         epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
         seed: Seed of the random start and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         layer: Layer to attack: a stage (`"stem"`, `"stage1"` to `"stage4"`) or the name of a module.
 
     References:
@@ -68,7 +70,7 @@ class SSP(_SignAttack):
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
-        with crafting(encoders, self.seed), capture_all(encoders, [self.layer]) as read:
+        with crafting(self, encoders, attacker), capture_all(encoders, [self.layer]) as read:
 
             def loss(clean: Tensor, attacked: Tensor) -> Tensor:
                 with torch.no_grad():

@@ -87,6 +87,8 @@ class UAP(_UniversalAttack):
         epochs: Largest number of passes over the attacker's images; None takes 10. The attack ends earlier once
             `fooling_rate` is reached.
         seed: Seed of the order in which the loader yields images. The perturbation starts at zero.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         fooling_rate: Share of the attacker's images whose prediction must change, in (0, 1].
         overshoot: Fraction by which the DeepFool steps are lengthened, in [0, 1].
         steps: Largest number of DeepFool iterations per image.
@@ -140,7 +142,7 @@ class UAP(_UniversalAttack):
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
-        with crafting((*encoders, self.head), self.seed):
+        with crafting(self, (*encoders, self.head), attacker):
             logits, origin = attacker_logits(encoders, attacker, self.head)
             delta, passes, fooled = self._craft(logits, attacker, progress)
         provenance = self._provenance(encoders, attacker, logits=origin, passes=passes, fooled=fooled)

@@ -46,6 +46,8 @@ class UAPGD(_SignAttack):
         step_size: Length of one step in [0, 1] pixel units; None takes `eps / 50`.
         epochs: Number of passes over the attacker's images; None takes enough for 200 updates, and at least 1.
         seed: Seed of the random start and of the order in which the loader yields images.
+        precision: Precision of the forward passes while the perturbation is fitted: `"fp32"`, `"bf16"`, or `"auto"` for
+            bfloat16 where the hardware computes in it.
         momentum: Decay of the accumulated gradient, in [0, 1).
         head: Module that maps features to logits, where the features of several encoders are concatenated;
             `torch.nn.Identity()` for a classifier. None fits a linear probe on the attacker's labelled images.
@@ -84,7 +86,7 @@ class UAPGD(_SignAttack):
         """
         encoders = as_encoders(encoder)
         attacker = AttackerImages(images, encoders)
-        with crafting((*encoders, self.head), self.seed):
+        with crafting(self, (*encoders, self.head), attacker):
             logits, origin = attacker_logits(encoders, attacker, self.head)
 
             def loss(clean: Tensor, attacked: Tensor) -> Tensor:
