@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, InputError, ZePAD
+from zepad import BenignConfig, CheckpointError, ConfigError, HardenConfig, InputError, ZePAD, ZeroShotHead
 from zepad.calibration import choose_abstention
 from zepad.ensemble import BranchEnsemble
 from zepad.evaluation import white_box
@@ -172,7 +172,26 @@ def test_only_a_public_benign_encoder_of_the_private_preset_abstains() -> None:
     assert defended(preset="paper").abstain_above is None
     torch.manual_seed(3)
     assert defended(benign=TinyEncoder(5)).abstain_above is None
-    assert defense.harden(loader(), HardenConfig(eps=EPS, epochs=1), progress=False).abstain_above is None
+
+
+def test_hardening_chooses_the_gap_while_the_benign_encoder_is_public() -> None:
+    defense, config = defended(), HardenConfig(eps=EPS, epochs=1, val_fraction=0)
+    unlabelled = [images for images, _ in loader()]
+    defense.harden(unlabelled, config, progress=False)
+    above = defense.abstain_above
+    gaps = torch.cat([defense.restoration_gap(images).detach() for images in unlabelled])
+    assert above == pytest.approx(float(gaps.quantile(0.99)), rel=1e-4)
+    assert defense.provenance["harden"]["abstain_above"] == above
+    heads = {role: ZeroShotHead(torch.rand(3, 8)) for role in ("victim", "auxiliary", "benign")}
+    assert defense.fit_zero_shot(heads).abstain_above == above
+    images = torch.cat(unlabelled)
+    silent = defense.restoration_gap(images) > above
+    assert silent.any()
+    assert torch.equal((defense.branch_logits(images)[-1] == 0).all(dim=1), silent)
+    defense.abstain_above = None  # the user's word holds
+    assert defense.fit_zero_shot(heads).abstain_above is None
+    for trained in (defended(freeze=False), defended(preset="paper")):
+        assert trained.harden(loader(), config, progress=False).abstain_above is None
 
 
 def test_new_heads_and_calibration_choose_the_gap_on_their_own_images() -> None:

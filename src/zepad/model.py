@@ -11,6 +11,7 @@ from torch import Tensor
 from . import training
 from .arguments import checked
 from .assembly import assemble
+from .calibration import choose_abstention
 from .config import BenignConfig, HardenConfig, HeadConfig, check_classes
 from .detectors import Detector, DetectorInputs
 from .encoders import Encoder, EncoderLike, Preprocessing
@@ -61,7 +62,7 @@ class ZePAD(
             `"published"` and `"cautious"`; None under the others.
         abstain_above: Largest gap between restored and public features (`zepad.functional.restoration_gap`) at which
             the memory speaks or, under the preset `"private"` if the benign encoder stays as it is public, the benign
-            branch; None lets it always speak. `fit_benign` sets it. It may be set to None.
+            branch; None lets it always speak. `harden` and `fit_benign` set it. It may be set to None.
         threshold: Threshold of the detection score. Before `calibrate` it is the first threshold of the detector, or
             None if the detector has none.
         provenance: Recipes, data sizes and results of the steps that led to the weights.
@@ -268,8 +269,19 @@ class ZePAD(
             progress=progress,
             callbacks=callbacks,
         )
+        benign, abstain_above = self.provenance.get("benign"), None
+        if self.preset.abstains and (benign is None or was_frozen(benign)):  # which fit_zero_shot leaves as it is
+            held_out = training.split(loader, val_loader, config.val_fraction, config.seed)[1]
+            restored = hardened.branches["auxiliary"].encoder
+            abstain_above = choose_abstention(
+                restored,
+                copy.deepcopy(self.encoder("benign")).to(device_of(restored)),
+                loader if held_out is None else held_out,
+                device=device_of(restored),
+            )
         self._install(hardened.branches, hardened.num_classes, hardened.class_names, stage="hardened")
-        self.provenance = recorded(self.provenance, "harden", hardened.record)
+        self.abstain_above = abstain_above
+        self.provenance = recorded(self.provenance, "harden", {**hardened.record, "abstain_above": abstain_above})
         return self
 
     @checked
@@ -416,6 +428,8 @@ class ZePAD(
     def fit_zero_shot(self, heads: Mapping[str, ZeroShotHead], *, class_names: Sequence[str] | None = None) -> ZePAD:
         """Use zero-shot heads in place of fitted ones, so that the model classifies by class names. Nothing is trained.
 
+        The benign branch abstains where it did before, or where `harden` chose (`abstain_above`).
+
         Args:
             heads: A `ZeroShotHead` for each of victim, auxiliary and benign, built with the text tower that belongs to
                 the encoder. A benign encoder that was copied from the auxiliary uses the auxiliary's.
@@ -439,7 +453,9 @@ class ZePAD(
             for role, encoder in self.encoders.items()
         }
         names = None if class_names is None else tuple(map(str, class_names))
+        abstain_above = self.abstain_above  # a gap between encoders, whatever heads they have
         self._install(branches, classes, names, stage="fitted")
+        self.abstain_above = abstain_above
         self.provenance = recorded(self.provenance, "zero_shot", {"classes": classes})
         return self
 
