@@ -68,6 +68,7 @@ def test_the_provenance_tells_how_it_was_made(tiny, loader):
         "step_size": None,
         "epochs": 2,
         "seed": 7,
+        "precision": "fp32",
         "images": 24,
         "encoders": ["TinyEncoder"],
         "zepad": __version__,
