@@ -21,6 +21,7 @@ from .functional import conformal_threshold, correct_count, restoration_gap
 from .fusion import FusionRule, ValidationLogits
 from .inputs import check_images, check_labels, has_labels, images_of, iter_batches, split_batch
 from .modules import Branch
+from .seeding import seeded
 from .types import REFERENCE, ImageModel, Loader
 
 _CHUNK = 256  # number of images per forward pass
@@ -70,12 +71,13 @@ def choose_abstention(
         a gap of one or more.
     """
     gaps: list[Tensor] = []
-    for images, _ in _compared_images(loader, device):
-        with torch.no_grad():
-            sides = restored(images), public(images)
-        if sides[0].shape != sides[1].shape:
-            return None
-        gaps.append(restoration_gap(*sides).float().cpu())
+    with seeded(0):  # a loader may shuffle
+        for images, _ in _compared_images(loader, device):
+            with torch.no_grad():
+                sides = restored(images), public(images)
+            if sides[0].shape != sides[1].shape:
+                return None
+            gaps.append(restoration_gap(*sides).float().cpu())
     return _rarely_exceeded(gaps)
 
 
@@ -93,15 +95,16 @@ def choose_recall(benign: Branch, memory: Branch, loader: Loader | Tensor, *, de
         device: Device that images are moved to.
     """
     branches, gaps, right = (benign, memory), [], []
-    for images, labels in _compared_images(loader, device):
-        with torch.no_grad():
-            features = [branch.encoder(images) for branch in branches]
-            if features[0].shape != features[1].shape:
-                return 0.0
-            gaps.append(restoration_gap(*features).float().cpu())
-            if labels is not None:
-                said = [branch.head(each).argmax(dim=1) for branch, each in zip(branches, features, strict=True)]
-                right.append([int((each == labels).sum()) for each in said])
+    with seeded(0):
+        for images, labels in _compared_images(loader, device):
+            with torch.no_grad():
+                features = [branch.encoder(images) for branch in branches]
+                if features[0].shape != features[1].shape:
+                    return 0.0
+                gaps.append(restoration_gap(*features).float().cpu())
+                if labels is not None:
+                    said = [branch.head(each).argmax(dim=1) for branch, each in zip(branches, features, strict=True)]
+                    right.append([int((each == labels).sum()) for each in said])
     if right:
         of_branch, of_memory = map(sum, zip(*right, strict=True))
         if of_memory <= of_branch:
