@@ -110,7 +110,12 @@ KINDS = {
 
 def load(folder: Path = FOLDER) -> dict[str, Entry]:
     """Return the entries of a folder by the stems of their files."""
-    return {path.stem: TypeAdapter(Entry).validate_json(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def read(path: Path) -> Entry:
+    """Return the entry of one file."""
+    return TypeAdapter(Entry).validate_json(path.read_bytes())
 
 
 def save(entry: Entry, path: Path) -> None:
@@ -341,7 +346,7 @@ def main() -> None:
     if args.kind == "ladder":
         entry = from_ladder(args.folder, setting=args.setting, seeds=args.seeds, model=args.model, file=args.file)
         if args.beside is not None:
-            entry = joined(TypeAdapter(Entry).validate_json(args.beside.read_bytes()), entry)
+            entry = joined(read(args.beside), entry)
     else:
         entry = from_report(args.path, command=args.command, encoders=args.encoders)
     save(entry, args.out)

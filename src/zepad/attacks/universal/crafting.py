@@ -43,8 +43,6 @@ class _UniversalAttack:
         check_fields(self)
         require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "at least 1, or None")
         require(0 <= self.seed < 2**63, "seed", self.seed, "an integer of zero or more")
-        known = ("auto", "fp32", "bf16")
-        require(self.precision in known, "precision", self.precision, '"auto", "fp32" or "bf16"')
 
     def _provenance(self, encoders: Sequence[ImageModel], images: AttackerImages, **more: Any) -> dict[str, Any]:
         """Return the provenance in JSON values, so that it is unchanged by saving and loading."""
