@@ -66,6 +66,27 @@ def test_the_benign_branch_is_the_mean_of_both_and_a_memory_that_abstains_prefer
     )
 
 
+def test_a_report_says_on_which_images_the_memory_abstains() -> None:
+    images, _ = toy_data(24)
+    model = ensemble()
+    assert not model.inspect(images).memory_abstains.any()
+    gaps = model.restoration_gap(images).detach()
+    model.abstain_above = float(gaps.median())
+    silent = gaps > gaps.median()
+    assert 0 < silent.sum() < len(images)
+    report = model.inspect(images)
+    assert torch.equal(report.memory_abstains, silent)
+    assert not report.abstains.any()  # one half of the benign branch still speaks
+    for i, quiet in enumerate(silent.tolist()):
+        line = str(model.inspect(images[i])).splitlines()[-1]
+        assert line.split()[:2] == ["memory", "abstains" if quiet else "speaks"]
+    model.memory = None
+    model.abstain_above = None
+    report = model.inspect(images)
+    assert report.memory_abstains is None
+    assert "memory" not in str(report)
+
+
 def test_a_memory_always_speaks_without_a_limit_and_hardened_branches_are_left_alone() -> None:
     images, _ = toy_data(12)
     model = ensemble()

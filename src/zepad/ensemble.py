@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class BranchEnsemble(nn.Module):
         memory its logits are the logarithm of the mean of both probabilities, in which a memory that abstains prefers
         no class.
         """
-        return self._look(images, features=False)[0]
+        return self._look(images, features=False).logits
 
     def restoration_gap(self, images: Tensor) -> Tensor:
         """Return how far the features of a public encoder are from those of the one made from it, `(N,)`.
@@ -137,9 +137,13 @@ class BranchEnsemble(nn.Module):
 
     def detector_inputs(self, images: Tensor) -> DetectorInputs:
         """Return the detector's inputs, with one pass through every encoder that they need. Differentiable."""
+        return self._detector_inputs(images)[0]
+
+    def _detector_inputs(self, images: Tensor) -> tuple[DetectorInputs, Tensor | None]:
+        """Return the detector's inputs, and which images a public encoder abstains on, bool `(N,)`."""
         needs = self.detector.rule.needs
         hardened_features = reference_logits = reference_features = blurred_features = None
-        logits, features = self._look(images, features=DetectorInput.HARDENED_FEATURES in needs)
+        logits, features, silent = self._look(images, features=DetectorInput.HARDENED_FEATURES in needs)
         if DetectorInput.HARDENED_FEATURES in needs:
             # The benign branch is left out: attacks that transfer to it move its features along with the victim's.
             hardened_features = torch.cat(features[:-1], dim=1)
@@ -150,34 +154,36 @@ class BranchEnsemble(nn.Module):
         if DetectorInput.BLURRED_REFERENCE in needs:
             assert self.reference is not None
             blurred_features = self.reference.encoder(smoothed(images))
-        return DetectorInputs(
+        found = DetectorInputs(
             logits=logits,
             hardened_features=hardened_features,
             reference_logits=reference_logits,
             reference_features=reference_features,
             blurred_features=blurred_features,
         )
+        return found, silent
 
-    def _look(self, images: Tensor, *, features: bool) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits `(B, N, K)`, and the features of every branch if they are asked for or compared."""
+    def _look(self, images: Tensor, *, features: bool) -> _Look:
         if not features and self.abstain_above is None and self.memory is None:
-            return torch.stack([branch(_own(images, branch)) for branch in self.branches.values()]), []
+            logits = torch.stack([branch(_own(images, branch)) for branch in self.branches.values()])
+            return _Look(logits, features=[], silent=None)
         branches = [cast(Branch, branch) for branch in self.branches.values()]
         rows = [branch.encoder(_own(images, branch)) for branch in branches]
-        logits = [branch.head(each) for branch, each in zip(branches, rows, strict=True)]
+        *others, spoken = [branch.head(each) for branch, each in zip(branches, rows, strict=True)]
+        silent = None
         if self.memory is not None:
             public = self.memory.encoder(_own(images, self.memory))
-            recalled = self._unless_far(self.memory.head(public), rows[-1], public)
-            logits[-1] = mean_log_probabilities(torch.stack([logits[-1], recalled]))
-        elif len(rows) >= 2:
-            logits[-1] = self._unless_far(logits[-1], rows[-2], rows[-1])
-        return torch.stack(logits), rows
+            silent = self._moved_far(rows[-1], public)
+            recalled = _unless(silent, self.memory.head(public))
+            spoken = mean_log_probabilities(torch.stack([spoken, recalled]))
+        elif others:
+            silent = self._moved_far(rows[-2], rows[-1])
+            spoken = _unless(silent, spoken)
+        return _Look(torch.stack([*others, spoken]), features=rows, silent=silent)
 
-    def _unless_far(self, logits: Tensor, restored: Tensor, public: Tensor) -> Tensor:
-        """Return the logits of a public encoder, zero where the features of the restored one are far from its own."""
-        if self.abstain_above is None:
-            return logits
-        return logits.masked_fill((restoration_gap(restored, public) > self.abstain_above)[:, None], 0)
+    def _moved_far(self, restored: Tensor, public: Tensor) -> Tensor | None:
+        """Return where features of a public encoder are far from those of the restored one; None if all are heard."""
+        return None if self.abstain_above is None else restoration_gap(restored, public) > self.abstain_above
 
     def _compared(self) -> tuple[Branch, Branch]:
         """Return the branches between whose features the restoration gap is, the public one last."""
@@ -270,16 +276,20 @@ class BranchEnsemble(nn.Module):
         batches, single = self._given(images, channels)
         logits: list[Tensor] = []
         scores: list[Tensor] = []
+        silences: list[Tensor] = []
         with self._deciding():
             for chunk in self._chunks(batches, channels):
-                inputs = self.detector_inputs(chunk.to(self.device))
+                inputs, silent = self._detector_inputs(chunk.to(self.device))
                 logits.append(inputs.logits)
+                silences.append(inputs.logits.new_zeros(len(chunk), dtype=torch.bool) if silent is None else silent)
                 if self.detector.is_fitted:
                     scores.append(self.detector(inputs))
             return inspect_branches(
                 torch.cat(logits, dim=1),
                 self.fusion,
                 names=self.branch_names,
+                silent=torch.cat(silences),
+                memory=self.memory is not None,
                 scores=torch.cat(scores) if scores else None,
                 threshold=threshold,
                 class_names=self.class_names,
@@ -346,6 +356,25 @@ class BranchEnsemble(nn.Module):
     def _chunks(self, batches: Tensor | Loader, channels: int | None) -> Iterator[Tensor]:
         for batch in image_batches(batches, channels=channels):
             yield from batch.split(_CHUNK)
+
+
+class _Look(NamedTuple):
+    """What the branches make of images.
+
+    Attributes:
+        logits: Logits of every branch `(B, N, K)`.
+        features: Features of every branch `(N, D)`, if they are asked for or compared.
+        silent: Whether the memory or, without a memory, the benign branch abstains, bool `(N,)`; None for never.
+    """
+
+    logits: Tensor
+    features: list[Tensor]
+    silent: Tensor | None
+
+
+def _unless(silent: Tensor | None, logits: Tensor) -> Tensor:
+    """Return logits `(N, K)`, zero where their branch abstains, so that it prefers no class."""
+    return logits if silent is None else logits.masked_fill(silent[:, None], 0)
 
 
 def _own(images: Tensor, branch: nn.Module) -> Tensor:

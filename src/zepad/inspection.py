@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .escaping import clean
@@ -20,7 +21,9 @@ class BranchReport:
         branch_labels: Class that each branch predicts, int64 `(B, N)`.
         branch_probabilities: Probability that each branch gives to the class it predicts, `(B, N)`.
         abstains: Whether the benign branch prefers no class, bool `(N,)`: its encoder sees something else than the
-            encoder that was restored from the same public one.
+            encoder that was restored from the same public one. With a memory it is the memory that may abstain.
+        memory_abstains: Whether the memory, which is one half of the benign branch, prefers no class, bool `(N,)`; None
+            for a model without a memory.
         confidences: RFDM confidence of each branch, `(B, N)`.
         weights: Weight of each branch in the fusion, `(B, N)`; weights sum to 1 over the branches. None for a rule that
             does not average logits.
@@ -38,6 +41,7 @@ class BranchReport:
     branch_labels: Tensor
     branch_probabilities: Tensor
     abstains: Tensor
+    memory_abstains: Tensor | None
     confidences: Tensor
     weights: Tensor | None
     labels: Tensor
@@ -70,6 +74,8 @@ class BranchReport:
             + ("" if self.weights is None else f" {self.weights[b, i]:>8.1%}")
             for b, role in enumerate(self.names)
         ]
+        if self.memory_abstains is not None:
+            lines.append(f"  {'memory':<10} {'abstains' if self.memory_abstains[i] else 'speaks'}")
         return "\n".join(lines)
 
     def _said(self, branch: int, i: int) -> str:
@@ -89,6 +95,8 @@ def inspect_branches(
     fusion: FusionRule,
     *,
     names: tuple[str, ...],
+    silent: Tensor,
+    memory: bool,
     scores: Tensor | None,
     threshold: float | None,
     class_names: tuple[str, ...] | None = None,
@@ -100,6 +108,8 @@ def inspect_branches(
         logits: Logits `(B, N, K)`, hardened branches first, the benign branch last.
         fusion: Fusion rule of the ensemble.
         names: Names of the branches, in the order of the logits.
+        silent: Whether the memory or, without a memory, the benign branch abstains, bool `(N,)`.
+        memory: Whether the ensemble has a memory.
         scores: Detection scores `(N,)`, or None if the detector cannot score yet.
         threshold: Threshold of the detection score, or None.
         class_names: Name of each class, or None.
@@ -117,7 +127,8 @@ def inspect_branches(
         names=names,
         branch_labels=branch.indices,
         branch_probabilities=branch.values,
-        abstains=(logits[-1] == 0).all(dim=-1) & (logits.shape[-1] > 1),
+        abstains=torch.zeros_like(silent) if memory else silent,
+        memory_abstains=silent if memory else None,
         confidences=fusion.confidence(logits),
         weights=fusion.weights(logits),
         labels=fused.indices,
