@@ -41,7 +41,8 @@ def harden(out: Path, *options: object) -> subprocess.CompletedProcess[str]:
 def hardened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("hardened") / "model"
-    done = harden(folder, "--fusion", "bounded", "--detector", "features")
+    # On a busy machine progress would be shown after a minute.
+    done = harden(folder, "--fusion", "bounded", "--detector", "features", "--quiet")
     assert done.returncode == 0, done.stderr
     assert "(hardened, 10 classes)" in done.stdout
     assert f"Next: zepad fit {folder} --data digits" in done.stdout

@@ -15,7 +15,7 @@ from ..config import BenignConfig, HardenConfig
 from ..digests import digest_tensor
 from ..encoders import Encoder, probe
 from ..inputs import Labeller, labelled_batches
-from ..objectives import Rates, Recipe
+from ..objectives import Inner, Rates, Recipe
 from ..types import Loader
 from .bank import StaticDAEs
 from .callbacks import Callback, TrainingStage
@@ -92,10 +92,9 @@ class Run:
         inner = self.recipe.inner
         if inner is None:
             return None
-        eps, steps, step_size = inner.eps, inner.steps, None
+        eps, steps, step_size = inner.eps, resolved_steps(self.config, inner), None
         if isinstance(self.config, HardenConfig):
-            eps = self.config.eps if eps is None else eps
-            steps, step_size = self.config.steps or steps, self.config.step_size
+            eps, step_size = self.config.eps if eps is None else eps, self.config.step_size
         assert eps is not None, "a recipe for the benign branch states its radius"
         return PGD(eps=eps, steps=steps, step_size=step_size or 2 * eps / steps)
 
@@ -136,9 +135,15 @@ def resolved_rates(config: HardenConfig | BenignConfig, recipe: Recipe) -> Rates
     return replace(recipe.rates, **{name: value for name, value in stated.items() if value is not None})
 
 
+def resolved_steps(config: HardenConfig | BenignConfig, inner: Inner) -> int:
+    """Return the number of steps of the inner attack: that of the config, or else the recipe's own."""
+    stated = config.steps if isinstance(config, HardenConfig) else None
+    return inner.steps if stated is None else stated
+
+
 def resolved_settings(config: HardenConfig | BenignConfig, recipe: Recipe) -> dict[str, Any]:
     """Return the settings of a config, JSON-ready, with the recipe's rates and steps where the config states none."""
     settings = {**config.to_dict(), **asdict(resolved_rates(config, recipe))}
     if isinstance(config, HardenConfig):
-        settings["steps"] = None if recipe.inner is None else config.steps or recipe.inner.steps
+        settings["steps"] = None if recipe.inner is None else resolved_steps(config, recipe.inner)
     return settings
