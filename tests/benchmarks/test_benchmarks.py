@@ -41,6 +41,7 @@ RUNS = {
         "ladder.py --setting tiny --epochs 1 --models published PGD-AT --votes 0 --universal SSP --out runs",
         "ladder.py --setting tiny --epochs 1 --models 'private without PGD' --attackers public --universal --out runs",
     ],
+    "transfer": ["transfer.py --setting tiny --epochs 1 --models private --out runs"],
     "harden_once": [
         "harden_once.py --source tiny --tasks tiny tiny16 --epochs 1 --universal SSP --out runs",
         "harden_once.py --source tiny --tasks tiny --table --out runs",

@@ -6,7 +6,7 @@ from .apgd import APGD, TargetedAPGD
 from .base import Attack
 from .combine import Transfer, WorstOf, apgd_square_ensemble
 from .feature import FeaturePGD, attack_features
-from .losses import cosine_distance, cross_entropy, dlr, margin
+from .losses import cosine_distance, cross_entropy, dlr, l2_distance, margin
 from .pgd import PGD
 from .square import Square
 from .surrogates import fused_by, hardened_branches, mean_logits, one_branch
@@ -48,6 +48,7 @@ __all__ = [
     "foolbox_model",
     "fused_by",
     "hardened_branches",
+    "l2_distance",
     "margin",
     "mean_logits",
     "one_branch",

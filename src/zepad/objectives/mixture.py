@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..arguments import check_fields
-from ..attacks import FeaturePGD, cosine_distance
-from ..attacks.losses import l2_distance
+from ..attacks import FeaturePGD, cosine_distance, l2_distance
 from ..config import check_budget, is_integer, is_number, require
 from ..errors import ConfigError
 
