@@ -184,7 +184,7 @@ def test_the_command_line_prints_no_decision_that_is_none(
     Image.new("L", (8, 8), 90).save(tmp_path / "image.png")
     demo_model.save_pretrained(tmp_path / "model")
     assert zepad("predict", tmp_path / "model", tmp_path / "image.png").returncode == 0
-    monkeypatch.setattr("zepad.model.ZePAD.detector_inputs", _not_finite(ZePAD.detector_inputs))
+    monkeypatch.setattr("zepad.model.ZePAD._detector_inputs", _not_finite(ZePAD._detector_inputs))
     run = zepad("predict", tmp_path / "model", tmp_path / "image.png", "--json")
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.startswith("error: the logits of 1 of 1 images are not finite")
@@ -192,8 +192,8 @@ def test_the_command_line_prints_no_decision_that_is_none(
 
 def _not_finite(look: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: ZePAD, images: torch.Tensor) -> Any:
-        inputs = look(self, images)
-        return inputs._replace(logits=inputs.logits * math.nan)
+        inputs, silent = look(self, images)
+        return inputs._replace(logits=inputs.logits * math.nan), silent
 
     return wrapped
 
