@@ -159,6 +159,7 @@ class Bench:
         self.train = part(images, torch.arange(count))
         rest = torch.arange(count, len(images))
         self.others = part(images, rest if len(rest) else torch.arange(count // 2))
+        self.surrogate = Subset(self.train, range(min(len(self.train), self.setting.surrogate_images)))
         # The public encoders of CIFAR-10 saw all training images, so validation images are of the test set's end.
         test = load_images(self.setting.data, "test", shared=args.shared, size=self.setting.size)
         half = len(test) // 2
@@ -251,8 +252,7 @@ class Bench:
     def public_attackers(self) -> dict[str, list[Attacker]]:
         """Return the attackers who have public encoders alone."""
         common = {"eps": self.setting.eps, "seed": self.seed, "progress": False}
-        images = Subset(self.train, range(min(len(self.train), self.setting.surrogate_images)))
-        loader = DataLoader(images, batch_size=128)
+        loader = DataLoader(self.surrogate, batch_size=128)
         attacks = keeping(
             universal(self.universal, eps=self.setting.eps, seed=self.seed), self.folder / "perturbations"
         )

@@ -316,6 +316,10 @@ def test_a_defense_is_measured_under_all_five_attackers(defended) -> None:
     assert report.groups == THREAT_MODELS
     assert [a.name for a in report.group("replica")] == [
         "universal feature attack (copies)",
+        "feature PGD-20 (copy of victim)",
+        "feature PGD-20 (copy of auxiliary)",
+        "feature PGD-20 (copy of benign)",
+        "feature PGD-20 (hardened copies)",
         "feature PGD-20 (copies)",
         "feature PGD-20 (copies and public encoders)",
         "feature MI-DI-30 (copies and public encoders)",
@@ -335,7 +339,10 @@ def test_copies_with_heads_are_attacked_with_labels_too(defended) -> None:
     settings = {"public": public, "surrogate": OTHER, "num_classes": 3, "protocol": protocol}
     report = measure({"ZePAD": defense}, TEST, copies=copies, **settings)["ZePAD"]
     assert report.groups == ("semi-black-box", "replica", "white-box")
-    assert report.group("replica")[-1].name == "APGD-CE-2 (mean logits of the copies)"
+    assert [a.name for a in report.group("replica")[-2:]] == [
+        "APGD-CE-2 (mean logits of the copies)",
+        "APGD-CE-2 (mean logits of the hardened copies)",
+    ]
     assert not any("universal" in a.name for a in report.attacks)  # the protocol has none
 
 

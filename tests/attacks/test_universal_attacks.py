@@ -649,6 +649,22 @@ def test_batched_deepfool_agrees_with_a_naive_one(steps):
         assert (model(images + made).argmax(dim=1) != labels).all()
 
 
+def test_deepfool_differentiates_no_image_that_is_finished():
+    model, said = smooth_classifier(), []
+
+    def watched(points):
+        logits = model(points)
+        if torch.is_grad_enabled():
+            said.append(logits.argmax(dim=1))
+        return logits
+
+    images = torch.rand(40, 3, 2, 2, dtype=torch.float64)
+    common = model(images).argmax(dim=1).mode().values
+    deepfool(watched, images, common.expand(40))  # wrong already where the model says another class
+    assert 0 < len(said[-1]) <= len(said[0]) < 40
+    assert all((predictions == common).all() for predictions in said)
+
+
 def test_deepfool_is_exact_on_a_linear_binary_classifier():
     """The distance to the only boundary there is."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()

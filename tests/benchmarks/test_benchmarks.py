@@ -47,6 +47,9 @@ RUNS = {
         "harden_once.py --source tiny --tasks tiny --table --out runs",
     ],
     "gpu": ["gpu.py --small --device cpu --epochs 1 --models private --out runs"],
+    "evaluation_time": [
+        "evaluation_time.py --setting tiny --epochs 1 --steps 2 --queries 5 --universal SSP --out runs",
+    ],
     "training_time": ["training_time.py --setting tiny --epochs 1"],
     "public_encoders": ["public_encoders.py"],
     "checks": ["checks.py --runs 1"],

@@ -149,12 +149,30 @@ def test_a_replica_attacks_the_copies_and_all_it_has():
     attackers = replica(COPIES, PUBLIC, IMAGES, universal={"one": universal}, **QUIET)
     assert universal.fitted == [tuple(COPIES.values())]
     assert targets(attackers) == {
+        **{f"feature PGD-20 (copy of {role})": (copy,) for role, copy in COPIES.items()},
         "feature PGD-20 (copies)": tuple(COPIES.values()),
         "feature PGD-20 (copies and public encoders)": everything,
         "feature MI-DI-30 (copies and public encoders)": everything,
     }
     assert attackers[0].name == "one (copies)"
     assert {a.threat_model for a in attackers} == {"replica"}
+
+
+def test_a_replica_of_the_benign_branch_does_not_hide_the_hardened_copies():
+    """Attacks that aim at all copies at once need not be the strongest on a fused model."""
+    hardened, copies = tuple(COPIES.values()), {**COPIES, "benign": branch(5)}
+    found = targets(replica(copies, PUBLIC, IMAGES, universal={}, **QUIET))
+    assert found["feature PGD-20 (hardened copies)"] == hardened
+    assert found["feature PGD-20 (copies)"] == (*hardened, copies["benign"])
+    assert len(found) == 3 + 2 + 2
+    everything, alone = replica_with_labels(copies, eps=8 / 255)
+    assert "hardened" in alone.name
+    torch.testing.assert_close(alone.target(None)(IMAGES), sum(copy(IMAGES) for copy in hardened) / 2)
+    torch.testing.assert_close(everything.target(None)(IMAGES), sum(copy(IMAGES) for copy in copies.values()) / 3)
+    single = {"victim": COPIES["victim"]}
+    assert list(targets(replica(single, {}, IMAGES, universal={}, **QUIET))) == [
+        "feature PGD-20 (copies)", "feature PGD-20 (all copies)", "feature MI-DI-30 (all copies)"
+    ]  # fmt: skip
 
 
 def test_a_replica_fits_a_universal_feature_attack_by_itself():

@@ -200,8 +200,8 @@ def replica(
     """Fit attackers who repeated the hardening: feature attacks on their copies, and on all encoders they have.
 
     Args:
-        copies: The hardened copies by name, images to features `(N, D)`, such as
-            `zepad.protocols.train_replica` returns.
+        copies: The hardened copies by role, images to features `(N, D)`, such as
+            `zepad.protocols.train_replica` returns. A copy of the benign branch's encoder is called `"benign"`.
         public: The public encoders by name, images to features `(N, D)`, as they were before any hardening.
         loader: The attacker's surrogate images, with labels if a universal attack needs them.
         eps: L-infinity budget in [0, 1] pixel units.
@@ -211,9 +211,9 @@ def replica(
         progress: Show progress bars.
 
     Returns:
-        One attacker on the copies for each universal attack; feature attacks on the copies, and on copies and public
-        encoders together; the latter also with momentum and input diversity. They never query the evaluated model, so
-        one list serves every model that was hardened alike.
+        One attacker on all copies for each universal attack; feature attacks on each copy, on the hardened ones, on all
+        copies, and on copies and public encoders together; the last also with momentum and input diversity. They never
+        query the evaluated model, so one list serves every model that was hardened alike.
 
     Raises:
         InputError: If there is no copy, or images or labels do not fit the attacks.
@@ -223,6 +223,7 @@ def replica(
     own, everything = _members(copies, "copies"), (*copies.values(), *public.values())
     return [
         *suite.universal(attacks, own, loader, " (copies)", progress=progress),
+        *(suite.feature_attack(members, f" ({name})") for name, members in _parts(copies).items()),
         suite.feature_attack(own, " (copies)"),
         *suite.per_image(everything, " (copies and public encoders)" if public else " (all copies)"),
     ]
@@ -230,30 +231,35 @@ def replica(
 
 @checked
 def replica_with_labels(copies: Mapping[str, ImageModel], *, eps: float, steps: int = 20) -> list[Attacker]:
-    """Return the attacker who repeated the hardening and has labels of the task: APGD-CE through copies with heads.
+    """Return attackers who repeated the hardening and have labels of the task: APGD-CE through copies with heads.
 
-    He knows the task, so his images are no downstream-agnostic adversarial examples.
+    They know the task, so their images are no downstream-agnostic adversarial examples.
 
     Args:
-        copies: The hardened copies with heads of the attacker's own by name, images to logits `(N, K)`, such as
+        copies: The hardened copies with heads of the attacker's own by role, images to logits `(N, K)`, such as
             `zepad.protocols.replica_branches` returns.
         eps: L-infinity budget in [0, 1] pixel units.
         steps: Number of steps of APGD.
 
     Returns:
-        One attacker, on the mean of the copies' logits.
+        One attacker on the mean of all copies' logits, and where there is a copy of the benign branch one on that of
+        the others.
 
     Raises:
         InputError: If there is no copy.
     """
-    surrogate = mean_logits(_Stacked(_members(copies, "copies")))
+    sets = {"the copies": _members(copies, "copies")}
+    hardened = _without_benign(copies)
+    if 0 < len(hardened) < len(copies):
+        sets["the hardened copies"] = hardened
     return [
         Attacker(
-            name=f"APGD-CE-{steps} (mean logits of the copies)",
+            name=f"APGD-CE-{steps} (mean logits of {name})",
             threat_model="replica",
             attack=APGD(eps=eps, steps=steps, loss_fn=cross_entropy),
-            target=against(surrogate),
+            target=against(mean_logits(_Stacked(members))),
         )
+        for name, members in sets.items()
     ]
 
 
@@ -442,3 +448,19 @@ def _members(encoders: Mapping[str, ImageModel], name: str) -> tuple[ImageModel,
     if not encoders:
         raise InputError(f"{name} is empty: pass at least one encoder by name.")
     return tuple(encoders.values())
+
+
+def _parts(copies: Mapping[str, ImageModel]) -> dict[str, tuple[ImageModel, ...]]:
+    """Return each of several copies alone, and those of the hardened encoders where there is one of another kind.
+
+    An attack on all copies at once spends its budget on a benign branch too, which it may not need to.
+    """
+    if len(copies) == 1:
+        return {}
+    found = {f"copy of {role}": (copy,) for role, copy in copies.items()}
+    hardened = _without_benign(copies)
+    return found | ({"hardened copies": hardened} if 1 < len(hardened) < len(copies) else {})
+
+
+def _without_benign(copies: Mapping[str, ImageModel]) -> tuple[ImageModel, ...]:
+    return tuple(copy for role, copy in copies.items() if role != "benign")

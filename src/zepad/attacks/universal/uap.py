@@ -51,12 +51,14 @@ def deepfool(
     total = torch.zeros_like(images)
     active = torch.arange(len(images), device=images.device)
     for _ in range(steps):
+        points = (images[active] + (1 + overshoot) * total[active]).detach()
+        with torch.no_grad():  # a gradient for each rival costs far more than a pass that finds who needs none
+            left = model(points).argmax(dim=1) == labels[active]
+        if not left.any():
+            break
+        active, points = active[left], points[left].requires_grad_()
         with torch.enable_grad():
-            points = (images[active] + (1 + overshoot) * total[active]).detach().requires_grad_()
             logits = model(points)
-            left = logits.argmax(dim=1) == labels[active]
-            if not left.any():
-                break
             own = logits.gather(1, labels[active, None])
             rivals = logits.detach().scatter(1, labels[active, None], -torch.inf)
             chosen = rivals.topk(min(classes, logits.shape[1]) - 1, dim=1).indices
@@ -68,9 +70,7 @@ def deepfool(
         nearest = distances.argmin(dim=1)
         rows = torch.arange(len(active), device=images.device)
         scale = (distances / lengths)[rows, nearest].view(-1, 1, 1, 1)
-        step = -scale * normals[rows, nearest]
-        active, step = active[left], step[left]
-        total[active] += step
+        total[active] -= scale * normals[rows, nearest]
     return (1 + overshoot) * total
 
 
