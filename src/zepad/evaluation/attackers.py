@@ -82,6 +82,9 @@ class Attacker:
         precision: Precision of the forward passes while the attack runs: `"fp32"`, `"bf16"`, or `"auto"` for bfloat16
             where the hardware computes in it. What the evaluated model says of the attacked images is asked in its own
             precision.
+        remaining: Whether to attack only the images that the model still classifies right under every attacker before
+            this one of the same threat model, norm and budget. The others stay as the first of these left them, so that
+            the rates are those of all of them together, as in AutoAttack.
 
     Examples:
         >>> from zepad.attacks import PGD
@@ -95,6 +98,7 @@ class Attacker:
     target: Callable[[Any], Any] = the_model
     notes: Mapping[str, Any] = field(default_factory=dict)
     precision: Precision = "fp32"
+    remaining: bool = False
 
     def __post_init__(self) -> None:
         """Check the name and the threat model, and that the budget can be checked.
@@ -116,6 +120,8 @@ class Attacker:
             settings = {**settings, "target": describe(self.target)}
         if self.precision != "fp32":
             settings = {**settings, "precision": self.precision}
+        if self.remaining:
+            settings = {**settings, "remaining": True}
         return {**settings, "notes": describe(self.notes)} if self.notes else settings
 
 

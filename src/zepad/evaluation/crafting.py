@@ -45,6 +45,62 @@ def craft(attacker: Attacker, model: ImageModel, images: Tensor, labels: Tensor,
     return attacked, Cost(seconds=seconds, forwards=float(counts["forwards"]), gradients=float(counts["gradients"]))
 
 
+class Broken:
+    """The images of one batch that its attackers broke so far, for those who go on with the remaining ones."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, float], tuple[Tensor, Tensor]] = {}
+
+    def add(self, attacker: Attacker, attacked: Tensor, wrong: Tensor) -> None:
+        """Add what one attacker did.
+
+        Args:
+            attacker: The attacker.
+            attacked: Images `(N, C, H, W)` as he left them.
+            wrong: Which of them the model classifies wrong, bool `(N,)`.
+        """
+        wrong = wrong.to(attacked.device)
+        found = self._found.get(_ability(attacker))
+        if found is not None:
+            images, before = found
+            attacked, wrong = torch.where(_like_images(before), images, attacked), before | wrong
+        self._found[_ability(attacker)] = attacked, wrong
+
+    def before(self, attacker: Attacker) -> tuple[Tensor, Tensor] | None:
+        """Return the images as the first who broke them left them, and which were broken, bool `(N,)`.
+
+        Returns:
+            None where the attacker attacks all images.
+        """
+        return self._found.get(_ability(attacker)) if attacker.remaining else None
+
+
+def craft_remaining(
+    attacker: Attacker, model: ImageModel, images: Tensor, labels: Tensor, broken: Broken, *, seed: int
+) -> tuple[Tensor, Cost]:
+    """Attack one batch as `craft` does, but for the images that this attacker is not asked about.
+
+    Raises:
+        InputError: If the attack leaves its own ball.
+    """
+    found = broken.before(attacker)
+    if found is None:
+        return craft(attacker, model, images, labels, seed=seed)
+    attacked, done = found
+    attacked, cost = attacked.clone(), Cost(seconds=0.0, forwards=0.0, gradients=0.0)
+    if not done.all():
+        attacked[~done], cost = craft(attacker, model, images[~done], labels[~done], seed=seed)
+    return attacked, cost
+
+
+def _ability(attacker: Attacker) -> tuple[str, str, float]:
+    return attacker.threat_model, attacker.attack.norm, attacker.attack.eps
+
+
+def _like_images(rows: Tensor) -> Tensor:
+    return rows.view(-1, 1, 1, 1)
+
+
 def batch_seed(seed: int, attacker: Attacker, batch: int) -> int:
     """Return the seed of one attacker on one batch, whichever other attackers there are."""
     name = int.from_bytes(hashlib.sha256(attacker.name.encode()).digest()[:4], "big")

@@ -22,7 +22,7 @@ from ..types import ImageModel, Loader
 from .attackers import Attacker
 from .batches import class_names, repeated_batches
 from .cost import total_cost
-from .crafting import batch_seed, check_budget_kept, craft
+from .crafting import Broken, batch_seed, check_budget_kept, craft_remaining
 from .predictions import Benign, Predictions, device_of, predict, predict_benign, random_state_kept, right_images
 from .report import Check, Cost, EvalReport, Sample
 from .results import (
@@ -62,7 +62,8 @@ def evaluate(
 ) -> EvalReport:
     """Measure what a classifier withstands.
 
-    Every attacker attacks every image. Any map from images to logits can be evaluated. A `ZePAD` or a `BranchEnsemble`
+    Every attacker attacks every image, unless it is one that goes on with those that others left
+    (`Attacker.remaining`). Any map from images to logits can be evaluated. A `ZePAD` or a `BranchEnsemble`
     is scored branch by branch too, and its detector is measured. The model is left as found and evaluated in evaluation
     mode, on the device it is on.
 
@@ -196,11 +197,13 @@ def _run(
     total = len(benign.digests) * len(attackers)
     with stage("attackers", total=total, shown=progress) as bar:
         for batch, (images, labels) in enumerate(repeated_batches(loader, device_of(model), benign.digests)):
+            broken = Broken()
             for i, attacker in enumerate(attackers):
                 bar.rename(f"attacker {i + 1} of {len(attackers)}: {attacker.name}")
                 attacked, predicted, cost, was_kept = _attack(
-                    attacker, i, model, benign, batch, images, labels, state, seed
+                    attacker, i, model, benign, batch, images, labels, broken, state, seed
                 )
+                broken.add(attacker, attacked, predicted.fused != labels.cpu())
                 predictions[i].append(predicted)
                 costs[i].append(cost)
                 kept[i] += cost.seconds if was_kept else 0.0
@@ -222,6 +225,7 @@ def _attack(
     batch: int,
     images: Tensor,
     labels: Tensor,
+    broken: Broken,
     state: State | None,
     seed: int,
 ) -> tuple[Tensor, Predictions, Cost, bool]:
@@ -230,7 +234,7 @@ def _attack(
     kept = None if state is None else _kept(state, part, attacker, benign)
     if kept is not None:
         return *kept, True
-    attacked, cost = craft(attacker, model, images, labels, seed=batch_seed(seed, attacker, batch))
+    attacked, cost = craft_remaining(attacker, model, images, labels, broken, seed=batch_seed(seed, attacker, batch))
     predicted = predict(model, attacked)
     if state is not None:
         state.write(part, {"images": attacked, **predicted.tensors()}, cost)

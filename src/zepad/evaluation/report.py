@@ -101,6 +101,11 @@ class AttackResult:
     confidences: dict[str, tuple[int, ...]]
     scores: tuple[int, ...] = ()
 
+    @property
+    def remaining(self) -> bool:
+        """Whether the attacker attacked only what those before it had left, so that its rates include theirs."""
+        return self.settings.get("remaining") is True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:

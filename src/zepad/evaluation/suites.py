@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,14 +149,14 @@ def semi_black_box_plus(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Attacker]:
-    """Fit the same attackers on both public encoders at once, and feature attacks on further ones.
+    """Fit attackers on both public encoders at once, and feature attacks on further ones.
 
     Args:
         victim: The public victim encoder, images to features `(N, D)`, as it was before any hardening.
         auxiliary: The public auxiliary encoder, images to features `(N, D)`, as it was before any hardening.
-        loader: The attacker's surrogate images with labels; UAP and UAPGD fit a linear probe on them.
+        loader: The attacker's surrogate images, with labels if a universal attack needs them.
         eps: L-infinity budget in [0, 1] pixel units.
-        universal: Universal attacks by name; None takes those of `universal_attacks`.
+        universal: Universal attacks by name; None takes `UniversalFeatureAttack` with its default settings.
         further: Further public encoders by name, images to features, which the defense was built on, such as the one
             that its benign branch began with. On each of them, and on all encoders at once, two attackers run the
             feature attack, without and with momentum and input diversity.
@@ -172,7 +173,7 @@ def semi_black_box_plus(
         InputError: If images or labels do not fit the attacks.
     """
     suite = _Suite(threat_model="semi-black-box+", eps=eps, steps=steps)
-    attacks = universal_attacks(eps=eps, seed=seed) if universal is None else universal
+    attacks = universal_feature_attack(eps=eps, seed=seed) if universal is None else universal
     encoders, suffix = (victim, auxiliary), " (both encoders)"
     fitted = suite.universal(attacks, encoders, loader, suffix, progress=progress)
     sets: dict[str, tuple[ImageModel, ...]] = {name: (encoder,) for name, encoder in further.items()}
@@ -322,6 +323,9 @@ def white_box(
     likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold; where the
     benign branch can abstain, one keeps the restoration gap below that at which it does.
 
+    APGD-CE and APGD-DLR on the logits, those on each branch alone and the one past the detector attack every image. All
+    others attack only the images that those before them leave, as in AutoAttack (`Attacker.remaining`).
+
     Args:
         model: The model to be evaluated, images to logits `(N, K)`.
         eps: L-infinity budget in [0, 1] pixel units.
@@ -334,30 +338,19 @@ def white_box(
         Square: Andriushchenko et al., Square Attack, ECCV 2020, arXiv 1912.00049.
     """
     second, shown = (dlr, "DLR") if num_classes >= 3 else (margin, "margin")
+    ce = APGD(eps=eps, steps=steps, loss_fn=cross_entropy)
+    margins = APGD(eps=eps, steps=steps, loss_fn=second)
 
-    def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model) -> Attacker:
-        return Attacker(name=name, threat_model="white-box", attack=attack, target=target)
+    def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model, **settings: Any) -> Attacker:
+        return Attacker(name=name, threat_model="white-box", attack=attack, target=target, **settings)
 
-    attackers = [
-        row(f"APGD-CE-{steps}", APGD(eps=eps, steps=steps, loss_fn=cross_entropy)),
-        row(f"APGD-{shown}-{steps}", APGD(eps=eps, steps=steps, loss_fn=second)),
-        row(f"Square-{queries}", Square(eps=eps, queries=queries)),
-    ]
+    attackers = [row(f"APGD-CE-{steps}", ce), row(f"APGD-{shown}-{steps}", margins)]
+    remaining = partial(row, remaining=True)
+    square = remaining(f"Square-{queries}", Square(eps=eps, queries=queries))
     if not isinstance(model, Branched):
-        return attackers
-    if num_classes >= 4:
-        attackers.append(row(f"APGD-T-{steps}", TargetedAPGD(eps=eps, steps=steps, classes=_TARGETS)))
-    joint = JointAPGD(eps=eps, branch_logits=model.branch_logits, fuse=model.fuse, steps=steps, classes=_TARGETS)
+        return [*attackers, square]
     attackers += [
-        row(f"joint APGD-{steps}", joint),
-        row(f"APGD-CE-{steps} on mean logits", APGD(eps=eps, steps=steps, loss_fn=cross_entropy), _mean_logits),
-        row(f"APGD-{shown}-{steps} on mean logits", APGD(eps=eps, steps=steps, loss_fn=second), _mean_logits),
-        row(f"APGD-CE-{steps} on RFDM", APGD(eps=eps, steps=steps, loss_fn=cross_entropy), _by_rfdm),
-    ]
-    if len(model.branch_names) >= 3:
-        attackers.append(row(f"APGD-CE-{steps} on the hardened branches", APGD(eps=eps, steps=steps), _hardened))
-    attackers += [
-        row(f"APGD-CE-{steps} on the {name} branch", APGD(eps=eps, steps=steps), _branch(index))
+        row(f"APGD-CE-{steps} on the {name} branch", ce, _branch(index))
         for index, name in enumerate(model.branch_names)
     ]
     if model.threshold is not None:
@@ -365,8 +358,18 @@ def white_box(
         attackers.append(row(f"detector-evading APGD-{steps}", evading))
     if isinstance(model, Abstaining) and model.abstain_above is not None:
         heard = DetectorEvading(eps=eps, steps=steps, score=model.restoration_gap, threshold=model.abstain_above)
-        attackers.append(row(f"APGD-{steps} that keeps the benign branch speaking", heard))
-    return attackers
+        attackers.append(remaining(f"APGD-{steps} that keeps the benign branch speaking", heard))
+    attackers += [
+        remaining(f"APGD-CE-{steps} on mean logits", ce, _mean_logits),
+        remaining(f"APGD-{shown}-{steps} on mean logits", margins, _mean_logits),
+        remaining(f"APGD-CE-{steps} on RFDM", ce, _by_rfdm),
+    ]
+    if len(model.branch_names) >= 3:
+        attackers.append(remaining(f"APGD-CE-{steps} on the hardened branches", ce, _hardened))
+    if num_classes >= 4:
+        attackers.append(remaining(f"APGD-T-{steps}", TargetedAPGD(eps=eps, steps=steps, classes=_TARGETS)))
+    joint = JointAPGD(eps=eps, branch_logits=model.branch_logits, fuse=model.fuse, steps=steps, classes=_TARGETS)
+    return [*attackers, remaining(f"joint APGD-{steps}", joint), square]
 
 
 def _mean_logits(model: Branched) -> ImageModel:

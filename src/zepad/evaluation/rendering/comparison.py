@@ -13,7 +13,7 @@ from .content import pairs_table, rate_cell
 from .markdown import warning_block
 from .table import Cell, Row, Table, markdown_table
 from .templating import render
-from .wording import EXPLANATIONS, GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted
+from .wording import GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted, explanation
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
 
@@ -111,7 +111,7 @@ def _heading(reports: Sequence[EvalReport]) -> str:
 
 
 def _explanations(reports: Sequence[EvalReport]) -> list[str]:
-    return [f"{GROUPS[group]}: {EXPLANATIONS[group]}" for group in _groups(reports)]
+    return [f"{GROUPS[group]}: {explanation(reports, group)}" for group in _groups(reports)]
 
 
 def _provenance(reports: Sequence[EvalReport]) -> Table:

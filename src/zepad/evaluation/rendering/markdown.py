@@ -19,11 +19,11 @@ from .content import (
 from .table import markdown_table
 from .wording import (
     DETECTION_TERMS,
-    EXPLANATIONS,
     GROUPS,
     INTERVALS,
     TERMS,
     checks_sentence,
+    explanation,
     heading,
     threshold_sentence,
     verdict,
@@ -46,7 +46,7 @@ def markdown_tables(report: EvalReport) -> str:
     for group in report.groups:
         blocks += [
             f"## {GROUPS[group]}",
-            EXPLANATIONS[group],
+            escape_markdown(explanation([report], group)),
             markdown_table(group_table(report, group)),
         ]
     if report.benign_branches:

@@ -25,13 +25,13 @@ from .table import Table
 from .templating import macros, render
 from .wording import (
     DETECTION_TERMS,
-    EXPLANATIONS,
     GROUPS,
     INTERVALS,
     SHORT,
     TERMS,
     UNDEFENDED,
     checks_sentence,
+    explanation,
     heading,
     percent,
     sample_verdict,
@@ -93,7 +93,7 @@ def _values(report: EvalReport) -> dict[str, Any]:
         "detection_terms": DETECTION_TERMS,
         "overview": overview_lines(report),
         "attackers": [
-            (GROUPS[group], EXPLANATIONS[group], group_lines(report, group), group_table(report, group))
+            (GROUPS[group], explanation([report], group), group_lines(report, group), group_table(report, group))
             for group in report.groups
         ],
         "first": [result.name for result in strongest(report)],

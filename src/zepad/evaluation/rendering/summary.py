@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...escaping import clean
 from ..attackers import ThreatModel
 from ..report import EvalReport, RobustRates
-from .wording import budget, checks_sentence, counted, heading, percent, shorten
+from .wording import budget, checks_sentence, counted, heading, percent, shorten, strongest_of
 
 _NAME = 40  # letters of the name of an attacker
 _HEADING = 100  # letters of the first line
@@ -45,7 +45,7 @@ def _line(first: str, number: str, told: str) -> str:
 
 def _group(report: EvalReport, group: ThreatModel) -> str:
     attackers = report.group(group)
-    strongest = min(attackers, key=lambda result: _robust(result.rates))
+    strongest = strongest_of(attackers)
     name = shorten(clean(strongest.name), _NAME)
     own = f"{name} ({percent(_robust(strongest.rates))})" if len(attackers) > 1 else name
     told = f"of {len(attackers)} attackers the strongest is {own}" if len(attackers) > 1 else f"under {own}"

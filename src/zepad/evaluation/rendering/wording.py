@@ -74,6 +74,18 @@ _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
 
 
+def explanation(reports: Sequence[EvalReport], threat_model: ThreatModel) -> str:
+    """Return what the attackers of a threat model know, and which of them attacked only what the others had left."""
+    found = [result.name for report in reports for result in report.group(threat_model) if result.remaining]
+    names = [shorten(clean(name), _NAME) for name in dict.fromkeys(found)]
+    if not names:
+        return EXPLANATIONS[threat_model]
+    return (
+        f"{EXPLANATIONS[threat_model]} {listed(names)} attacked only the images that survived the attackers before, "
+        "and the rates count all of these together."
+    )
+
+
 def attack_title(key: str, attack: str = "") -> str:
     """Return what a person reads for one of the three attacks that a first look at a defense needs.
 
@@ -225,14 +237,20 @@ def _budgets(attackers: Sequence[AttackResult]) -> str:
     return " and ".join(dict.fromkeys(budget(result.eps, result.norm) for result in attackers))
 
 
-def _strength(result: AttackResult) -> float:
+def _strength(result: AttackResult) -> tuple[bool, float]:
+    """Return what sorts the strongest attacker first; the rates of one that went on with the rest are not its own."""
     value = result.rates.robust_accuracy.value
-    return math.inf if math.isnan(value) else value
+    return result.remaining, math.inf if math.isnan(value) else value
+
+
+def strongest_of(attackers: Sequence[AttackResult]) -> AttackResult:
+    """Return the strongest of several attackers."""
+    return min(attackers, key=_strength)
 
 
 def strongest(report: EvalReport) -> list[AttackResult]:
     """Return the attacker of each threat model that leaves the least accuracy."""
-    return [min(report.group(group), key=_strength) for group in report.groups]
+    return [strongest_of(report.group(group)) for group in report.groups]
 
 
 def sample_verdict(report: EvalReport, sample: Sample) -> str:
