@@ -100,10 +100,10 @@ def test_matched_scores_both_models_and_saves_the_reports(tmp_path) -> None:
 
 def test_all_models_meet_the_same_public_attackers(taken_apart) -> None:
     undefended, zepad = taken_apart["nothing"], taken_apart["all"]
-    for group in ("semi-black-box", "semi-black-box+"):
+    for group, count in (("semi-black-box", 4), ("semi-black-box+", 3)):  # one universal attack suffices on both
         own = [[(a.name, a.settings) for a in report.group(group)] for report in (undefended, zepad)]
         assert own[0] == own[1]
-        assert len(own[0]) == 4
+        assert len(own[0]) == count
     assert len(zepad.group("published")) == 6  # the universal feature attack among them
     assert not undefended.group("published")
     assert len(zepad.group("white-box")) > len(undefended.group("white-box")) == 3

@@ -167,10 +167,10 @@ def _marked(parts: Mapping[str, Any]) -> str:
 
 
 class _UniversalAttacks(NamedTuple):
-    """Universal attacks by name: those on public encoders, and the cheap one on copies and hardened encoders."""
+    """Universal attacks by name: those on the public victim, and the cheap one on every other set of encoders."""
 
-    on_public: dict[str, UniversalAttack]
-    on_hardened: dict[str, UniversalAttack]
+    on_victim: dict[str, UniversalAttack]
+    elsewhere: dict[str, UniversalAttack]
 
     @classmethod
     def of(cls, protocol: Protocol, folder: str | Path | None) -> _UniversalAttacks:
@@ -196,19 +196,19 @@ def _shared_attackers(
     settings: dict[str, Any] = {"eps": protocol.eps, "seed": protocol.seed, "progress": protocol.progress}
     attackers: list[Attacker] = []
     if "victim" in public:
-        attackers += semi_black_box(public["victim"], surrogate, universal=attacks.on_public, others=others, **settings)
+        attackers += semi_black_box(public["victim"], surrogate, universal=attacks.on_victim, others=others, **settings)
     if protocol.plus and {"victim", "auxiliary"} <= set(public):
         attackers += semi_black_box_plus(
             public["victim"],
             public["auxiliary"],
             surrogate,
-            universal=attacks.on_public,
+            universal=attacks.elsewhere,
             further={role: encoder for role, encoder in public.items() if role not in HARDENED_ROLES},
             **settings,
         )
     if copies:
         bare = {role: part.encoder if isinstance(part, Branch) else part for role, part in copies.items()}
-        attackers += replica(bare, public, surrogate, universal=attacks.on_hardened, **settings)
+        attackers += replica(bare, public, surrogate, universal=attacks.elsewhere, **settings)
         if all(isinstance(part, Branch) and part.has_head for part in copies.values()):
             attackers += replica_with_labels(copies, eps=protocol.eps, steps=protocol.steps)
     return attackers
@@ -229,6 +229,6 @@ def _published(
         surrogate,
         eps=protocol.eps,
         public=public,
-        universal=attacks.on_hardened,
+        universal=attacks.elsewhere,
         progress=protocol.progress,
     )

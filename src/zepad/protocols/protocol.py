@@ -21,8 +21,9 @@ class Protocol:
         heads: Settings of fitting the heads.
         steps: Number of steps of the per-image attacks.
         queries: Number of queries of Square.
-        universal: Universal attacks on public encoders by name; None takes the five defaults at `eps`. Unless there are
-            none, copies and hardened encoders are attacked by `UniversalFeatureAttack`.
+        universal: Universal attacks on the public victim by name; None takes the five defaults at `eps`. Unless there
+            are none, both public encoders at once, copies and hardened encoders are attacked by
+            `UniversalFeatureAttack`.
         plus: Attack both public encoders at once too (semi-black-box+).
         published: Attack the hardened encoders of each `ZePAD` too (published).
         seed: Seed of the attacks and the evaluation; the training settings have seeds of their own.
