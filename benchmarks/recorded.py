@@ -155,8 +155,8 @@ def joined(first: Entry, second: Entry) -> Entry:
 
     return replace(
         first,
-        seeds=[*first.seeds, *second.seeds],
-        command=f"{first.command}\n{second.command}",
+        seeds=sorted([*first.seeds, *second.seeds]),
+        command="\n".join(sorted([*first.command.splitlines(), *second.command.splitlines()])),
         benign=pooled(first.benign, second.benign),
         attacked={
             kind: Attacked(
