@@ -130,7 +130,9 @@ def test_a_report_says_who_went_on_and_does_not_call_it_the_strongest():
     assert report.attacks[2].settings["remaining"] is True
     assert "remaining" not in report.attacks[0].settings
     said = markdown_tables(report)
-    assert "attacker 2 attacked only the images that survived the attackers before" in said
+    assert "attacker 2 (remaining images)" in said
+    assert "attacker 0 (remaining" not in said
+    assert "those that survived the attackers before" in said
     assert "of 3 attackers the strongest is attacker 0 (70.0 %)" in summary(report)
     alone = measured(attackers([{0, 1, 2}, {1}, {2, 3}], [False] * 3))
-    assert "attacked only the images" not in markdown_tables(alone)
+    assert "remaining images" not in markdown_tables(alone)

@@ -13,7 +13,7 @@ from .content import pairs_table, rate_cell
 from .markdown import warning_block
 from .table import Cell, Row, Table, markdown_table
 from .templating import render
-from .wording import GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted, explanation
+from .wording import GROUPS, WORST, WORST_OF_ALL, budget, checks_sentence, counted, explanation, title
 
 INTERVALS = "Ranges are 95 % Wilson intervals. A difference within them may be chance."
 
@@ -77,7 +77,7 @@ def comparison_table(reports: Sequence[EvalReport]) -> Table:
         shown = {result.name: result for report in reports for result in report.group(group)}
         rows = [
             Row(
-                f"{result.name} (eps {budget(result.eps, result.norm)})",
+                f"{title(result)} (eps {budget(result.eps, result.norm)})",
                 tuple(_robust_cell(results.get(result.name)) for results in by_name),
             )
             for result in shown.values()

@@ -25,6 +25,7 @@ from .wording import (
     flatten,
     interval,
     percent,
+    title,
 )
 
 
@@ -74,7 +75,7 @@ def group_lines(report: EvalReport, threat_model: ThreatModel) -> list[Beside]:
     """Return the accuracy under each attacker of one threat model, and under the worst of them for each image."""
     beside = report.baseline is not None
     lines = [
-        Beside(result.name, "", result.rates.robust_accuracy, bare_rate(report, result.name), beside)
+        Beside(title(result), "", result.rates.robust_accuracy, bare_rate(report, result.name), beside)
         for result in report.group(threat_model)
     ]
     worst = report.worst[threat_model].robust_accuracy
@@ -127,7 +128,7 @@ def group_table(report: EvalReport, threat_model: ThreatModel) -> Table:
     results = report.group(threat_model)
     rows = [
         Row(
-            result.name,
+            title(result),
             (
                 Cell(budget(result.eps, result.norm)),
                 *_rates(result.rates),
@@ -168,7 +169,7 @@ def branch_table(report: EvalReport) -> Table:
     for group in report.groups:
         worst = report.worst[group]
         rows = [
-            line(result.name, result.rates.robust_accuracy, result.rates.branches, bare_rate(report, result.name))
+            line(title(result), result.rates.robust_accuracy, result.rates.branches, bare_rate(report, result.name))
             for result in report.group(group)
         ]
         beside = _bare_worst(report, group)
@@ -198,9 +199,9 @@ def detection_table(report: EvalReport) -> Table:
 def _detection_row(result: AttackResult) -> Row:
     found = result.detection
     if found is None:
-        return Row(result.name, (Cell("not measured"),) * 6)
+        return Row(title(result), (Cell("not measured"),) * 6)
     return Row(
-        result.name,
+        title(result),
         (
             Cell(f"{found.auroc:.3f}", "{:.3f} to {:.3f}".format(*found.auroc_interval)),
             _fooling_cell(found),
@@ -222,7 +223,7 @@ def cost_table(report: EvalReport) -> Table:
     """Return time and passes of each attacker, what else took time, and the sum."""
     rows = [
         Row(
-            result.name,
+            title(result),
             (
                 Cell(f"{result.cost.seconds:.1f} s"),
                 Cell(f"{result.cost.forwards:.4g}"),

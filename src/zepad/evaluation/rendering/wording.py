@@ -50,6 +50,8 @@ EXPLANATIONS: dict[ThreatModel, str] = {
     "white-box": "The attacker knows everything: all weights, how the branches are fused, and the detector.",
 }
 
+REMAINING = "The remaining images are those that survived the attackers before; the rates count all of these together."
+
 TERMS = {
     "Robust accuracy": "images classified right after the attack, of all images.",
     "Fooling rate": "images whose prediction the attack changed, right or wrong, of all images.",
@@ -74,16 +76,16 @@ _NAME = 60  # letters of a name in the verdict; tables have all
 _NORMS = {"linf": "L∞", "l2": "L2", "patch": "of the pixels"}
 
 
+def title(result: AttackResult) -> str:
+    """Return the name of an attacker, and whether it attacked only what those before it had left."""
+    return f"{result.name} (remaining images)" if result.remaining else result.name
+
+
 def explanation(reports: Sequence[EvalReport], threat_model: ThreatModel) -> str:
-    """Return what the attackers of a threat model know, and which of them attacked only what the others had left."""
-    found = [result.name for report in reports for result in report.group(threat_model) if result.remaining]
-    names = [shorten(clean(name), _NAME) for name in dict.fromkeys(found)]
-    if not names:
+    """Return what the attackers of a threat model know, and what the remaining images of some of them are."""
+    if not any(result.remaining for report in reports for result in report.group(threat_model)):
         return EXPLANATIONS[threat_model]
-    return (
-        f"{EXPLANATIONS[threat_model]} {listed(names)} attacked only the images that survived the attackers before, "
-        "and the rates count all of these together."
-    )
+    return f"{EXPLANATIONS[threat_model]} {REMAINING}"
 
 
 def attack_title(key: str, attack: str = "") -> str:
