@@ -1,4 +1,4 @@
-"""Digests of tensors."""
+"""Digests of tensors, and digests as people read them."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def digest_tensor(tensor: Tensor) -> str:
     held = tensor.detach().cpu().contiguous()
     body = held.reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(f"{tuple(held.shape)} {held.dtype} ".encode() + body).hexdigest()
+
+
+def shortened(digest: str) -> str:
+    """Return the first 16 hexadecimal digits of a digest, enough to tell things apart in messages and file names."""
+    return digest[:16]

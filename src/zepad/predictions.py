@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .arguments import checked
 from .data import ImageList
 from .data.images import resize
+from .digests import shortened
 from .errors import CheckpointError, ConfigError, InputError
 from .evaluation import weights_digest
 from .evaluation.identity import digest
@@ -28,7 +29,6 @@ from .progress import stage
 from .schema import STRICT, describe
 
 _LARGEST_TABLE = 2**34  # bytes
-_SHOWN = 16  # hexadecimal digits of a digest
 _ROUNDED = 6  # digits of a probability or a score
 
 
@@ -174,7 +174,7 @@ def check_table(path: str | Path) -> None:
 
 def identify(defense: ZePAD, size: int | tuple[int, int] | None = None) -> str:
     """Return a short digest of a model: weights, fusion rule, detector, threshold, class names and size of images."""
-    return digest([weights_digest(defense), defense.threshold, defense.class_names, size])[:_SHOWN]
+    return shortened(digest([weights_digest(defense), defense.threshold, defense.class_names, size]))
 
 
 class _Readable(Dataset[tuple[str, "Tensor | None", "str | None"]]):

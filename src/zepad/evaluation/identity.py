@@ -19,11 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import UniversalPerturbation
-from ..digests import digest_tensor
+from ..digests import digest_tensor, shortened
 from ..types import Branched
 
 _PACKAGE = __name__.partition(".")[0]
-_SHOWN = 16  # hexadecimal digits of a digest beside a name
 
 
 def describe(value: Any) -> Any:
@@ -92,7 +91,7 @@ def _describe(value: Any, inside: tuple[int, ...]) -> Any:
 
 
 def _named(name: str, parts: Any) -> str:
-    return f"{name} {hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:_SHOWN]}"
+    return f"{name} {shortened(hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest())}"
 
 
 def _attributes(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:

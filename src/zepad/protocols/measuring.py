@@ -11,6 +11,7 @@ from torch import nn
 
 from ..arguments import checked
 from ..attacks import UniversalPerturbation
+from ..digests import shortened
 from ..encoders import Encoder
 from ..evaluation import (
     Attacker,
@@ -38,7 +39,6 @@ from ..modules import Branch
 from ..types import HARDENED_ROLES, Loader
 from .protocol import Protocol
 
-_SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
 _ATTACK_SETTINGS = ("eps", "steps", "queries", "plus", "published")  # of a protocol, beside its universal attacks
 
 
@@ -157,13 +157,13 @@ def _recipe(
     if protocol.universal is not None:
         parts["universal attacks"] = _marked(protocol.universal)
     parts["public encoders"] = _marked(public)
-    parts["images of the attacker"] = digest_data(surrogate)[:_SHOWN]
+    parts["images of the attacker"] = shortened(digest_data(surrogate))
     parts["perturbations"] = _marked({f"#{number}": found for number, found in enumerate(perturbations, start=1)})
     return {**parts, "other encoders": _marked(others), "copies": _marked(copies)}
 
 
 def _marked(parts: Mapping[str, Any]) -> str:
-    return f"{', '.join(parts)} {digest(parts)[:_SHOWN]}" if parts else "none"
+    return f"{', '.join(parts)} {shortened(digest(parts))}" if parts else "none"
 
 
 class _UniversalAttacks(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from ..arguments import checked
 from ..config import BenignConfig, HardenConfig, HeadConfig
+from ..digests import shortened
 from ..encoders import Encoder, EncoderLike, build_encoder, probe
 from ..encoders.given import as_encoder
 from ..errors import ConfigError, InputError
@@ -37,7 +38,6 @@ from ..training.loaders import is_labelled
 from ..types import HARDENED_ROLES, MEMORY, REFERENCE, ROLES, Loader, Role
 
 _RECIPES = (fare, gen_af, mart, pgd_at, restoration, static_adversarial_training, trades)
-_SHOWN = 16  # hexadecimal digits of a digest in the name of a folder
 
 
 @checked
@@ -101,14 +101,17 @@ def train_replica(
     """
     encoders = {"victim": as_encoder("victim", victim), "auxiliary": as_encoder("auxiliary", auxiliary)}
     config = replace(harden_config, seed=seed)
-    made_by = None if folder is None else digest([encoders, digest_data(loader), config, as_recipe(objective, config)])
+    checkpoints = None
+    if folder is not None:
+        made_by = digest([encoders, digest_data(loader), config, as_recipe(objective, config)])
+        checkpoints = Path(folder) / shortened(made_by)
     hardened = harden(
         encoders,
         loader,
         config,
         objective=objective,
         bank_dir=None if folder is None else Path(folder) / "bank",
-        checkpoint_dir=None if folder is None else Path(folder) / str(made_by)[:_SHOWN],
+        checkpoint_dir=checkpoints,
         resume=folder is not None,
         progress=progress,
     )
@@ -182,7 +185,10 @@ def replica_of(
         sources[REFERENCE] = as_encoder(REFERENCE, victim)
     benign_config = replace(BenignConfig.from_dict(fitted["config"]), seed=seed, freeze_encoder=False)
     method = fitted["method"]
-    made_by = None if folder is None else digest([sources, digest_data(loader), benign_config, method, config.eps])
+    checkpoints = None
+    if folder is not None:
+        made_by = digest([sources, digest_data(loader), benign_config, method, config.eps])
+        checkpoints = Path(folder) / shortened(made_by)
     branch, _ = train_benign(
         began,
         loader,
@@ -191,7 +197,7 @@ def replica_of(
         known=sources,
         eps=config.eps,
         bank_dir=None if folder is None else Path(folder) / "bank",
-        checkpoint_dir=None if folder is None else Path(folder) / str(made_by)[:_SHOWN],
+        checkpoint_dir=checkpoints,
         resume=folder is not None,
         progress=progress,
     )
