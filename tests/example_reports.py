@@ -169,7 +169,7 @@ def report(
         Check(
             name="a large budget breaks it",
             passed=not failed,
-            detail="robust accuracy 31.0% under PGD-40 at eps 0.5"
+            detail="robust accuracy 31.0% under APGD-CE (40 steps) at eps 0.5"
             + (": no model can withstand that, so the gradients must be masked." if failed else ""),
         ),
     )

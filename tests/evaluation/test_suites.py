@@ -72,6 +72,18 @@ def test_who_attacks_every_image_comes_first_and_square_last():
     assert attackers[-1].name == "Square-3"
 
 
+def test_who_attacks_public_encoders_along_with_copies_goes_on_with_what_these_attacks_leave():
+    """Moving the public encoders too takes budget away from the copies, so that these attacks are dear and weak."""
+    settings = {"eps": 8 / 255, "steps": 2, "progress": False}
+    for attackers in (
+        replica(COPIES, PUBLIC, IMAGES, universal={}, **settings),
+        published(COPIES, public=PUBLIC, **settings),
+    ):
+        assert [a.remaining for a in attackers] == [a.name.endswith("public encoders)") for a in attackers]
+        assert attackers[-1].remaining
+    assert not any(attacker.remaining for attacker in published(COPIES, **settings))
+
+
 def test_two_classes_leave_out_what_compares_more():
     assert not any("-T-" in name or "DLR" in name for name in names(ensemble(), 2))
 

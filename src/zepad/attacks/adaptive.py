@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from ..arguments import check_fields, checked
 from ..config import require
+from ..encoders.once import passing_once
 from ..errors import InputError
 from ..functional import hardened_log_probabilities
 from ..functional.precision import accurate
@@ -192,7 +193,8 @@ class DetectorEvading:
         labels = check_labels(targets, count=len(images))
 
         def evaluate(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            outputs, scores = accurate(model(points)), accurate(self.score(points))
+            with passing_once(model):
+                outputs, scores = accurate(model(points)), accurate(self.score(points))
             _check_scores(scores, points)
             excess = (scores - self.threshold).clamp_min(0)
             loss = self.loss_fn(outputs, labels[rows]) - self.weight * excess

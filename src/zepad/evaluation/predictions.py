@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..encoders.once import passing_once
 from ..errors import InputError
 from ..functional.precision import accurate
 from ..inputs import check_labels
@@ -108,9 +109,10 @@ def predict_benign(model: ImageModel, loader: Loader) -> Benign:
     digests, predictions, labels = [], [], []
     for images, targets in checked_batches(loader, device_of(model)):
         digests.append(digest_batch(images, targets))
-        logits = stacked_logits(model, images)
-        check_labels(targets, count=len(images), num_classes=logits.shape[-1])
-        predictions.append(_decide(model, images, logits))
+        with passing_once(model):
+            logits = stacked_logits(model, images)
+            check_labels(targets, count=len(images), num_classes=logits.shape[-1])
+            predictions.append(_decide(model, images, logits))
         labels.append(targets.cpu())
     if not labels:
         raise InputError("the loader is empty: it yielded no batch. Pass at least one labelled image.")
@@ -161,7 +163,8 @@ def predict(model: ImageModel, images: Tensor) -> Predictions:
     Raises:
         InputError: If the model gives no logits, or a logit is NaN.
     """
-    return _decide(model, images, stacked_logits(model, images))
+    with passing_once(model):
+        return _decide(model, images, stacked_logits(model, images))
 
 
 def stacked_logits(model: ImageModel, images: Tensor) -> Tensor:

@@ -213,8 +213,9 @@ def replica(
 
     Returns:
         One attacker on all copies for each universal attack; feature attacks on each copy, on the hardened ones, on all
-        copies, and on copies and public encoders together; the last also with momentum and input diversity. They never
-        query the evaluated model, so one list serves every model that was hardened alike.
+        copies, and on copies and public encoders together; the last also with momentum and input diversity. These last
+        two are the dearest and by themselves the weakest, and attack only the images that the others leave
+        (`Attacker.remaining`). One list serves every model that was hardened alike.
 
     Raises:
         InputError: If there is no copy, or images or labels do not fit the attacks.
@@ -226,7 +227,7 @@ def replica(
         *suite.universal(attacks, own, loader, " (copies)", progress=progress),
         *(suite.feature_attack(members, f" ({name})") for name, members in _parts(copies).items()),
         suite.feature_attack(own, " (copies)"),
-        *suite.per_image(everything, " (copies and public encoders)" if public else " (all copies)"),
+        *suite.per_image(everything, " (copies and public encoders)" if public else " (all copies)", remaining=True),
     ]
 
 
@@ -291,7 +292,8 @@ def published(
     Returns:
         For each universal attack one attacker on all hardened encoders at once; feature attacks on each hardened
         encoder, on all of them at once, and together with the public encoders; the last one also with momentum and
-        input diversity.
+        input diversity. The two on hardened and public encoders attack only the images that the others leave
+        (`Attacker.remaining`).
 
     Raises:
         InputError: If there is no encoder, there are universal attacks but no images for them, or images or labels do
@@ -307,7 +309,7 @@ def published(
     attackers += [suite.feature_attack((encoder,), f" (hardened {name})") for name, encoder in encoders.items()]
     if not public:
         return [*attackers, *suite.per_image(own, suffix)]
-    together = suite.per_image((*own, *public.values()), " (hardened and public encoders)")
+    together = suite.per_image((*own, *public.values()), " (hardened and public encoders)", remaining=True)
     return [*attackers, suite.feature_attack(own, suffix), *together]
 
 
@@ -415,23 +417,32 @@ class _Suite:
                 bar.advance()
         return attackers
 
-    def per_image(self, encoders: tuple[ImageModel, ...], suffix: str = "") -> list[Attacker]:
+    def per_image(
+        self, encoders: tuple[ImageModel, ...], suffix: str = "", *, remaining: bool = False
+    ) -> list[Attacker]:
         """Return the feature attack on all encoders at once, without and with momentum and input diversity."""
         steps = math.ceil(1.5 * self.steps)
         transferable = FeaturePGD(eps=self.eps, steps=steps, momentum=1.0, diversity=0.5)
         return [
-            self.feature_attack(encoders, suffix),
-            self._attacker(f"feature MI-DI-{steps}{suffix}", transferable, encoders),
+            self.feature_attack(encoders, suffix, remaining=remaining),
+            self._attacker(f"feature MI-DI-{steps}{suffix}", transferable, encoders, remaining),
         ]
 
-    def feature_attack(self, encoders: tuple[ImageModel, ...], suffix: str = "") -> Attacker:
+    def feature_attack(
+        self, encoders: tuple[ImageModel, ...], suffix: str = "", *, remaining: bool = False
+    ) -> Attacker:
         """Return the feature attack on all encoders at once."""
-        return self._attacker(f"feature PGD-{self.steps}{suffix}", FeaturePGD(eps=self.eps, steps=self.steps), encoders)
+        attack = FeaturePGD(eps=self.eps, steps=self.steps)
+        return self._attacker(f"feature PGD-{self.steps}{suffix}", attack, encoders, remaining)
 
-    def _attacker(self, name: str, attack: Attack, encoders: tuple[ImageModel, ...]) -> Attacker:
-        # An attack on features takes the sign of a gradient, for which bfloat16 is precise enough.
+    def _attacker(self, name: str, attack: Attack, encoders: tuple[ImageModel, ...], remaining: bool) -> Attacker:
         return Attacker(
-            name=name, threat_model=self.threat_model, attack=attack, target=against(*encoders), precision="auto"
+            name=name,
+            threat_model=self.threat_model,
+            attack=attack,
+            target=against(*encoders),
+            precision="auto",  # it takes the sign of a gradient, for which bfloat16 is precise enough
+            remaining=remaining,
         )
 
 
