@@ -143,6 +143,21 @@ def test_an_encoder_keeps_a_forward_that_somebody_gave_it():
     assert encoder(IMAGES) is not encoder(IMAGES)
 
 
+def test_a_compiled_module_stays_compiled_in_one_piece():
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = nn.Sequential(Encoder(nn.Flatten()), nn.Linear(12, CLASSES))
+    model.compile(backend=backend)
+    model(IMAGES)
+    with passing_once(model):
+        torch.testing.assert_close(model(IMAGES), model[1](IMAGES.flatten(1)))
+    assert len(graphs) == 1
+
+
 def test_a_plain_function_is_left_alone():
     with passing_once(torch.sigmoid):
         pass

@@ -20,9 +20,11 @@ def passing_once(model: object) -> Iterator[None]:
     two answers share can be differentiated once only.
 
     Args:
-        model: An `nn.Module`; any other callable has no encoders and is left alone.
+        model: An `nn.Module`. One that was compiled, and any other callable, is left alone.
     """
-    encoders = [part for part in model.modules() if isinstance(part, Encoder)] if isinstance(model, nn.Module) else []
+    parts = list(model.modules()) if isinstance(model, nn.Module) else []
+    compiled = any(part._compiled_call_impl is not None for part in parts)  # it would fall into pieces
+    encoders = [] if compiled else [part for part in parts if isinstance(part, Encoder)]
     found = [encoder.__dict__.get("forward") for encoder in encoders]
     for encoder in encoders:
         encoder.forward = _Last(encoder.forward)  # type: ignore[method-assign]
