@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zepad.errors import InputError
 from zepad.evaluation import Attacker, EvalReport, Rate, evaluate
+from zepad.evaluation.predictions import Predictions
 from zepad.evaluation.rendering.markdown import markdown_tables
 from zepad.evaluation.rendering.summary import summary
 
@@ -101,6 +102,42 @@ def test_an_image_stays_as_the_first_attacker_left_it(tmp_path):
     measured(attackers([{0, 1}, {1, 2}, {0, 3}], [False, False, True]), folder=tmp_path)
     kept = load_file(tmp_path / "attacker-02-batch-00000.safetensors")["images"][:, 0, 0, 0] - 0.5
     assert torch.allclose(kept, torch.tensor([0.02, 0.02, 0.025, 0.03]), atol=1e-6)
+
+
+def test_the_model_is_asked_about_the_remaining_images_alone():
+    asked = []
+
+    def watched(images):
+        asked.append([round(64 * value) for value in images[:, 1, 0, 0].tolist()])
+        return model(images)
+
+    members = attackers([{0, 1, 4}, {2, 5, 6, 7}, {3, 8, 9}], [False, True, True])
+    report = evaluate(watched, LOADER, members, sanity=False, progress=False)
+    everything = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert asked[:3] == everything  # before any attack
+    first, second, third = everything
+    assert asked[3:] == [first, [2, 3], [3], second, [5, 6, 7], third, third, third]
+    assert [result.rates.robust_accuracy.value for result in report.attacks] == [0.7, 0.3, 0.0]
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.data(), st.booleans())
+def test_replaced_predictions_are_those_of_the_images_in_their_places(whose, data, scored):
+    """Two lists of predictions are mixed image by image."""
+    count, branches = len(whose), data.draw(st.integers(1, 3))
+    first, second = (
+        Predictions(
+            predictions=torch.randint(5, (branches, count)),
+            confidences=torch.rand(branches, count),
+            scores=torch.rand(count) if scored else None,
+        )
+        for _ in range(2)
+    )
+    rows = torch.tensor(whose) == 1
+    mixed = first.replaced(rows, second.of(rows)).tensors()
+    for name, tensor in mixed.items():
+        for i, chosen in enumerate(rows.tolist()):
+            assert torch.equal(tensor[..., i], (second if chosen else first).tensors()[name][..., i])
+    assert mixed.keys() == first.tensors().keys()
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_report(tmp_path):

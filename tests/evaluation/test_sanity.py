@@ -115,6 +115,28 @@ def test_more_steps_must_not_do_worse():
     assert STEPS in few
 
 
+def test_square_is_asked_only_where_it_could_beat_the_gradient_attack():
+    """What leaves nothing cannot be beaten. Square asks without gradients, and 300 times where images withstand it."""
+    queries = []
+
+    def watched(images):
+        queries.append(torch.is_grad_enabled())
+        return brightness(images)
+
+    def last_check(eps):
+        queries.clear()
+        return list(check_model(watched, *shades(), eps=eps))[-1], queries.count(False)
+
+    easy, few = last_check(eps=0.5)
+    hard, many = last_check(eps=4 / 255)
+    assert (easy.name, hard.name) == (SQUARE, SQUARE)
+    assert easy.passed
+    assert hard.passed
+    assert "not asked" in easy.detail
+    assert "under Square (300 queries)" in hard.detail
+    assert many > few + 250
+
+
 @pytest.mark.parametrize("value", [-torch.inf, -1e30])
 def test_a_masked_class_is_no_randomness(value):
     model = lambda x: torch.cat([brightness(x), torch.full((len(x), 1), value)], 1)  # noqa: E731

@@ -63,12 +63,12 @@ def test_attacks_on_features_run_in_bfloat16_where_it_is_native_and_attacks_on_d
     assert {attacker.precision for attacker in decisions} == {"fp32"}
 
 
-def test_who_attacks_every_image_comes_first_and_square_last():
+def test_few_attackers_of_the_white_box_attack_every_image_and_square_comes_last():
     attackers = white_box(ensemble(threshold=0.1), eps=8 / 255, num_classes=CLASSES, steps=3, queries=3)
-    everything = [attacker.name for attacker in attackers if not attacker.remaining]
-    assert everything == [attacker.name for attacker in attackers[: len(everything)]]
+    everything = {attacker.name for attacker in attackers if not attacker.remaining}
     branches = {f"APGD-CE-3 on the {name} branch" for name in ("victim", "auxiliary", "benign")}
-    assert set(everything) == {"APGD-CE-3", "APGD-DLR-3", "detector-evading APGD-3"} | branches
+    assert everything == {"APGD-CE-3", "detector-evading APGD-3"} | branches
+    assert [attacker.name for attacker in attackers[:2]] == ["APGD-CE-3", "APGD-DLR-3"]
     assert attackers[-1].name == "Square-3"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ..seeding import derive_seed
 from ..types import ImageModel
 from .attackers import Attacker
 from .cost import count_passes
+from .predictions import Predictions, predict
 from .report import Cost
 
 _TOLERANCE = 1e-5  # by which rounding may carry an attacked image out of the ball
@@ -49,56 +51,76 @@ class Broken:
     """The images of one batch that its attackers broke so far, for those who go on with the remaining ones."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str, float], tuple[Tensor, Tensor]] = {}
+        self._found: dict[tuple[str, str, float], _Found] = {}
 
-    def add(self, attacker: Attacker, attacked: Tensor, wrong: Tensor) -> None:
+    def add(self, attacker: Attacker, attacked: Tensor, predicted: Predictions, labels: Tensor) -> None:
         """Add what one attacker did.
 
         Args:
             attacker: The attacker.
             attacked: Images `(N, C, H, W)` as he left them.
-            wrong: Which of them the model classifies wrong, bool `(N,)`.
+            predicted: What the model says of them.
+            labels: True classes, int64 `(N,)`.
         """
-        wrong = wrong.to(attacked.device)
+        wrong = predicted.fused != labels.cpu()
         found = self._found.get(_ability(attacker))
         if found is not None:
-            images, before = found
-            attacked, wrong = torch.where(_like_images(before), images, attacked), before | wrong
-        self._found[_ability(attacker)] = attacked, wrong
+            attacked = attacked.clone()
+            attacked[found.wrong] = found.images[found.wrong]
+            predicted, wrong = predicted.replaced(found.wrong, found.predicted.of(found.wrong)), found.wrong | wrong
+        self._found[_ability(attacker)] = _Found(attacked, predicted, wrong)
 
-    def before(self, attacker: Attacker) -> tuple[Tensor, Tensor] | None:
-        """Return the images as the first who broke them left them, and which were broken, bool `(N,)`.
-
-        Returns:
-            None where the attacker attacks all images.
-        """
+    def before(self, attacker: Attacker) -> _Found | None:
+        """Return the images as the first who broke them left them; None where the attacker attacks all images."""
         return self._found.get(_ability(attacker)) if attacker.remaining else None
 
 
-def craft_remaining(
+class _Found(NamedTuple):
+    """Images of one batch after several attackers.
+
+    Attributes:
+        images: Images `(N, C, H, W)`, each as the first who broke it left it.
+        predicted: What the model says of them.
+        wrong: Which of them it classifies wrong, bool `(N,)`.
+    """
+
+    images: Tensor
+    predicted: Predictions
+    wrong: Tensor
+
+
+def attack_batch(
     attacker: Attacker, model: ImageModel, images: Tensor, labels: Tensor, broken: Broken, *, seed: int
-) -> tuple[Tensor, Cost]:
-    """Attack one batch as `craft` does, but for the images that this attacker is not asked about.
+) -> tuple[Tensor, Predictions, Cost]:
+    """Attack one batch and ask the model, but for the images that this attacker is not asked about.
+
+    Args:
+        attacker: The attack and its target.
+        model: The evaluated model.
+        images: `(N, C, H, W)` in [0, 1]; not modified.
+        labels: True classes, int64 `(N,)`; not modified.
+        broken: What the attackers before this one did to the batch.
+        seed: Seed of the attack's random numbers.
+
+    Returns:
+        The attacked images `(N, C, H, W)`, what the model says of them, and what they cost in all.
 
     Raises:
-        InputError: If the attack leaves its own ball.
+        InputError: If the attack leaves its own ball, or a logit is NaN.
     """
     found = broken.before(attacker)
     if found is None:
-        return craft(attacker, model, images, labels, seed=seed)
-    attacked, done = found
-    attacked, cost = attacked.clone(), Cost(seconds=0.0, forwards=0.0, gradients=0.0)
-    if not done.all():
-        attacked[~done], cost = craft(attacker, model, images[~done], labels[~done], seed=seed)
-    return attacked, cost
+        attacked, cost = craft(attacker, model, images, labels, seed=seed)
+        return attacked, predict(model, attacked), cost
+    if found.wrong.all():
+        return found.images, found.predicted, Cost(seconds=0.0, forwards=0.0, gradients=0.0)
+    left, attacked = ~found.wrong, found.images.clone()
+    attacked[left], cost = craft(attacker, model, images[left], labels[left], seed=seed)
+    return attacked, found.predicted.replaced(left, predict(model, attacked[left])), cost
 
 
 def _ability(attacker: Attacker) -> tuple[str, str, float]:
     return attacker.threat_model, attacker.attack.norm, attacker.attack.eps
-
-
-def _like_images(rows: Tensor) -> Tensor:
-    return rows.view(-1, 1, 1, 1)
 
 
 def batch_seed(seed: int, attacker: Attacker, batch: int) -> int:

@@ -22,8 +22,8 @@ from ..types import ImageModel, Loader
 from .attackers import Attacker
 from .batches import class_names, repeated_batches
 from .cost import total_cost
-from .crafting import Broken, batch_seed, check_budget_kept, craft_remaining
-from .predictions import Benign, Predictions, device_of, predict, predict_benign, random_state_kept, right_images
+from .crafting import Broken, attack_batch, batch_seed, check_budget_kept
+from .predictions import Benign, Predictions, device_of, predict_benign, random_state_kept, right_images
 from .report import Check, Cost, EvalReport, Sample
 from .results import (
     Run,
@@ -203,7 +203,7 @@ def _run(
                 attacked, predicted, cost, was_kept = _attack(
                     attacker, i, model, benign, batch, images, labels, broken, state, seed
                 )
-                broken.add(attacker, attacked, predicted.fused != labels.cpu())
+                broken.add(attacker, attacked, predicted, labels)
                 predictions[i].append(predicted)
                 costs[i].append(cost)
                 kept[i] += cost.seconds if was_kept else 0.0
@@ -234,8 +234,8 @@ def _attack(
     kept = None if state is None else _kept(state, part, attacker, benign)
     if kept is not None:
         return *kept, True
-    attacked, cost = craft_remaining(attacker, model, images, labels, broken, seed=batch_seed(seed, attacker, batch))
-    predicted = predict(model, attacked)
+    attacking = batch_seed(seed, attacker, batch)
+    attacked, predicted, cost = attack_batch(attacker, model, images, labels, broken, seed=attacking)
     if state is not None:
         state.write(part, {"images": attacked, **predicted.tensors()}, cost)
     return attacked, predicted, cost, False

@@ -65,6 +65,22 @@ class Predictions:
             raise InputError("detection scores must not be NaN.")
         return found
 
+    def of(self, images: Tensor) -> Predictions:
+        """Return the predictions for some of the images, bool `(N,)`."""
+        scores = None if self.scores is None else self.scores[images]
+        return Predictions(
+            predictions=self.predictions[:, images], confidences=self.confidences[:, images], scores=scores
+        )
+
+    def replaced(self, images: Tensor, by: Predictions) -> Predictions:
+        """Return the predictions with others for some of the images, bool `(N,)`."""
+        named = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        for name, tensor in by.tensors().items():
+            named[name][..., images] = tensor
+        return Predictions(
+            predictions=named["predictions"], confidences=named["confidences"], scores=named.get("scores")
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, without scores where there are none."""
         named = {"predictions": self.predictions, "confidences": self.confidences}

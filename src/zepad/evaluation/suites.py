@@ -325,8 +325,8 @@ def white_box(
     likeliest wrong classes. Where there is a detector, one attacker also keeps its score below the threshold; where the
     benign branch can abstain, one keeps the restoration gap below that at which it does.
 
-    APGD-CE and APGD-DLR on the logits, those on each branch alone and the one past the detector attack every image. All
-    others attack only the images that those before them leave, as in AutoAttack (`Attacker.remaining`).
+    APGD-CE on the logits, those on each branch alone and the one past the detector attack every image. All others
+    attack only the images that those before them leave, as in AutoAttack (`Attacker.remaining`).
 
     Args:
         model: The model to be evaluated, images to logits `(N, K)`.
@@ -346,8 +346,8 @@ def white_box(
     def row(name: str, attack: Attack, target: Callable[[Any], Any] = the_model, **settings: Any) -> Attacker:
         return Attacker(name=name, threat_model="white-box", attack=attack, target=target, **settings)
 
-    attackers = [row(f"APGD-CE-{steps}", ce), row(f"APGD-{shown}-{steps}", margins)]
     remaining = partial(row, remaining=True)
+    attackers = [row(f"APGD-CE-{steps}", ce), remaining(f"APGD-{shown}-{steps}", margins)]
     square = remaining(f"Square-{queries}", Square(eps=eps, queries=queries))
     if not isinstance(model, Branched):
         return [*attackers, square]
