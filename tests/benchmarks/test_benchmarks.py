@@ -138,6 +138,24 @@ def test_a_shortcut_keeps_every_second_pixel_and_adds_empty_channels(public: Mod
     torch.testing.assert_close(block(x), expected)
 
 
+def test_the_public_encoders_compute_what_their_author_writes(public: ModuleType) -> None:
+    model = public.CifarResNet(20)
+    model(torch.rand(8, 3, 32, 32))  # statistics of batch normalisation that are not the initial ones
+    model.eval()
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    x = model.bn1(model.conv1(images)).relu()
+    for block in (*model.layer1, *model.layer2, *model.layer3):
+        residual = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+        new = residual.shape[1] - x.shape[1]
+        shortcut = x[:, :, :: x.shape[2] // residual.shape[2], :: x.shape[3] // residual.shape[3]]
+        x = (residual + torch.nn.functional.pad(shortcut, (0, 0, 0, 0, new // 2, new - new // 2))).relu()
+    expected = x.mean((2, 3))
+    found = model(images)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(features.square().sum(), images)[0] for features in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_encoders_without_labels_lie_beside_their_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     victim, auxiliary = load(monkeypatch, "common").load_encoders("resnet20")
     images = torch.rand(2, 3, 32, 32)
