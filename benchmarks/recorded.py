@@ -132,7 +132,8 @@ def score(values: Sequence[float]) -> Score:
     >>> str(score([92.36])), str(score([1.0, 2.0, 3.0]))
     ('92.4', '2.0 ± 1.0')
     """
-    return Score(round(statistics.fmean(values), 2), round(statistics.stdev(values), 2) if len(values) > 1 else None)
+    # Tables show one decimal, and what is rounded twice may be off by one there: 44.447, 44.45, 44.5.
+    return Score(round(statistics.fmean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else None)
 
 
 def joined(first: Entry, second: Entry) -> Entry:
@@ -173,7 +174,7 @@ def _pooled(scores: tuple[Score, Score], counts: tuple[int, int]) -> Score:
     (one, other), (m, n) = scores, counts
     apart = other.mean - one.mean
     squares = (m - 1) * (one.deviation or 0) ** 2 + (n - 1) * (other.deviation or 0) ** 2 + apart**2 * m * n / (m + n)
-    return Score(round(one.mean + apart * n / (m + n), 2), round(math.sqrt(squares / (m + n - 1)), 2))
+    return Score(round(one.mean + apart * n / (m + n), 4), round(math.sqrt(squares / (m + n - 1)), 4))
 
 
 def cell(entry: Entry, kind: str) -> str:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tiny import TinyEncoder, toy_data
-from zepad import Preprocessing, StageError, ZePAD
+from zepad import BenignConfig, HardenConfig, HeadConfig, Preprocessing, StageError, ZePAD
 from zepad.encoders import Encoder
 from zepad.encoders.preprocessing import Interpolation
 from zepad.types import ROLES
@@ -143,6 +143,18 @@ def test_channels_last_changes_nothing(fitted: ZePAD) -> None:
     expected = fitted(IMAGES)
     fitted.to(memory_format=torch.channels_last)
     torch.testing.assert_close(fitted(IMAGES.to(memory_format=torch.channels_last)), expected, rtol=0, atol=1e-5)
+
+
+def test_channels_last_survives_training_and_is_saved(loader: DataLoader, tmp_path: Path) -> None:
+    defense = ZePAD.from_encoders(TinyEncoder(), TinyEncoder()).to(memory_format=torch.channels_last)
+    defense.harden(loader, HardenConfig(epochs=1, steps=1), progress=False)
+    defense.fit_benign(loader, BenignConfig(epochs=1), head_config=HeadConfig(epochs=1), progress=False)
+    weights = [p for p in defense.parameters() if p.ndim == 4 and min(p.shape[1:3]) > 1]  # else both formats are one
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    defense.save_pretrained(tmp_path)
+    again = ZePAD.from_pretrained(tmp_path, victim=TinyEncoder(), auxiliary=TinyEncoder())
+    torch.testing.assert_close(again(IMAGES), defense(IMAGES), rtol=0, atol=1e-5)
 
 
 def test_a_defense_goes_to_the_meta_device_and_back(fitted: ZePAD) -> None:
